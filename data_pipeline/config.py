@@ -1,0 +1,101 @@
+"""The data section of the configuration."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which videos are read and what a clip of them looks like.
+
+    Raises ValueError, with the key's name, where a value makes no sense.
+    """
+
+    annotations: str = ""
+    """MiniDataset file: JSON {"total": N, "list": [{"path": "x.mp4"}, ...]}."""
+
+    root: str = ""
+    """Folder that the relative paths start at; empty means the folder of the annotations."""
+
+    height: int = 128
+    """Rows of a clip, in pixels."""
+
+    width: int = 128
+    """Columns of a clip, in pixels."""
+
+    num_frames: int = 9
+    """Frames of a clip. 8k + 1 suits the CogVideoX teacher, 4k + 1 the network."""
+
+    min_frame_step: int = 1
+    """Smallest distance between a clip's frames, in frames of the video."""
+
+    max_frame_step: int = 3
+    """Largest distance between a clip's frames; shortened where a video is too short for it."""
+
+    min_crop_scale: float = 0.8
+    """Smallest crop, as a part of the largest one of the clip's aspect ratio that fits."""
+
+    max_crop_scale: float = 1.0
+    """Largest crop, as a part of the largest one of the clip's aspect ratio that fits."""
+
+    flip_probability: float = 0.5
+    """Probability that a clip is mirrored left to right."""
+
+    brightness: float = 0.1
+    """Brightness is multiplied by a factor drawn from [1 - x, 1 + x]."""
+
+    contrast: float = 0.1
+    """The distance to the clip's mean grey is multiplied by a factor from [1 - x, 1 + x]."""
+
+    saturation: float = 0.1
+    """The distance to a pixel's own grey is multiplied by a factor from [1 - x, 1 + x]."""
+
+    hue: float = 0.05
+    """Hue is turned by an angle drawn from [-x, x], in full turns."""
+
+    validation_fraction: float = 0.1
+    """Part of the videos kept out of training; at least one video is."""
+
+    decode_cpus: float = 1.0
+    """CPUs that one decoding task reserves; a task runs on one thread."""
+
+    def __post_init__(self) -> None:
+        """Check each value by itself and the three ranges."""
+        for name in ("height", "width", "num_frames", "min_frame_step"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        _require(
+            self.max_frame_step >= self.min_frame_step,
+            "max_frame_step",
+            f"at least data.min_frame_step ({self.min_frame_step})",
+            self.max_frame_step,
+        )
+        _require(0 < self.min_crop_scale <= 1, "min_crop_scale", "in (0, 1]", self.min_crop_scale)
+        _require(
+            self.min_crop_scale <= self.max_crop_scale <= 1,
+            "max_crop_scale",
+            f"between data.min_crop_scale ({self.min_crop_scale}) and 1",
+            self.max_crop_scale,
+        )
+        _require(
+            0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]", self.flip_probability
+        )
+        for name in ("brightness", "contrast", "saturation"):
+            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        _require(0 <= self.hue <= 0.5, "hue", "in [0, 0.5]", self.hue)
+        _require(
+            0 < self.validation_fraction < 1,
+            "validation_fraction",
+            "between 0 and 1, both excluded",
+            self.validation_fraction,
+        )
+        _require(
+            0 < self.decode_cpus < math.inf,
+            "decode_cpus",
+            "a finite number above 0",
+            self.decode_cpus,
+        )
+
+
+def _require(condition: bool, name: str, expected: str, value: object) -> None:
+    if not condition:
+        raise ValueError(f"data.{name} must be {expected}, not {value}")

@@ -1,0 +1,351 @@
+"""MLflow, and nothing else that knows of it.
+
+Only the driver of a run holds a `Tracker`. Metrics are in the run's JSONL before they come here, so
+a store that is down costs a warning and never the run: what could not be delivered is kept, tried
+again later and once more at the end, and on a resume `catch_up` sends what the store still lacks.
+"""
+
+import json
+import logging
+import os
+import shlex
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+Measured = tuple[str, float, int, int]
+"""Name, value, time in ms since 1970, step."""
+
+METRICS_PER_BATCH = 1000
+PARAMETERS_PER_BATCH = 100
+"""MLflow refuses larger batches."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is shown."""
+
+    enabled: bool = True
+    """Off: nothing of MLflow is touched or imported."""
+
+    experiment: str = "taehv"
+    """Name of the experiment that groups the runs; made where it does not exist."""
+
+    run_name: str = ""
+    """Name of the run. Empty: the name of its folder."""
+
+    uri: str = ""
+    """Tracking store. Empty: MLFLOW_TRACKING_URI, else an SQLite file beside the run folders."""
+
+    retry_seconds: float = 60.0
+    """A store that is down is not tried again before this, since every try may have to time out."""
+
+
+class Tracker:
+    """One MLflow run, followed from its start to its end."""
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None,
+    ) -> None:
+        """Use `Tracker.start`."""
+        self._config = config
+        self._run_dir = run_dir.absolute()
+        self._id_file = self._run_dir / "mlflow.json"
+        self._parameters = {name: str(value) for name, value in parameters.items()}
+        self._tags = dict(tags)
+        self._uri = (
+            config.uri
+            or os.environ.get("MLFLOW_TRACKING_URI", "")
+            or f"sqlite:///{self._run_dir.parent / 'mlflow.db'}"
+        )
+        self.run_id = run_id
+        """Id of the MLflow run; None until the store has been reached."""
+        self._client: Any = None
+        self._down = False
+        self._retry_at = 0.0
+        # What waits for delivery.
+        self._recorded: list[Mapping[str, Any]] = []
+        self._metrics: list[Measured] = []
+        self._artifacts: list[tuple[Path, str]] = []
+        self._status: Status | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        run_dir: Path,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> "Tracker":
+        """Begin a run, or continue the one that this run folder began.
+
+        run_dir: the run's local folder. It keeps the run's id in `mlflow.json`, so that a resume
+        continues the same MLflow run; `run_id` goes before it.
+        parameters: the resolved config under dotted names. On a resume MLflow holds on to the
+        first value of each; one that has changed since is recorded as the tag `changed.<name>`.
+        parent_run_id: the run that this one is shown beneath, such as a sweep's.
+
+        A store that cannot be reached is a warning, and is tried again later.
+        """
+        tags = dict(tags or {})
+        if parent_run_id is not None:
+            tags["mlflow.parentRunId"] = parent_run_id
+        tracker = cls(config, run_dir, parameters, tags, run_id)
+        if config.enabled:
+            _quieten()
+            tracker._deliver()
+        return tracker
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Send one row of metrics, at this step. A "step" in the row is not a metric.
+
+        Not-a-number arrives as such; MLflow stores an infinity as the largest finite float.
+        """
+        if self._config.enabled:
+            self._metrics += _measurements(row, step)
+            self._deliver()
+
+    def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Send what the store lacks of these rows, each with its "step": a resumed run's JSONL."""
+        if self._config.enabled:
+            self._recorded += rows
+            self._deliver()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Send a file, into this folder of the run's artifacts."""
+        if self._config.enabled:
+            self._artifacts.append((path.absolute(), folder))
+            self._deliver()
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Deliver what is left, and end the run."""
+        if not self._config.enabled:
+            return
+        self._status = status
+        self._retry_at = 0.0
+        self._deliver()
+        if self._status is not None:
+            logger.warning(
+                "MLflow did not take %d values and %d files, nor the run's end (%s); the metrics "
+                "are in the run's folder, and resuming the run sends them",
+                len(self._metrics) + sum(map(len, self._recorded)),
+                len(self._artifacts),
+                status,
+            )
+
+    def open_hint(self) -> str:
+        """What to type to see the run; empty where tracking is off."""
+        if not self._config.enabled:
+            return ""
+        uri = _without_credentials(self._uri)
+        if uri.startswith(("http://", "https://")):
+            return f"open {uri}"
+        # Without these two settings the server starts about nine processes of 230 MB.
+        return (
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 "
+            f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
+        )
+
+    def _deliver(self) -> None:
+        """Send all that waits, in order; what fails stays."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self._open()
+            self._send()
+        except _store_errors() as error:
+            self._retry_at = time.monotonic() + self._config.retry_seconds
+            if not self._down:
+                logger.warning(
+                    "MLflow cannot be reached, training goes on without it; the metrics are kept "
+                    "and sent later: %s",
+                    error,
+                )
+            self._down = True
+        else:
+            if self._down:
+                logger.warning("MLflow is reached again and has caught up")
+            self._down = False
+
+    def _open(self) -> None:
+        """Have a client and a run, as far as that has not been done."""
+        if self._client is not None:
+            return
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
+
+        if self._uri.startswith("sqlite:"):
+            _probe_sqlite(self._uri)
+        client = MlflowClient(tracking_uri=self._uri)
+        run = self._running(client) or self._new(client)
+        self.run_id = run.info.run_id
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._id_file.write_text(json.dumps({"run_id": self.run_id}) + "\n", encoding="utf-8")
+
+        known = run.data.params
+        new = [Param(k, v) for k, v in self._parameters.items() if k not in known]
+        for first in range(0, len(new), PARAMETERS_PER_BATCH):
+            client.log_batch(self.run_id, params=new[first : first + PARAMETERS_PER_BATCH])
+        for name, value in self._parameters.items():
+            if known.get(name, value) != value:
+                client.log_batch(self.run_id, tags=[RunTag(f"changed.{name}", value)])
+        self._client = client
+
+    def _running(self, client: Any) -> Any:
+        """The run to continue, marked as running; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        run_id = self.run_id or _read_run_id(self._id_file)
+        if run_id is None:
+            return None
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning("MLflow holds no run %s (another store?): beginning a new one", run_id)
+            return None
+        if run.info.lifecycle_stage != "active":
+            logger.warning("MLflow run %s was deleted: beginning a new one", run_id)
+            return None
+        client.update_run(run_id, status="RUNNING")
+        return run
+
+    def _new(self, client: Any) -> Any:
+        """A new run in the experiment, which is made where it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._config.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # A database has no place of its own for files; a server does.
+            local = self._uri.startswith("sqlite:")
+            place = (self._run_dir.parent / "mlartifacts").as_uri() if local else None
+            try:
+                client.create_experiment(name, artifact_location=place)
+            except MlflowException as error:
+                # Another run of the same sweep was faster.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = client.get_experiment_by_name(name)
+        return client.create_run(
+            experiment.experiment_id,
+            tags=self._tags,
+            run_name=self._config.run_name or self._run_dir.name,
+        )
+
+    def _send(self) -> None:
+        """Deliver to the open run. What has gone leaves its queue at once."""
+        from mlflow.entities import Metric
+
+        if self._recorded:
+            self._metrics[:0] = self._lacking(self._recorded)
+            self._recorded.clear()
+        while self._metrics:
+            batch = [Metric(*measured) for measured in self._metrics[:METRICS_PER_BATCH]]
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._metrics[:METRICS_PER_BATCH]
+        while self._artifacts:
+            path, folder = self._artifacts[0]
+            if path.is_file():
+                self._client.log_artifact(self.run_id, str(path), folder or None)
+            else:
+                logger.warning("%s is not there to be sent to MLflow", path)
+            del self._artifacts[0]
+        if self._status is not None:
+            self._client.set_terminated(self.run_id, self._status)
+            self._status = None
+
+    def _lacking(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
+        """The values of these rows whose name has nothing at their step in the store."""
+        measured = [value for row in rows for value in _measurements(row, int(row["step"]))]
+        held = {
+            (name, metric.step)
+            for name in {name for name, *_ in measured}
+            for metric in self._client.get_metric_history(self.run_id, name)
+        }
+        held |= {(name, step) for name, _, _, step in self._metrics}
+        return [value for value in measured if (value[0], value[3]) not in held]
+
+
+def _measurements(row: Mapping[str, Any], step: int) -> list[Measured]:
+    """The numbers of a row, stamped now; a resent value with an old stamp is stored once."""
+    now = time.time_ns() // 1_000_000
+    return [
+        (name, float(value), now, step)
+        for name, value in row.items()
+        if name != "step" and isinstance(value, (int, float))
+    ]
+
+
+def _read_run_id(path: Path) -> str | None:
+    """The run id that a run folder keeps; None where it keeps none that can be read."""
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s cannot be read (%s): beginning a new MLflow run", path, error)
+        return None
+
+
+def _probe_sqlite(uri: str) -> None:
+    """Open the database file once: where that fails, MLflow would go on trying for 100 s."""
+    from sqlalchemy.engine import make_url
+
+    path = make_url(uri).database
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA schema_version")
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store that is down, full, locked or unwritable raises."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
+
+
+def _without_credentials(uri: str) -> str:
+    """The URI without user name and password, fit to be printed."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _quieten() -> None:
+    """Settings that MLflow reads from the environment and from its loggers; the user's go first."""
+    # A training run reports to nobody but its user.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's own patience, 7 tries of 120 s each, would stop the driver for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+    import mlflow  # noqa: F401  (its import sets the levels below anew)
+
+    # Failures reach `Tracker` as exceptions and become one warning, not a traceback each.
+    for name, level in {
+        "mlflow": logging.CRITICAL,
+        "alembic": logging.WARNING,
+        "urllib3.connectionpool": logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)

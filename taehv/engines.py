@@ -1,0 +1,224 @@
+"""DeepSpeed: the only file that names it.
+
+Each of the two networks (generator, discriminator) has an engine of its own. Weights stay float32
+in the networks and bf16, where wanted, is autocast inside the forward pass: at 11 M parameters the
+activations are what costs memory, and the averaged and exported weights stay exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from taehv import distributed
+
+# Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The generator's AdamW and its schedule, and what DeepSpeed does for both networks."""
+
+    learning_rate: float = 3e-4
+    """Peak, reached after the warm-up."""
+    final_learning_rate_ratio: float = 0.05
+    """Learning rate at `train.max_steps`, as a fraction of the peak."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    gradient_clipping: float = 1.0
+    """Largest gradient norm of the generator; 0: no clipping."""
+    zero_stage: Literal[0, 1, 2] = 1
+    """What DeepSpeed partitions over the workers: 0 nothing, 1 the optimizer's state, 2 the
+    gradients too. (3, the weights, is of no use to a network of 11 M.)"""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        if not 0 <= self.final_learning_rate_ratio <= 1:
+            raise ValueError(
+                f"optim.final_learning_rate_ratio is {self.final_learning_rate_ratio}: 0 to 1"
+            )
+        for name in ("warmup_steps", "weight_decay", "gradient_clipping"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: it cannot be negative")
+
+    def learning_rate_at(self, step: int, max_steps: int) -> float:
+        """Linear warm-up, then a half cosine down to the final ratio; a pure function of step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        floor = self.final_learning_rate_ratio
+        return self.learning_rate * (floor + (1 - floor) * cosine)
+
+
+class Engine(Protocol):
+    """The part of `deepspeed.DeepSpeedEngine` in use here."""
+
+    optimizer: Any
+
+    def __call__(self, *inputs: Any) -> Any: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> None: ...
+    def get_global_grad_norm(self) -> float | None: ...
+    def zero_optimization_stage(self) -> int: ...
+
+
+class _Autocast(nn.Module):
+    """Runs a network under autocast; inside the engine, which turns off an outer one."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def forward(self, *inputs: Any) -> Any:
+        with autocast(self.dtype):
+            return self.network(*inputs)
+
+
+def autocast(dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` on this worker's device; None leaves everything in float32."""
+    kind = distributed.device().type
+    return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def build_engine(
+    network: nn.Module,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    gradient_clipping: float,
+    zero_stage: int,
+    clips_per_pass: int,
+    passes: int,
+    dtype: torch.dtype | None,
+) -> Engine:
+    """A DeepSpeed engine with AdamW around `network`, which must hold its weights already.
+
+    A step is `passes` rounds of forward and `backward`, each followed by `step`; the weights move
+    at the last. Gradients are averaged over passes and workers.
+    """
+    deepspeed = _import_deepspeed()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), learning_rate, betas=betas, weight_decay=weight_decay
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": clips_per_pass,
+        "gradient_accumulation_steps": passes,
+        "gradient_clipping": gradient_clipping,
+        # The defaults reserve gigabytes for buckets of 5e8 elements; two networks of about 10 M
+        # parameters need no more than this.
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": 20_000_000,
+            "allgather_bucket_size": 20_000_000,
+        },
+        "steps_per_print": 2**31,
+    }
+    engine, *_ = deepspeed.initialize(
+        model=_Autocast(network, dtype),
+        optimizer=optimizer,
+        config=config,
+        dist_init_required=False,
+    )
+    return engine  # type: ignore[no-any-return]
+
+
+def set_learning_rate(engine: Engine, value: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def gradient_norm_before_step(engine: Engine, network: nn.Module) -> float | None:
+    """The gradient's norm where DeepSpeed keeps none (stage 0); to be asked before `step`."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def optimizer_state(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
+    """AdamW's state, whole, by parameter name: the same for any number of workers.
+
+    A collective: ZeRO keeps a part on each worker, and every worker gets the whole.
+    """
+    state: dict[str, Tensor] = {}
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            value = _moment(engine, parameter, moment)
+            if value is not None:
+                state[f"{name}.{moment}"] = value.detach().cpu().clone()
+    steps = [s["step"] for s in _adamw(engine).state.values() if "step" in s]
+    state["step"] = torch.as_tensor(steps[0] if steps else 0.0).detach().cpu().clone()
+    return state
+
+
+def load_optimizer_state(engine: Engine, network: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Take over what `optimizer_state` gave, at this or another number of workers."""
+    if not float(state["step"]):
+        return
+    adamw = _adamw(engine)
+    for group in adamw.param_groups:
+        for parameter in group["params"]:
+            adamw.state[parameter] = {
+                "step": state["step"].clone(),
+                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+            }
+    if engine.zero_optimization_stage() > 0:
+        # ZeRO ties its partitions to the parameters at the first step; here they are needed now.
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            _set_moment(engine, parameter, moment, state[f"{name}.{moment}"])
+
+
+def _moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor | None:
+    if engine.zero_optimization_stage() == 0:
+        return engine.optimizer.state[parameter].get(moment)  # type: ignore[no-any-return]
+    if not _adamw(engine).state:
+        return None
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    return safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
+
+
+def _set_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
+    value = value.to(parameter.device)
+    if engine.zero_optimization_stage() == 0:
+        engine.optimizer.state[parameter][moment].copy_(value)
+        return
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    safe_set_full_optimizer_state(parameter, value, moment)
+
+
+def _adamw(engine: Engine) -> torch.optim.Optimizer:
+    optimizer = engine.optimizer
+    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.ops import __compatible_ops__
+
+    # Otherwise 28 s of compiling a shared-memory all-reduce, which gloo does as well here.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed()
+    return deepspeed

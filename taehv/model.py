@@ -1,0 +1,187 @@
+"""TAEHV: a tiny causal autoencoder for video, in the public checkpoints' own keys.
+
+Shapes throughout: N clips, T time steps, C channels, H height, W width. Frames are RGB in [0, 1];
+latents are roughly Gaussian, and no scale or shift is applied to them.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taehv.alignment import FrameAlignment, repeat_last_frame
+from taehv.blocks import IMAGE_CHANNELS, build_decoder, build_encoder
+from taehv.initialise import initialise_near_identity
+from taehv.timesteps import TimeStepper, run_parallel
+from taehv.variants import ModelConfig
+from taehv.weights import load_weights
+
+__all__ = ["TAEHV", "ModelConfig", "build_model", "initialise_near_identity"]
+
+
+class TAEHV(nn.Module):
+    """The autoencoder: frames in [0, 1] to latents and back.
+
+    A fresh instance has PyTorch's own initialisation; `build_model` gives one to train or to use.
+    """
+
+    def __init__(self, config: ModelConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ModelConfig()
+        self.architecture = self.config.architecture
+        self.encoder = build_encoder(self.architecture)
+        self.decoder = build_decoder(self.architecture)
+
+    @property
+    def time_downscale(self) -> int:
+        """Input frames per latent."""
+        return self.architecture.time_downscale
+
+    @property
+    def time_upscale(self) -> int:
+        """Raw decoded frames per latent."""
+        return self.architecture.time_upscale
+
+    @property
+    def space_downscale(self) -> int:
+        """Input pixels per latent position, along height and along width."""
+        return self.architecture.space_downscale
+
+    @property
+    def space_upscale(self) -> int:
+        """Decoded pixels per latent position, along height and along width."""
+        return self.architecture.space_upscale
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.architecture.latent_channels
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the pixel blocks that are folded into channels."""
+        return self.architecture.patch_size
+
+    @property
+    def alignment(self) -> FrameAlignment:
+        """Which decoded frame belongs to which input frame."""
+        a = self.architecture
+        return FrameAlignment(a.time_downscale, a.time_upscale, a.trims_even)
+
+    def forward(
+        self, frames: Tensor, latents: Tensor | None = None, parallel: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Encode frames and decode their latents, or `latents` where given, for the losses.
+
+        Args:
+            frames: [N, T, 3, H, W] in [0, 1].
+            latents: what to decode instead of the encoder's own, [N, T_lat, C, H_lat, W_lat].
+
+        Returns:
+            The encoded latents, and the decoded frames, trimmed but NOT clamped: a clamped value
+            has no gradient.
+        """
+        encoded = self.encode_video(frames, parallel)
+        decoded = self.decode_video(encoded if latents is None else latents, parallel, clamp=False)
+        return encoded, decoded
+
+    def encode_video(self, frames: Tensor, parallel: bool = True) -> Tensor:
+        """Encode [N, T, 3, H, W] in [0, 1] to [N, ceil(T / time_downscale), C, H / d, W / d].
+
+        The end is padded to a whole latent by repeating the last frame; d is space_downscale.
+        With parallel False the frames go through one by one and, outside autograd, the memory for
+        activations does not depend on T. Raises ValueError for a shape that does not fit.
+        """
+        self.check_frames(frames)
+        whole = self.alignment.num_latents(frames.shape[1]) * self.time_downscale
+        if parallel:
+            return run_parallel(self.encoder, self.fold(repeat_last_frame(frames, whole)))
+        stepper = TimeStepper(self.encoder)
+        last = frames.shape[1] - 1
+        latents = [
+            latent
+            for t in range(whole)
+            for latent in stepper.push(self.fold(frames[:, min(t, last)]))
+        ]
+        return torch.stack(latents, 1)
+
+    def decode_video(self, latents: Tensor, parallel: bool = True, clamp: bool = True) -> Tensor:
+        """Decode [N, T_lat, C, H_lat, W_lat] to frames [N, T, 3, H, W].
+
+        The leading frames are trimmed by the alignment rule: decoded frame k reconstructs input
+        frame k. Values are clamped to [0, 1] unless clamp is False, as losses need. With parallel
+        False the latents go through one by one and, outside autograd, the memory for activations
+        does not depend on T. Raises ValueError for a shape that does not fit.
+        """
+        self.check_latents(latents)
+        trim = self.alignment.frames_to_trim(latents.shape[1])
+        if parallel:
+            frames = self.unfold(run_parallel(self.decoder, latents)[:, trim:])
+        else:
+            stepper = TimeStepper(self.decoder)
+            raw = [frame for latent in latents.unbind(1) for frame in stepper.push(latent)]
+            frames = self.unfold(torch.stack(raw[trim:], 1))
+        return frames.clamp(0, 1) if clamp else frames
+
+    def reconstruct_video(self, frames: Tensor, parallel: bool = True) -> Tensor:
+        """Encode and decode a whole video [N, T, 3, H, W] in [0, 1], clamped, without loss of T.
+
+        The end is extended by repeating the last frame to a length that comes back whole, and cut
+        off again, so each input frame has its reconstruction. (A decoder with less time upscaling
+        gives each `alignment.frame_step`-th frame.)
+        """
+        self.check_frames(frames)
+        extended = repeat_last_frame(frames, self.alignment.padded_length(frames.shape[1]))
+        decoded = self.decode_video(self.encode_video(extended, parallel), parallel)
+        return self.alignment.pair(frames, decoded)[1]
+
+    def fold(self, frames: Tensor) -> Tensor:
+        """Fold blocks of patch_size x patch_size pixels into channels; any leading dimensions."""
+        return F.pixel_unshuffle(frames, self.patch_size) if self.patch_size > 1 else frames
+
+    def unfold(self, decoded: Tensor) -> Tensor:
+        """Undo `fold`."""
+        return F.pixel_shuffle(decoded, self.patch_size) if self.patch_size > 1 else decoded
+
+    def check_frames(self, frames: Tensor) -> None:
+        """Raise ValueError, naming what is off, unless frames can be encoded."""
+        shape = tuple(frames.shape)
+        if frames.ndim != 5:
+            raise ValueError(f"frames must be NTCHW, five dimensions, but their shape is {shape}")
+        if not frames.is_floating_point():
+            raise ValueError(f"frames must be floating point in [0, 1], but are {frames.dtype}")
+        n, t, c, h, w = shape
+        if c != IMAGE_CHANNELS:
+            raise ValueError(f"frames must have 3 channels (NTCHW), but their shape is {shape}")
+        if n < 1 or t < 1:
+            raise ValueError(f"frames hold no frame: their shape is {shape}")
+        d = self.space_downscale
+        if h < d or w < d or h % d or w % d:
+            raise ValueError(
+                f"height and width of frames must be multiples of {d}, but their shape is {shape}"
+            )
+
+    def check_latents(self, latents: Tensor) -> None:
+        """Raise ValueError, naming what is off, unless latents can be decoded."""
+        shape = tuple(latents.shape)
+        if latents.ndim != 5:
+            raise ValueError(f"latents must be NTCHW, five dimensions, but their shape is {shape}")
+        if shape[2] != self.latent_channels:
+            raise ValueError(
+                f"latents must have {self.latent_channels} channels (NTCHW) for "
+                f"{self.config.variant}, but their shape is {shape}"
+            )
+        if latents.numel() == 0:
+            raise ValueError(f"latents hold nothing: their shape is {shape}")
+
+
+def build_model(config: ModelConfig) -> TAEHV:
+    """Build the network with the weights it starts from: config.pretrained, or from scratch.
+
+    Raises TrainingError where the file cannot be read or does not fit.
+    """
+    model = TAEHV(config)
+    if config.pretrained:
+        load_weights(model, config.pretrained)
+    else:
+        initialise_near_identity(model)
+    return model

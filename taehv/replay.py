@@ -1,0 +1,77 @@
+"""Replay buffer: past reconstructions that the discriminator is shown again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from taehv.errors import TrainingError
+from taehv.slots import Purpose, keyed_generator
+
+
+class ReplayBuffer:
+    """For each slot of this worker, a memory of past reconstructions with their contexts.
+
+    The bound in bytes is shared equally by the slots of the GLOBAL batch, so that what a slot
+    remembers is the same for any number of workers. Values are kept as float16: half of float32,
+    exact to 2^-11, and, unlike bytes, free of a quantisation that would give a fake away.
+
+    Args:
+        max_bytes: bound over all workers.
+        slots: slots of the global batch.
+        seed: of the draws.
+    """
+
+    def __init__(self, max_bytes: int, slots: int, seed: int) -> None:
+        self.max_bytes_per_slot = max_bytes // slots
+        self.seed = seed
+        self.memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def insert(self, step: int, slot: int, images: Tensor, context: Tensor) -> None:
+        """Remember one clip; once the slot's memory is full, in place of a random one.
+
+        Args:
+            images: [groups, channels, H, W], the clip's grouped frames.
+            context: [channels, h, w].
+        """
+        entry = (images.detach().half(), context.detach().half())
+        memory = self.memory.setdefault(slot, [])
+        if len(memory) < self._capacity(entry):
+            memory.append(entry)
+        else:
+            random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_INSERT)
+            memory[int(random.integers(len(memory)))] = entry
+
+    def show(self, step: int, slot: int, group: int) -> tuple[Tensor, Tensor]:
+        """Group `group` of a random remembered clip of `slot`, and its context, in float32."""
+        memory = self.memory[slot]
+        random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_SHOW)
+        choice = int(random.integers(len(memory), size=group + 1)[group])
+        images, context = memory[choice]
+        return images[group].float(), context.float()
+
+    def state(self) -> dict[str, Tensor]:
+        """Every slot's memory, stacked: `slot.3.images` and `slot.3.context`."""
+        state = {}
+        for slot, memory in self.memory.items():
+            state[f"slot.{slot}.images"] = torch.stack([images for images, _ in memory])
+            state[f"slot.{slot}.context"] = torch.stack([context for _, context in memory])
+        return state
+
+    def load(self, slot: int, state: Mapping[str, Tensor], device: torch.device) -> None:
+        """Take over one slot's memory from `state`, as far as this buffer's bound allows."""
+        images = state[f"slot.{slot}.images"].to(device)
+        context = state[f"slot.{slot}.context"].to(device)
+        entries = [(i.clone(), c.clone()) for i, c in zip(images, context, strict=True)]
+        self.memory[slot] = entries[: self._capacity(entries[0])]
+
+    def _capacity(self, entry: tuple[Tensor, Tensor]) -> int:
+        entry_bytes = sum(tensor.nbytes for tensor in entry)
+        if entry_bytes > self.max_bytes_per_slot:
+            raise TrainingError(
+                f"the replay buffer has {self.max_bytes_per_slot:,} bytes per slot, but one clip "
+                f"takes {entry_bytes:,}: raise --seraena.replay-gigabytes"
+            )
+        return self.max_bytes_per_slot // entry_bytes

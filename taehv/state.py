@@ -1,0 +1,202 @@
+"""All that a run's future depends on, in one object: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from taehv import checkpoint, distributed
+from taehv.config import TrainingConfig
+from taehv.discriminator import Discriminator
+from taehv.ema import Ema
+from taehv.engines import Engine, build_engine, load_optimizer_state, optimizer_state
+from taehv.errors import TrainingError
+from taehv.model import TAEHV, build_model
+from taehv.replay import ReplayBuffer
+from taehv.slots import SURPLUS, SlotLayout
+from taehv.weights import load_weights
+
+log = logging.getLogger(__name__)
+
+IMAGE_CHANNELS = 3
+
+
+@dataclasses.dataclass
+class Adversary:
+    """Seraena's part of the state; absent where its loss weighs nothing."""
+
+    network: Discriminator
+    engine: Engine
+    replay: ReplayBuffer
+
+
+class TrainState:
+    """The networks, their engines, the averaged weights, the replay memory, the position.
+
+    Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
+    by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
+
+    Args:
+        config: the run's configuration.
+        layout: how the slots are shared out.
+        resume_from: a whole checkpoint to go on from.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, layout: SlotLayout, resume_from: Path | None = None
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.step = 0
+        self.generator = _build_generator(config, resume_from).to(distributed.device())
+        self.ema = Ema(self.generator, config.train.ema_decay)
+        self.engine = build_engine(
+            self.generator,
+            learning_rate=config.optim.learning_rate,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+            gradient_clipping=config.optim.gradient_clipping,
+            zero_stage=config.optim.zero_stage,
+            clips_per_pass=layout.slots_per_pass,
+            passes=layout.passes,
+            dtype=config.train.autocast_dtype(),
+        )
+        self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
+        if resume_from is not None:
+            self._load(resume_from)
+
+    def save(self, run_dir: Path) -> Path:
+        """Write the checkpoint of this step. A collective."""
+        folder = checkpoint.step_folder(run_dir, self.step)
+        if distributed.is_main():
+            checkpoint.begin(folder)
+        distributed.barrier()
+        own = {"random.torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            own["random.cuda"] = torch.cuda.get_rng_state()
+        tensors = {
+            "generator": self.generator.state_dict(),
+            "ema": self.ema.network.state_dict(),
+            "generator_optimizer": optimizer_state(self.engine, self.generator),
+        }
+        if self.adversary:
+            network = self.adversary.network
+            tensors["discriminator"] = network.state_dict()
+            tensors["discriminator_optimizer"] = optimizer_state(self.adversary.engine, network)
+            own |= self.adversary.replay.state()
+        checkpoint.write_tensors(folder, f"worker_{distributed.rank():05d}", own)
+        if distributed.is_main():
+            for name, part in tensors.items():
+                checkpoint.write_tensors(folder, name, part)
+            (folder / "config.yaml").write_text(to_yaml(self.config))
+        distributed.barrier()
+        if distributed.is_main():
+            info = {"step": self.step, "workers": self.layout.workers}
+            checkpoint.write_manifest(folder, info)
+            checkpoint.prune(run_dir, self.config.train.keep_checkpoints)
+        # No worker may go on to exit, or to look for the newest checkpoint, before it is there.
+        distributed.barrier()
+        return folder
+
+    def _build_adversary(self, resume_from: Path | None) -> Adversary:
+        config = self.config
+        with torch.random.fork_rng():
+            torch.manual_seed(config.train.seed)
+            network = Discriminator(
+                IMAGE_CHANNELS * config.seraena.frames_per_group,
+                self.generator.latent_channels,
+                config.seraena.widths,
+            )
+        if resume_from is not None:
+            path = resume_from / "discriminator.safetensors"
+            if not path.is_file():
+                raise TrainingError(
+                    f"{resume_from} was written without Seraena: go on with --loss.seraena 0, or "
+                    "start a new run from its weights with --model.pretrained"
+                )
+            try:
+                network.load_state_dict(load_file(path))
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"{path} does not fit the seraena section of the configuration: {error}"
+                ) from error
+        network.to(distributed.device())
+        engine = build_engine(
+            network,
+            learning_rate=config.seraena.learning_rate,
+            betas=config.seraena.betas,
+            weight_decay=config.optim.weight_decay,
+            gradient_clipping=0.0,
+            zero_stage=config.optim.zero_stage,
+            clips_per_pass=self.layout.slots_per_pass,
+            passes=self.layout.passes,
+            dtype=config.train.autocast_dtype(),
+        )
+        replay = ReplayBuffer(
+            int(config.seraena.replay_gigabytes * 1e9),
+            config.train.global_batch_size,
+            config.train.seed,
+        )
+        return Adversary(network, engine, replay)
+
+    def _load(self, folder: Path) -> None:
+        """Everything but the weights, which the engines were built around."""
+        self.step = int(checkpoint.read_info(folder)["step"])
+        self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
+        load_optimizer_state(
+            self.engine, self.generator, load_file(folder / "generator_optimizer.safetensors")
+        )
+        own = folder / f"worker_{distributed.rank():05d}.safetensors"
+        if own.is_file():
+            with safe_open(own, "pt") as file:
+                torch.set_rng_state(file.get_tensor("random.torch"))
+                if torch.cuda.is_available() and "random.cuda" in file.keys():  # noqa: SIM118
+                    torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
+        if self.adversary:
+            load_optimizer_state(
+                self.adversary.engine,
+                self.adversary.network,
+                load_file(folder / "discriminator_optimizer.safetensors"),
+            )
+            self._load_replay(folder, self.adversary.replay)
+        if distributed.is_main():
+            log.info("going on from %s, step %d", folder, self.step)
+
+    def _load_replay(self, folder: Path, replay: ReplayBuffer) -> None:
+        """This worker's slots, whichever workers held them when the checkpoint was written."""
+        mine = {slot for slot in self.layout.slots(distributed.rank()).tolist() if slot != SURPLUS}
+        for path in sorted(folder.glob("worker_*.safetensors")):
+            with safe_open(path, "pt") as file:
+                held = {int(k.split(".")[1]) for k in file.keys() if k.startswith("slot.")}  # noqa: SIM118
+                for slot in sorted(held & mine):
+                    keys = (f"slot.{slot}.images", f"slot.{slot}.context")
+                    tensors = {key: file.get_tensor(key) for key in keys}
+                    replay.load(slot, tensors, distributed.device())
+
+
+def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:
+    if resume_from is None:
+        return build_model(config.model)
+    generator = TAEHV(config.model)
+    load_weights(generator, resume_from / "generator.safetensors")
+    return generator
+
+
+def to_yaml(config: TrainingConfig) -> str:
+    """The configuration as YAML, in the form that `--config` reads."""
+    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists: YAML has no others."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,100 @@
+"""Encoding and decoding of frames that arrive live, one at a time.
+
+Each side keeps one past activation per memory layer and gives the very numbers of a whole clip.
+Both run without gradients.
+"""
+
+import torch
+from torch import Tensor
+
+from taehv.model import TAEHV
+from taehv.timesteps import TimeStepper
+
+
+class StreamingEncoder:
+    """Turns a live stream of frames into latents, one per time_downscale frames."""
+
+    def __init__(self, model: TAEHV) -> None:
+        self._model = model
+        self._stepper = TimeStepper(model.encoder)
+        self._last: Tensor | None = None
+        self._num_frames = 0
+        self._flushed = False
+
+    @torch.no_grad()
+    def encode(self, frame: Tensor) -> Tensor | None:
+        """Take one frame [N, 3, H, W] in [0, 1]; return a latent [N, C, H / d, W / d] or None.
+
+        Raises ValueError for a shape that does not fit, and RuntimeError after `flush`.
+        """
+        if self._flushed:
+            raise RuntimeError("the stream has been flushed; a new one needs a new encoder")
+        self._model.check_frames(frame[:, None])
+        if self._last is not None and frame.shape != self._last.shape:
+            raise ValueError(
+                f"the stream began with frames of shape {tuple(self._last.shape)}, but this one "
+                f"has {tuple(frame.shape)}"
+            )
+        self._last = frame
+        self._num_frames += 1
+        return self._push(frame)
+
+    @torch.no_grad()
+    def flush(self) -> Tensor | None:
+        """End the stream: repeat the last frame until a begun latent is whole, and return it.
+
+        None where no latent had been begun. No frame may follow.
+        """
+        self._flushed = True
+        latent: Tensor | None = None
+        if self._last is not None:
+            for _ in range(-self._num_frames % self._model.time_downscale):
+                latent = self._push(self._last)
+        return latent
+
+    def _push(self, frame: Tensor) -> Tensor | None:
+        latents = self._stepper.push(self._model.fold(frame))
+        return latents[0] if latents else None
+
+
+class StreamingDecoder:
+    """Turns a live stream of latents into frames, the leading ones trimmed.
+
+    How many are trimmed depends, for taecvx, on the number of latents being even or odd, which a
+    stream cannot know: such a model needs num_latents, or frames_to_trim outright. Raises
+    ValueError where it has neither, or both.
+    """
+
+    def __init__(
+        self, model: TAEHV, num_latents: int | None = None, frames_to_trim: int | None = None
+    ) -> None:
+        if num_latents is not None and frames_to_trim is not None:
+            raise ValueError("pass num_latents or frames_to_trim, not both")
+        if frames_to_trim is None:
+            if num_latents is None and not model.alignment.trims_even:
+                raise ValueError(
+                    f"how many leading frames {model.config.variant} drops depends on the number "
+                    f"of latents; tell the decoder num_latents or frames_to_trim"
+                )
+            frames_to_trim = model.alignment.frames_to_trim(num_latents or 1)
+        self._model = model
+        self._stepper = TimeStepper(model.decoder)
+        self._left_to_trim = frames_to_trim
+        self._left_to_come = num_latents
+
+    @torch.no_grad()
+    def decode(self, latent: Tensor) -> list[Tensor]:
+        """Take one latent [N, C, H_lat, W_lat]; return its frames [N, 3, H, W] in [0, 1].
+
+        There are time_upscale of them, fewer for the first latent. Raises ValueError for a shape
+        that does not fit, and RuntimeError for more latents than were announced.
+        """
+        self._model.check_latents(latent[:, None])
+        if self._left_to_come is not None:
+            if self._left_to_come == 0:
+                raise RuntimeError("more latents have come than the decoder was told of")
+            self._left_to_come -= 1
+        frames = self._stepper.push(latent)
+        trimmed = min(self._left_to_trim, len(frames))
+        self._left_to_trim -= trimmed
+        return [self._model.unfold(frame).clamp(0, 1) for frame in frames[trimmed:]]
