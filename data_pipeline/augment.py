@@ -134,7 +134,8 @@ def _colour_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
     """RGB to RGB: the colour plane scaled by `saturation` and turned by `hue` turns."""
     angle = 2 * np.pi * hue
     cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
-    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+    # From I to Q is clockwise in the circle of hues, on which red is before yellow and green.
+    turn = np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])
     matrix: NDArray[np.float64] = np.linalg.inv(RGB_TO_YIQ) @ turn @ RGB_TO_YIQ
     return matrix
 

@@ -100,15 +100,30 @@ class VideoFile:
     @cached_property
     def _timeline(self) -> Timeline | None:
         """Time stamp of every frame in order of presentation; None where it cannot be known."""
-        timeline = _regular_timeline(self._stream)
-        if timeline is None:
-            with _decoding_errors():
+        with _decoding_errors():
+            timeline = _regular_timeline(self._stream)
+            if timeline is None or not self._starts_at(int(timeline[0])):
+                self._reopen()
                 timeline = self._scan_timeline()
-            self._reopen()
         return timeline
 
+    def _starts_at(self, stamp: int) -> bool:
+        """Whether the first frame is shown at `stamp`; headers are wrong about it now and then.
+
+        No frame is shown before it is decoded, so the search ends at the first packet that is
+        decoded after `stamp`.
+        """
+        stamps = []
+        for packet in self._container.demux(self._stream):
+            if packet.pts is None or packet.dts is None:
+                break
+            stamps.append(packet.pts)
+            if packet.dts > stamp:
+                break
+        return bool(stamps) and min(stamps) == stamp
+
     def _scan_timeline(self) -> Timeline | None:
-        """The time stamps of all packets; nothing is decoded."""
+        """The time stamps of all packets; nothing is decoded. Leaves the file at its end."""
         stamps = []
         for packet in self._container.demux(self._stream):
             if packet.size == 0 or packet.is_discard:
@@ -125,7 +140,10 @@ class VideoFile:
             return None
         wanted = self._timeline[indices].tolist()
         window = self._timeline[indices[0] : indices[-1] + 1]
-        self._container.seek(wanted[0], stream=self._stream)
+        try:
+            self._container.seek(wanted[0], stream=self._stream)
+        except av.FFmpegError:
+            return None
 
         context = self._stream.codec_context
         remaining = set(wanted)

@@ -30,6 +30,11 @@ VERSION = 1
 
 FRAMES_PER_SECOND = 24
 ANNOTATIONS = "annotations.json"
+
+SAME_BITS = {"threads": "1", "mbtree": "0"}
+"""What makes x264 repeat itself: its rate control by macroblock trees gives other bits now and
+then, even on one thread."""
+
 REPORTS = 4
 """Lines about the progress where there is no terminal."""
 
@@ -46,7 +51,7 @@ class SyntheticConfig:
     seed: int = 0
     """Video k is a function of (seed, k)."""
 
-    frames: int = 72
+    frames: int = 64
     """Frames of each video, at 24 a second."""
 
     height: int = 192
@@ -69,12 +74,20 @@ class SyntheticConfig:
         return f"synthetic_v{VERSION}_{self.videos}x{size}_seed{self.seed}"
 
 
-def ensure_synthetic(cache_dir: Path, videos: int = 24, seed: int = 0) -> Path:
+def ensure_synthetic(
+    cache_dir: Path,
+    videos: int = 24,
+    seed: int = 0,
+    *,
+    frames: int = 64,
+    height: int = 192,
+    width: int = 320,
+) -> Path:
     """The annotation file of the set in `cache_dir`, which is made if it is not there yet.
 
     Several processes may ask at once: each builds aside, and the first to finish is kept.
     """
-    config = SyntheticConfig(videos=videos, seed=seed)
+    config = SyntheticConfig(videos, seed, frames, height, width)
     folder = cache_dir.absolute() / config.folder_name
     annotations = folder / ANNOTATIONS
     if annotations.is_file():
@@ -115,8 +128,7 @@ def write_video(path: Path, index: int, config: SyntheticConfig) -> None:
     """Render and encode video `index` of a set: h264 in mp4."""
     seconds = config.frames / FRAMES_PER_SECOND
     scene = Scene((config.seed, index), config.height, config.width, seconds)
-    # One thread: x264 divides the picture by its threads, and so its bits would differ.
-    options = {"crf": "20", "preset": "veryfast", "threads": "1", "g": str(FRAMES_PER_SECOND)}
+    options = {"crf": "20", "preset": "veryfast", "g": str(FRAMES_PER_SECOND)} | SAME_BITS
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=options)
         stream.height, stream.width, stream.pix_fmt = config.height, config.width, "yuv420p"

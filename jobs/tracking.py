@@ -28,6 +28,9 @@ METRICS_PER_BATCH = 1000
 PARAMETERS_PER_BATCH = 100
 """MLflow refuses larger batches."""
 
+LONGEST_PARAMETER = 6000
+"""Characters of a parameter's value that MLflow keeps; what is longer is cut off here."""
+
 
 @dataclass(frozen=True)
 class TrackingConfig:
@@ -64,7 +67,7 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir.absolute()
         self._id_file = self._run_dir / "mlflow.json"
-        self._parameters = {name: str(value) for name, value in parameters.items()}
+        self._parameters = {k: str(v)[:LONGEST_PARAMETER] for k, v in parameters.items()}
         self._tags = dict(tags)
         self._uri = (
             config.uri
@@ -172,14 +175,14 @@ class Tracker:
             self._retry_at = time.monotonic() + self._config.retry_seconds
             if not self._down:
                 logger.warning(
-                    "MLflow cannot be reached, training goes on without it; the metrics are kept "
-                    "and sent later: %s",
+                    "MLflow failed, training goes on without it; what it did not take is kept and "
+                    "sent later: %s",
                     error,
                 )
             self._down = True
         else:
             if self._down:
-                logger.warning("MLflow is reached again and has caught up")
+                logger.warning("MLflow works again and has caught up")
             self._down = False
 
     def _open(self) -> None:

@@ -47,9 +47,9 @@ def ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
     """Structural similarity of the RGB frames, mean over frames. NTCHW x2 -> [N], 1 is right.
 
     Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity":
-    Gaussian window 11 / 1.5, K1 0.01, K2 0.03, data range 1. As in torchmetrics since 1.5, every
-    pixel counts, the picture being reflected beyond its border; the paper's own code leaves out
-    a border of 5 pixels.
+    Gaussian window 11 / 1.5, K1 0.01, K2 0.03, data range 1. As torchmetrics has it today, every
+    pixel counts, the picture being reflected beyond its border; the paper's own code, and
+    torchmetrics before pull request 2721, leave out a border of 5 pixels.
 
     Raises ValueError for pictures smaller than the window.
     """

@@ -30,6 +30,8 @@ _UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    AssertionError,
+    OverflowError,
     struct.error,
     pickle.UnpicklingError,
     SafetensorError,

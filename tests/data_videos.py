@@ -34,10 +34,12 @@ def write_video(
     b_frames: int = 2,
     stamps: list[int] | None = None,
     lossless: bool = False,
-    **options: str,
+    x264_params: str = "",
 ) -> Path:
     """Encode uint8 [T, H, W, C]. `stamps` are the presentation times in 1/24 s."""
-    settings = {"bf": str(b_frames)} | options
+    settings = {"bf": str(b_frames)}
+    if x264_params:
+        settings["x264-params"] = x264_params
     if lossless:
         settings["qp"] = "0"
     # The header first, so that a file that is cut short can still be opened.

@@ -1,6 +1,7 @@
 """Chosen frames are those of a sequential decode, bit for bit, whatever the file looks like."""
 
 import os
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +29,14 @@ def check_windows(path: Path, windows: list[tuple[int, int, int]]) -> None:
 
 @pytest.mark.parametrize("gop", [1, 5, 12, 250])
 @pytest.mark.parametrize("b_frames", [0, 3])
-def test_frames_equal_those_of_a_sequential_decode(
-    tmp_path: Path, gop: int, b_frames: int
-) -> None:
+def test_frames_equal_those_of_a_sequential_decode(tmp_path: Path, gop: int, b_frames: int) -> None:
     path = write_video(tmp_path / "a.mp4", moving_frames(40), gop=gop, b_frames=b_frames)
     check_windows(path, WINDOWS)
 
 
 def test_open_groups_of_pictures(tmp_path: Path) -> None:
-    options = {"x264-params": "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"}
-    path = write_video(tmp_path / "a.mp4", moving_frames(40), **options)
+    params = "open-gop=1:keyint=10:min-keyint=10:scenecut=0:bframes=3"
+    path = write_video(tmp_path / "a.mp4", moving_frames(40), x264_params=params)
     check_windows(path, WINDOWS)
 
 
@@ -92,8 +91,6 @@ def test_unusable_videos_say_why(tmp_path: Path) -> None:
 
 
 def test_a_sound_file_has_no_video_stream(tmp_path: Path) -> None:
-    import wave
-
     path = tmp_path / "a.wav"
     with wave.open(str(path), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", ""))

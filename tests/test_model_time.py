@@ -40,9 +40,15 @@ SMALL: dict[str, ModelConfig] = {
 
 
 def random_model(config: ModelConfig) -> TAEHV:
-    """A network whose every weight matters: PyTorch's own initialisation, memory included."""
-    torch.manual_seed(0)
-    return TAEHV(config).eval()
+    """A network in which every weight matters, the memory's too, and values stay about 1."""
+    generator = torch.Generator().manual_seed(0)
+    model = TAEHV(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            fan_in = parameter[0].numel()
+            spread = (1 / fan_in) ** 0.5 if parameter.ndim == 4 else 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model
 
 
 def stream_encode(model: TAEHV, frames: Tensor) -> Tensor:
@@ -148,7 +154,7 @@ class Reference:
         x = self._super(latents) if self.config.variant.endswith("super") else self._plain(latents)
         p = self.patch
         x = [self.conv("decoder.22", f) for f in x]
-        n, c, h, w = x[0].shape
+        n, _, h, w = x[0].shape
         return [
             f.reshape(n, 3, p, p, h, w).permute(0, 1, 4, 2, 5, 3).reshape(n, 3, h * p, w * p)
             for f in x
@@ -206,18 +212,18 @@ def test_the_network_agrees_with_a_naive_float64_reference(name: str, num_frames
 
 @pytest.mark.parametrize("name", ["taehv", "taeltx_2", "taew2_2_super"])
 def test_the_future_never_reaches_back(name: str) -> None:
-    model = random_model(SMALL[name])
-    d = model.time_downscale
-    frames = torch.rand(1, 3 * d, 3, model.space_downscale, model.space_downscale)
+    model = random_model(SMALL[name]).double()
+    d, side = model.time_downscale, model.space_downscale
+    frames = torch.rand(1, 3 * d, 3, side, side, dtype=torch.float64)
     changed = frames.clone()
     changed[:, 2 * d :] = torch.rand_like(changed[:, 2 * d :])
     with torch.no_grad():
         (latents, decoded), (latents_changed, decoded_changed) = model(frames), model(changed)
     kept = model.alignment.num_decoded(2 * d)
-    assert torch.equal(latents[:, :2], latents_changed[:, :2])
-    assert not torch.allclose(latents[:, 2], latents_changed[:, 2])
-    torch.testing.assert_close(decoded[:, :kept], decoded_changed[:, :kept], rtol=0, atol=1e-6)
-    assert not torch.allclose(decoded[:, kept:], decoded_changed[:, kept:])
+    torch.testing.assert_close(latents[:, :2], latents_changed[:, :2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(decoded[:, :kept], decoded_changed[:, :kept], rtol=0, atol=1e-12)
+    assert (latents[:, 2] - latents_changed[:, 2]).abs().min() > 1e-9
+    assert ((decoded[:, kept:] - decoded_changed[:, kept:]).abs().amax((0, 2, 3, 4)) > 1e-6).all()
 
 
 def test_the_past_reaches_on() -> None:
@@ -226,7 +232,7 @@ def test_the_past_reaches_on() -> None:
     other = torch.cat([torch.rand(1, 4, 3, 8, 8), frames[:, 4:]], 1)
     with torch.no_grad():
         first, second = model.encode_video(frames), model.encode_video(other)
-    assert not torch.allclose(first[:, 1], second[:, 1], atol=1e-6)
+    assert not torch.allclose(first[:, 1], second[:, 1], atol=1e-3)
 
 
 def test_a_batch_is_its_clips_one_by_one() -> None:

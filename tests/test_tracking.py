@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -27,8 +28,21 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables and no run: making one takes seconds, copying it none."""
+    from mlflow import MlflowClient
+
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(tracking_uri=f"sqlite:///{database}").search_experiments()
+    return database
+
+
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, empty_store: Path) -> Path:
+    """A run folder that is yet to be made, in a folder that has a store."""
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
     return tmp_path / "runs" / "a"
 
 
@@ -44,11 +58,28 @@ def history(run_dir: Path, run_id: str | None, name: str) -> list[tuple[int, flo
     return sorted((metric.step, metric.value) for metric in metrics)
 
 
-def break_store(run_dir: Path) -> Path:
-    """Put a folder where the database file would be: no process, root's either, can open it."""
+@contextmanager
+def no_database(run_dir: Path) -> Iterator[None]:
+    """A folder lies where the database file would be: no process, root's either, can open it."""
     database = run_dir.parent / "mlflow.db"
-    database.mkdir(parents=True)
-    return database
+    database.rename(database.with_suffix(".away"))
+    database.mkdir()
+    yield
+    database.rmdir()
+    database.with_suffix(".away").rename(database)
+
+
+@contextmanager
+def no_metrics_table(run_dir: Path) -> Iterator[None]:
+    """A store that answers and takes no metrics: their table has another name."""
+
+    def rename(old: str, new: str) -> None:
+        with closing(sqlite3.connect(run_dir.parent / "mlflow.db")) as connection, connection:
+            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+    rename("metrics", "metrics_away")
+    yield
+    rename("metrics_away", "metrics")
 
 
 def test_names_and_values_come_back_equal(run_dir: Path, tmp_path: Path) -> None:
@@ -69,17 +100,18 @@ def test_names_and_values_come_back_equal(run_dir: Path, tmp_path: Path) -> None
     assert run.data.metrics.keys() == {"train/loss", "val_ema/psnr"}
     assert history(run_dir, tracker.run_id, "train/loss") == [(1, 1.0), (2, 1 / 2), (3, 1 / 3)]
     assert history(run_dir, tracker.run_id, "val_ema/psnr") == [(1, 21.0), (2, 22.0), (3, 23.0)]
-    stored = run_dir.parent / "mlartifacts" / tracker.run_id / "artifacts/pictures/picture.png"
-    assert stored.read_bytes() == b"pixels"
+    artifacts = run_dir.parent / "mlartifacts" / run.info.run_id / "artifacts"
+    assert (artifacts / "pictures/picture.png").read_bytes() == b"pixels"
 
 
 def test_more_parameters_and_metrics_than_one_batch_holds(run_dir: Path) -> None:
-    parameters = {f"p.{i}": i for i in range(250)}
+    parameters = {f"p.{i}": i for i in range(250)} | {"long": "x" * 7000}
     tracker = Tracker.start(TrackingConfig(), run_dir, parameters)
     tracker.log({f"m/{i}": float(i) for i in range(2300)}, step=7)
 
     data = store(run_dir).get_run(tracker.run_id).data
-    assert len(data.params) == 250
+    assert len(data.params) == 251
+    assert data.params["long"] == "x" * 6000
     assert data.metrics == {f"m/{i}": float(i) for i in range(2300)}
 
 
@@ -171,16 +203,15 @@ def test_catching_up_sends_what_is_not_there(run_dir: Path) -> None:
 def test_a_store_that_is_down_at_the_start_is_caught_up(
     run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    database = break_store(run_dir)
     began = time.monotonic()
-    tracker = Tracker.start(NO_WAIT, run_dir, {"a": 1})
-    tracker.log({"train/loss": 1.0}, step=1)
-    tracker.catch_up([{"step": 0, "train/loss": 2.0}, {"step": 1, "train/loss": 1.0}])
+    with no_database(run_dir):
+        tracker = Tracker.start(NO_WAIT, run_dir, {"a": 1})
+        tracker.log({"train/loss": 1.0}, step=1)
+        tracker.catch_up([{"step": 0, "train/loss": 2.0}, {"step": 1, "train/loss": 1.0}])
     assert time.monotonic() - began < 10
-    assert caplog.text.count("MLflow cannot be reached") == 1
+    assert caplog.text.count("MLflow failed") == 1
     assert tracker.run_id is None
 
-    database.rmdir()
     tracker.log({"train/loss": 0.5}, step=2)
 
     assert "has caught up" in caplog.text
@@ -196,12 +227,12 @@ def test_a_store_that_goes_down_on_the_way_is_caught_up_at_the_end(
     tracker = Tracker.start(TrackingConfig(retry_seconds=3600), run_dir, {})
     tracker.log({"train/loss": 1.0}, step=1)
 
-    with metrics_table_away(run_dir):
+    with no_metrics_table(run_dir):
         tracker.log({"train/loss": 0.5}, step=2)
         tracker.log({"train/loss": 0.25}, step=3)
         tracker.artifact(picture)
         tracker.artifact(gone)
-    assert "MLflow cannot be reached" in caplog.text
+    assert "MLflow failed" in caplog.text
     assert history(run_dir, tracker.run_id, "train/loss") == [(1, 1.0)]
 
     tracker.finish()
@@ -228,29 +259,33 @@ def test_a_server_that_is_not_there_costs_a_warning(
 
 
 def test_rows_never_taken_are_sent_by_a_resume(run_dir: Path) -> None:
-    database = break_store(run_dir)
     rows = [{"step": step, "train/loss": float(step)} for step in range(3)]
-    lost = Tracker.start(TrackingConfig(), run_dir, {})
-    for row in rows:
-        lost.log(row, int(row["step"]))
-    lost.finish("KILLED")
-    database.rmdir()
+    with no_database(run_dir):
+        lost = Tracker.start(TrackingConfig(), run_dir, {})
+        for row in rows:
+            lost.log(row, int(row["step"]))
+        lost.finish("KILLED")
 
     resumed = Tracker.start(TrackingConfig(), run_dir, {})
     resumed.catch_up(rows)
     assert history(run_dir, resumed.run_id, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
 
-def test_the_environment_names_the_store(
-    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_environment_names_the_store_and_the_config_goes_before_it(
+    run_dir: Path, tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere/x.db")
-    Tracker.start(TrackingConfig(), run_dir, {})
-    assert (tmp_path / "elsewhere" / "x.db").is_file()
-    assert not (run_dir.parent / "mlflow.db").exists()
+    from mlflow import MlflowClient
 
-    Tracker.start(TrackingConfig(uri=f"sqlite:///{tmp_path}/third.db"), run_dir.with_name("b"), {})
-    assert (tmp_path / "third.db").is_file()
+    (run_dir.parent / "mlflow.db").unlink()
+    uris = [f"sqlite:///{shutil.copy(empty_store, tmp_path / name)}" for name in ("x.db", "y.db")]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uris[0])
+
+    by_environment = Tracker.start(TrackingConfig(), run_dir, {})
+    by_config = Tracker.start(TrackingConfig(uri=uris[1]), run_dir.with_name("b"), {})
+
+    for uri, tracker in zip(uris, (by_environment, by_config), strict=True):
+        assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "RUNNING"
+    assert not (run_dir.parent / "mlflow.db").exists()
 
 
 def test_the_hint_opens_the_store_and_keeps_passwords(run_dir: Path) -> None:
@@ -278,10 +313,12 @@ assert tracker.open_hint() == ""
 assert "mlflow" not in sys.modules
 """
     assert run_python(program) == ""
-    assert not run_dir.parent.exists()
+    assert not run_dir.exists()
 
 
 def test_a_new_store_is_made_without_a_word(run_dir: Path) -> None:
+    """Out of nothing, its tables included, and with the root logger at INFO."""
+    (run_dir.parent / "mlflow.db").unlink()
     program = f"""
 import logging, os
 from pathlib import Path
@@ -304,16 +341,3 @@ def run_python(program: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
-
-
-@contextmanager
-def metrics_table_away(run_dir: Path) -> Iterator[None]:
-    """A store that can be read and takes no metrics: their table has another name."""
-
-    def rename(old: str, new: str) -> None:
-        with closing(sqlite3.connect(run_dir.parent / "mlflow.db")) as connection, connection:
-            connection.execute(f"ALTER TABLE {old} RENAME TO {new}")
-
-    rename("metrics", "metrics_away")
-    yield
-    rename("metrics_away", "metrics")

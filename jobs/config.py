@@ -1,0 +1,121 @@
+"""The configuration of a job: defaults, beneath a YAML file, beneath the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from data_pipeline.config import DataConfig
+from jobs.tracking import TrackingConfig
+from taehv.config import TrainingConfig
+
+
+class ConfigError(ValueError):
+    """A command line or a config file that cannot be used; the job exits with 2."""
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    workers: int = 0
+    """Training workers; 0: one per GPU of the cluster, or one where there is no GPU."""
+    max_failures: int = 3
+    """Times that dead workers are started again from the last checkpoint."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "max_failures"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cluster.{name} is {getattr(self, name)}: it cannot be negative")
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Everything a job is told, section by section."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def parse(arguments: Sequence[str], description: str) -> Config:
+    """The configuration that a command line asks for.
+
+    Raises:
+        ConfigError: naming the key or the file.
+        SystemExit: with 2 for an option that does not exist (tyro names the nearest), with 0
+            after --help.
+    """
+    file, overrides = _take_config_file(list(arguments))
+    defaults = read_yaml(file) if file else Config()
+    try:
+        return tyro.cli(Config, args=overrides, default=defaults, description=description)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def read_yaml(path: Path) -> Config:
+    """The configuration in a YAML file of sections; what it leaves out has its default."""
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {error}") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"--config {path}: expected sections such as `data:`, `train:`")
+    _refuse_unknown_keys(content, Config, str(path), "")
+    try:
+        return TypeAdapter(Config).validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"--config {path}, {key or 'a section'}: {first['msg']}") from error
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted keys, as they are typed and tracked: `train.max_steps` and so on."""
+    return {
+        f"{section}.{key}": value
+        for section, values in dataclasses.asdict(config).items()
+        for key, value in values.items()
+    }
+
+
+def _take_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
+    file: Path | None = None
+    rest: list[str] = []
+    while arguments:
+        argument = arguments.pop(0)
+        name, separator, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+        elif separator:
+            file = Path(value)
+        elif arguments:
+            file = Path(arguments.pop(0))
+        else:
+            raise ConfigError("--config needs the path of a YAML file")
+    return file, rest
+
+
+def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, file: str, above: str) -> None:
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in content.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {above}{near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"--config {file}: there is no key {above}{key}; {hint}")
+        section = known[key].default_factory
+        if isinstance(section, type) and dataclasses.is_dataclass(section):
+            if not isinstance(value, dict):
+                raise ConfigError(f"--config {file}: {key} is a section, but holds {value!r}")
+            _refuse_unknown_keys(value, section, file, f"{above}{key}.")

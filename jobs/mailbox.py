@@ -1,0 +1,98 @@
+"""The way from the training workers, wherever they are, to the driver, and back: stop, please."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+
+from taehv.interfaces import Hooks
+from taehv.journal import Row
+
+PROGRESS_SECONDS = 0.5
+"""A worker's progress is told no more often than this."""
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """What the workers say waits here for the driver; it lives as long as the driver."""
+
+    def __init__(self) -> None:
+        self._messages: list[tuple[str, Any]] = []
+        self._stop = False
+        self._failed = False
+
+    def put(self, kind: str, content: Any) -> None:
+        self._messages.append((kind, content))
+        self._failed |= kind == "failure"
+
+    def take(self) -> list[tuple[str, Any]]:
+        """All messages that came since the last call, in their order."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def ask_to_stop(self) -> None:
+        self._stop = True
+
+    def stop_wanted(self) -> bool:
+        return self._stop
+
+    def has_failed(self) -> bool:
+        """Whether a worker has told of something that only the user can mend."""
+        return self._failed
+
+
+class MailboxHooks(Hooks):
+    """A worker's end: everything is sent without waiting for its arrival.
+
+    Args:
+        mailbox: the actor's handle.
+        is_main: whether this is the worker that speaks for all.
+    """
+
+    def __init__(self, mailbox: Any, is_main: bool) -> None:
+        self.mailbox = mailbox
+        self.is_main = is_main
+        self._told_at = 0.0
+        self._told_videos: set[str] = set()
+        self._answer = mailbox.stop_wanted.remote() if is_main else None
+
+    def on_step(self, step: int, samples: Sequence[int]) -> None:
+        if self.is_main and time.monotonic() - self._told_at > PROGRESS_SECONDS:
+            self._told_at = time.monotonic()
+            self.mailbox.put.remote("step", step)
+
+    def on_row(self, row: Row) -> None:
+        self.mailbox.put.remote("row", row)
+
+    def on_samples(self, step: int, original: np.ndarray, reconstructed: np.ndarray) -> None:
+        self.mailbox.put.remote("samples", (step, original, reconstructed))
+
+    def on_rejected(self, rejected: Sequence[Mapping[str, Any]]) -> None:
+        new = [entry for entry in rejected if entry["video"] not in self._told_videos]
+        if new:
+            self._told_videos.update(entry["video"] for entry in new)
+            self.mailbox.put.remote("rejected", [dict(entry) for entry in new])
+
+    def should_stop(self) -> bool:
+        """The last answer that has arrived; asking never holds up a step."""
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        wanted = bool(ray.get(self._answer))
+        self._answer = self.mailbox.stop_wanted.remote()
+        return wanted
+
+
+class MailboxLog(logging.Handler):
+    """Sends a worker's log lines to the driver."""
+
+    def __init__(self, mailbox: Any) -> None:
+        super().__init__(logging.INFO)
+        self.mailbox = mailbox
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.mailbox.put.remote("log", (record.levelno, record.getMessage()))

@@ -1,0 +1,179 @@
+"""Train a TAEHV on video: `python jobs/train.py --help` lists every option."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# Run as a script, Python looks for imports in jobs/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from data_pipeline.clips import ClipSource, open_sources
+from data_pipeline.errors import DataError
+from data_pipeline.synthetic import ensure_synthetic
+from jobs import cluster
+from jobs.checks import check, check_run_dir
+from jobs.config import Config, ConfigError, flatten, parse
+from jobs.driver import Driver
+from jobs.mailbox import Mailbox
+from jobs.progress import Progress
+from jobs.summary import closing_summary
+from jobs.tracking import Tracker
+from jobs.worker import train_worker
+from taehv import journal
+from taehv.errors import TrainingError
+from taehv.state import to_yaml
+
+log = logging.getLogger("jobs.train")
+
+DONE, FAILED, BAD_CONFIG = 0, 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; the exit code is that of the project's contract (0, 1, 2, 130, 143)."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for room in ("jobs", "taehv", "data_pipeline"):
+        logging.getLogger(room).setLevel(logging.INFO)
+    try:
+        config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
+        return run(config)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except (TrainingError, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def run(config: Config) -> int:
+    """Check, set up, train, and say how it went."""
+    config = _with_places(config)
+    run_dir = Path(config.train.run_dir)
+    check_run_dir(run_dir, config.train.resume)
+    check(config)
+    training, validation = open_sources(config.data, config.train.seed)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(to_yaml(config))
+    log.info("run folder: %s", run_dir)
+
+    tracker = Tracker.start(config.tracking, run_dir, flatten(config))
+    tracker.catch_up(journal.read(run_dir / "metrics.jsonl"))
+    progress = Progress(config.train.max_steps)
+    try:
+        with cluster.connected() as own_ray:
+            mailbox = Mailbox.remote()
+            driver = Driver(run_dir, mailbox, tracker, progress)
+            shares = cluster.share_out(config.cluster, config.data.decode_cpus)
+            _check_layout(config, shares.workers)
+            trainer = cluster.make_trainer(
+                train_worker,
+                _settings(config, mailbox, shares, training, validation),
+                shares,
+                config.cluster,
+                own_ray,
+            )
+            summary = driver.run(trainer)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        tracker.finish("KILLED" if interrupted else "FAILED")
+        raise
+    finally:
+        progress.close()
+    return _conclude(config, summary, driver.stopped_by, tracker)
+
+
+def _check_layout(config: Config, workers: int) -> None:
+    try:
+        config.train.layout(workers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _conclude(
+    config: Config,
+    summary: Mapping[str, Any],
+    stopped_by: signal.Signals | None,
+    tracker: Tracker,
+) -> int:
+    """Hand the results to the tracker and the user."""
+    run_dir = Path(config.train.run_dir)
+    for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
+        if (run_dir / name).is_file():
+            tracker.artifact(run_dir / name)
+    tracker.finish("FINISHED" if summary["finished"] else "KILLED")
+    rows = journal.read(run_dir / "metrics.jsonl")
+    print()
+    print(
+        closing_summary(
+            rows, summary["baselines"], run_dir, summary["finished"], tracker.open_hint()
+        )
+    )
+    if summary["finished"] or stopped_by is None:
+        return DONE
+    print(f"stopped at step {summary['step']}; go on with: --train.run-dir {run_dir} ", end="")
+    print("--train.resume latest")
+    return 128 + stopped_by
+
+
+def _with_places(config: Config) -> Config:
+    """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
+    run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    annotations = config.data.annotations or str(ensure_synthetic(_cache_dir()))
+    resume = config.train.resume
+    replace = dataclasses.replace
+    return replace(
+        config,
+        data=replace(config.data, annotations=_absolute(annotations)),
+        model=replace(config.model, pretrained=_absolute(config.model.pretrained)),
+        teacher=replace(config.teacher, path=_absolute(config.teacher.path)),
+        train=replace(
+            config.train,
+            run_dir=_absolute(run_dir),
+            resume=resume if resume == "latest" else _absolute(resume),
+        ),
+    )
+
+
+def _absolute(path: str) -> str:
+    """`path` from where the user is; under `ray job submit` that is a copy which Ray throws away,
+    so results go to the home folder there, and inputs are better given as absolute paths."""
+    if not path or "://" in path:
+        return path
+    in_job_copy = "runtime_resources" in Path.cwd().parts
+    relative_to = Path.home() if in_job_copy and not Path(path).exists() else Path.cwd()
+    return os.path.normpath(relative_to / path)
+
+
+def _cache_dir() -> Path:
+    """Where the synthetic driving set is kept between runs."""
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "taehv"
+
+
+def _settings(
+    config: Config,
+    mailbox: Any,
+    shares: cluster.Shares,
+    training: ClipSource,
+    validation: ClipSource,
+) -> dict[str, Any]:
+    """What every worker is given."""
+    return {
+        "config": config,
+        "mailbox": mailbox,
+        "training": training,
+        "validation": validation,
+        "decode_cpus": shares.decode_cpus_per_worker,
+        "run_dir": config.train.run_dir,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

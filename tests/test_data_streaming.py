@@ -1,0 +1,132 @@
+"""Ray Data delivers what the plain iterator delivers, bit for bit."""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from data_videos import write_annotations, write_dataset
+
+from data_pipeline.batches import Batch, Samples, iter_batches
+from data_pipeline.clips import ClipSource, open_sources
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import DataError
+from data_pipeline.streaming import stream_batches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def local_ray() -> Iterator[None]:
+    # The path of a socket may have 107 characters, which pytest's own folders leave no room for.
+    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        namespace=uuid.uuid4().hex,
+        logging_level="warning",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def source_of(annotations: Path) -> ClipSource:
+    config = DataConfig(
+        annotations=str(annotations),
+        height=16,
+        width=24,
+        num_frames=5,
+        validation_fraction=0.1,
+        decode_cpus=0.5,
+    )
+    return open_sources(config, seed=0)[0]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> ClipSource:
+    """Seven videos of which one is missing and one is not a video."""
+    annotations = write_dataset(tmp_path_factory.mktemp("data"), count=8)
+    source = source_of(annotations)
+    absent, corrupt = list(source.videos)[:2]
+    (annotations.parent / absent).unlink()
+    (annotations.parent / corrupt).write_bytes(b"nothing of a video")
+    return source
+
+
+def schedule(steps: int, rows: int = 3) -> list[Samples]:
+    """Steps of `rows` samples, the last slot of every other step surplus."""
+    samples = np.arange(steps * rows, dtype=np.int64).reshape(steps, rows)
+    samples[::2, -1] = -1
+    return list(samples)
+
+
+def assert_same(streamed: list[Batch], plain: list[Batch]) -> None:
+    assert len(streamed) == len(plain)
+    for left, right in zip(streamed, plain, strict=True):
+        assert left["frames"].dtype == np.uint8
+        assert left["frames"].flags.c_contiguous
+        np.testing.assert_array_equal(left["frames"], right["frames"])
+        np.testing.assert_array_equal(left["sample"], right["sample"])
+        assert left["sample"].dtype == np.int64
+        assert left["video"] == right["video"]
+        assert left["rejected"] == right["rejected"]
+
+
+@pytest.mark.parametrize("segment_steps", [5, 256])
+def test_the_stream_equals_the_plain_iterator(source: ClipSource, segment_steps: int) -> None:
+    """13 steps: two boundaries and a shorter last segment at 5 steps each."""
+    streamed = stream_batches(
+        source, iter(schedule(13)), cpu_limit=1.0, segment_steps=segment_steps
+    )
+    plain = list(iter_batches(source, iter(schedule(13))))
+    assert any(batch["rejected"] for batch in plain)
+    assert_same(list(streamed), plain)
+
+
+def test_one_clip_a_step(source: ClipSource) -> None:
+    steps = [np.array([n]) for n in range(4)]
+    streamed = stream_batches(source, iter(steps), segment_steps=2)
+    assert_same(list(streamed), list(iter_batches(source, iter(steps))))
+
+
+def test_an_endless_schedule_is_read_two_segments_ahead_at_most(source: ClipSource) -> None:
+    asked = []
+
+    def endless() -> Iterator[Samples]:
+        n = 0
+        while True:
+            asked.append(n)
+            yield np.array([n])
+            n += 1
+
+    stream = stream_batches(source, endless(), segment_steps=4)
+    received = [batch["sample"].item() for batch in islice(stream, 9)]
+    stream.close()
+    assert received == list(range(9))
+    assert len(asked) <= 12
+
+
+def test_an_empty_schedule_ends_at_once(source: ClipSource) -> None:
+    assert list(stream_batches(source, iter([]))) == []
+
+
+def test_a_data_error_arrives_as_itself(tmp_path: Path) -> None:
+    source = source_of(write_annotations(tmp_path, ["absent.mp4", "absent_too.mp4"]))
+    stream = stream_batches(source, iter(schedule(4)), segment_steps=2)
+    with pytest.raises(DataError, match="absent"):
+        next(stream)
+
+
+def test_wrong_arguments_are_told_at_the_call(source: ClipSource) -> None:
+    with pytest.raises(ValueError, match=r"cpu_limit \(0.1\) must be at least data.decode_cpus"):
+        stream_batches(source, iter([]), cpu_limit=0.1)
+    with pytest.raises(ValueError, match="segment_steps must be at least 1"):
+        stream_batches(source, iter([]), segment_steps=0)
+    uneven = [np.array([0, 1]), np.array([2])]
+    with pytest.raises(ValueError, match="the same number of samples"):
+        next(stream_batches(source, iter(uneven)))
