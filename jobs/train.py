@@ -25,7 +25,7 @@ from jobs.driver import Driver
 from jobs.mailbox import Mailbox
 from jobs.progress import Progress
 from jobs.summary import closing_summary
-from jobs.tracking import Tracker
+from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
 from taehv import journal
 from taehv.errors import TrainingError
@@ -64,7 +64,6 @@ def run(config: Config) -> int:
     log.info("run folder: %s", run_dir)
 
     tracker = Tracker.start(config.tracking, run_dir, flatten(config))
-    tracker.catch_up(journal.read(run_dir / "metrics.jsonl"))
     progress = Progress(config.train.max_steps)
     try:
         with cluster.connected() as own_ray:
@@ -82,7 +81,7 @@ def run(config: Config) -> int:
             summary = driver.run(trainer)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        tracker.finish("KILLED" if interrupted else "FAILED")
+        _end_tracking(tracker, run_dir, "KILLED" if interrupted else "FAILED")
         raise
     finally:
         progress.close()
@@ -104,10 +103,7 @@ def _conclude(
 ) -> int:
     """Hand the results to the tracker and the user."""
     run_dir = Path(config.train.run_dir)
-    for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
-        if (run_dir / name).is_file():
-            tracker.artifact(run_dir / name)
-    tracker.finish("FINISHED" if summary["finished"] else "KILLED")
+    _end_tracking(tracker, run_dir, "FINISHED" if summary["finished"] else "KILLED")
     rows = journal.read(run_dir / "metrics.jsonl")
     print()
     print(
@@ -120,6 +116,15 @@ def _conclude(
     print(f"stopped at step {summary['step']}; go on with: --train.run-dir {run_dir} ", end="")
     print("--train.resume latest")
     return 128 + stopped_by
+
+
+def _end_tracking(tracker: Tracker, run_dir: Path, status: Status) -> None:
+    """Send what the store still lacks, rows and files, and close the tracked run."""
+    tracker.catch_up(journal.read(run_dir / "metrics.jsonl"))
+    for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
+        if (run_dir / name).is_file():
+            tracker.artifact(run_dir / name)
+    tracker.finish(status)
 
 
 def _with_places(config: Config) -> Config:

@@ -2,8 +2,8 @@
 
 Most channels are drawn at random (He) and wait to be used. The first few carry the picture itself
 through every layer: averaged over blocks of 8x8 on the way down, copied on the way up. At step 0
-the network is thus an 8x thumbnail and back (about 23 dB on driving video at 64x64), and training
-adds what is missing instead of spending its first hundreds of steps on finding the mean colour.
+the network is thus a faint 8x thumbnail on grey, and training adds contrast and detail instead of
+spending its first hundreds of steps on finding the mean colour.
 
 What makes that path exact:
 - Frames are never negative, so the ReLUs let the picture through. Latents are centred on 0 and
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 _LATENT_SCALE = 2.0
 _MEMORY_GAIN = 0.5
 _OUTPUT_GAIN = 0.01
+# Contrast of the picture that comes out at step 0. At full contrast the layers before the last
+# would have little to gain at first; this small, all of them move, and it is back within 50 steps.
+_OUTPUT_CONTRAST = 0.1
 
 
 @torch.no_grad()
@@ -102,8 +105,8 @@ def _carry_up(decoder: nn.Sequential, carried: int) -> None:
     last.weight[:, :carried] = 0
     _bias(last).fill_(0.5)
     channels = torch.arange(carried)
-    last.weight[channels, channels] = _centre(last).to(last.weight)
-    _bias(last)[:carried] = 0
+    last.weight[channels, channels] = _OUTPUT_CONTRAST * _centre(last).to(last.weight)
+    _bias(last)[:carried] = 0.5 * (1 - _OUTPUT_CONTRAST)
 
 
 def _convolutions(layers: nn.Sequential) -> list[nn.Conv2d]:

@@ -171,8 +171,8 @@ def _judge_gradient_norm(
     last = norms[steps > steps[-1] - limits.gradient_norm_steps] if len(steps) else norms
     mean, spread = (float(last.mean()), float(last.std())) if len(last) else (math.nan, math.nan)
     notable, unstable = limits.gradient_norm_notable, limits.gradient_norm_unstable
-    over = f"over the last {limits.gradient_norm_steps} steps"
-    wanted_mean = f"mean {over}: notable above {notable:g}, unstable above {unstable:g}"
+    over = f"over {limits.gradient_norm_steps} steps"
+    wanted_mean = f"mean {over} to {notable:g}; unstable above {unstable:g}"
     wanted_spread = f"deviation {over} below {limits.gradient_norm_spread:g}"
     if not len(last):
         return (
@@ -199,7 +199,7 @@ def _judge_trend(rows: Sequence[Mapping[str, float]], limits: Thresholds) -> Fin
     that the stretch would hold fewer than `FEWEST_ROWS` rows takes a longer stretch.
     """
     name = "reconstruction loss's slope"
-    wanted = f"below 0 over the last {limits.trend_steps} steps; failure when diverging"
+    wanted = f"below 0 over {limits.trend_steps} steps; failure when diverging"
     steps, losses = _series(rows, "train/reconstruction_loss")
     if not np.isfinite(losses).all():
         return Finding(name, math.nan, "finite throughout", "failure")

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_teacher import save_small_teacher
 
 from taehv.errors import TrainingError
 from taehv.teacher import (
@@ -18,6 +17,7 @@ from taehv.teacher import (
     slope_to_student,
     slope_warning,
 )
+from tests.small_teacher import save_small_teacher
 
 WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 

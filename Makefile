@@ -1,0 +1,38 @@
+# Two commands: `make train` and `make test`. Both set up .venv first, from nothing but Python 3.11.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: train test test-slow check help
+
+help:
+	@echo "make train      train a small TAEHV on synthetic driving video, on this machine"
+	@echo "make test       checks and tests"
+	@echo "make test-slow  the minutes-long suite: 'make train' itself, and its figures"
+	@echo "make check      lint, format, types, and the walls between the rooms"
+
+train: .venv/runs
+	$(BIN)/python jobs/train.py --config configs/small.yaml
+
+test: check
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/tests
+	$(BIN)/python -m pytest -m slow
+
+check: .venv/tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# Files that say which requirements are installed. Without compiled bytecode a cold Ray takes
+# longer to start than it allows itself.
+.venv/runs: requirements.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/tests: requirements-dev.txt .venv/runs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
