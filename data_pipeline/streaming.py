@@ -31,11 +31,15 @@ from data_pipeline.errors import DataError
 LEAD = 4
 """The next segment is started when a LEAD-th of the current one is left to read."""
 
-BATCHES_AHEAD = 8
-"""Decoded batches that may wait in the object store beside those being fetched."""
+SEGMENT_BYTES = 128 * 2**20
+"""About the size of a segment; up to two segments of each stream are in the object store."""
 
-MIN_STORE_BYTES = 128 * 2**20
-"""Least share of the object store: Ray Data stalls where it has too little to plan with."""
+FEWEST_STEPS, MOST_STEPS = 16, 256
+"""Bounds on the steps of a segment: to start one costs a second, to list its blocks memory."""
+
+ROOM = 8
+"""Times a segment's size that Ray Data may fill. With less it holds back finished blocks, and while
+it does, its scheduling thread spins and takes the interpreter from the training thread."""
 
 Segment = tuple[Batch, Generator[Batch]]
 """The first batch of a segment, and the iterator that yields the others."""
@@ -46,7 +50,7 @@ def stream_batches(
     schedule: Iterator[Samples],
     *,
     cpu_limit: float | None = None,
-    segment_steps: int = 256,
+    segment_steps: int | None = None,
     prefetch_batches: int = 2,
 ) -> Generator[Batch]:
     """A batch per entry of `schedule`, in its order; `frames` are read-only.
@@ -65,7 +69,7 @@ def stream_batches(
             f"cpu_limit ({cpu_limit}) must be at least data.decode_cpus ({decode_cpus}), "
             "the CPUs of one decoding task"
         )
-    if segment_steps < 1:
+    if segment_steps is not None and segment_steps < 1:
         raise ValueError(f"segment_steps must be at least 1, not {segment_steps}")
     # A function of its own, so that wrong arguments are told at the call, not at the first batch.
     return _stream(source, schedule, cpu_limit, segment_steps, prefetch_batches)
@@ -75,11 +79,16 @@ def _stream(
     source: ClipSource,
     schedule: Iterator[Samples],
     cpu_limit: float | None,
-    segment_steps: int,
+    segment_steps: int | None,
     prefetch_batches: int,
 ) -> Generator[Batch]:
     decoder = _Decoder(ray.put(source), source.config.decode_cpus, cpu_limit, prefetch_batches)
-    segments = iter(lambda: list(islice(schedule, segment_steps)), [])
+    first_step = list(islice(schedule, 1))
+    if not first_step:
+        return
+    whole_schedule = chain(first_step, schedule)
+    length = segment_steps or _segment_length(source, rows=len(first_step[0]))
+    segments = iter(lambda: list(islice(whole_schedule, length)), [])
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-segment")
 
     def begin(steps: list[Samples] | None) -> Future[Segment] | None:
@@ -102,6 +111,16 @@ def _stream(
         if pending is not None:
             pending.add_done_callback(_abandon)
         pool.shutdown(wait=False)
+
+
+def _segment_length(source: ClipSource, rows: int) -> int:
+    """Steps of `rows` clips that make a segment of about SEGMENT_BYTES."""
+    return max(FEWEST_STEPS, min(MOST_STEPS, SEGMENT_BYTES // max(1, _batch_bytes(source, rows))))
+
+
+def _batch_bytes(source: ClipSource, rows: int) -> int:
+    config = source.config
+    return rows * config.num_frames * 3 * config.height * config.width
 
 
 def _abandon(pending: Future[Segment]) -> None:
@@ -130,7 +149,7 @@ class _Decoder:
         rows = len(steps[0])
         if rows == 0 or any(len(samples) != rows for samples in steps):
             raise ValueError("every step of a schedule must ask for the same number of samples")
-        with DataContext.current(self._context(rows)):
+        with DataContext.current(self._context(len(steps), rows)):
             blocks = ray.data.from_arrow([pa.table({"sample": samples}) for samples in steps])
             clips = blocks.map_batches(
                 partial(_decode_block, self.source),
@@ -147,18 +166,14 @@ class _Decoder:
             for samples in steps:
                 yield _checked(samples, next(delivered, None))
 
-    def _context(self, rows: int) -> DataContext:
-        """Ray Data's settings for batches of `rows` clips."""
-        config = ray.get(self.source).config
-        batch_bytes = rows * config.num_frames * 3 * config.height * config.width
+    def _context(self, steps: int, rows: int) -> DataContext:
+        """Ray Data's settings for a segment of `steps` batches of `rows` clips."""
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
             cpu=self.cpu_limit,
-            # By default every stream helps itself to half of the whole object store.
-            object_store_memory=max(
-                MIN_STORE_BYTES, (BATCHES_AHEAD + self.prefetch_batches) * batch_bytes
-            ),
+            object_store_memory=ROOM
+            * max(SEGMENT_BYTES, steps * _batch_bytes(ray.get(self.source), rows)),
         )
         # One block per task: a task that could not hand out its second block would hold its CPU
         # until somebody reads, and streams that share few CPUs would wait for each other.

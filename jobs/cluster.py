@@ -114,7 +114,7 @@ def make_trainer(
     )
 
 
-class OneMachineTorchConfig(TorchConfig):
+class OneMachineTorchConfig(TorchConfig):  # type: ignore[misc]
     """Workers of one machine find each other by a file: Ray's own way opens a port to the world."""
 
     @property
@@ -122,7 +122,7 @@ class OneMachineTorchConfig(TorchConfig):
         return _OneMachineBackend
 
 
-class _OneMachineBackend(Backend):
+class _OneMachineBackend(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:

@@ -114,7 +114,7 @@ def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, file: str, above
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {above}{near[0]}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"--config {file}: there is no key {above}{key}; {hint}")
-        section = known[key].default_factory
+        section: Any = known[key].default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, dict):
                 raise ConfigError(f"--config {file}: {key} is a section, but holds {value!r}")

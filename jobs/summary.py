@@ -46,7 +46,7 @@ def closing_summary(
 
 def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]]) -> str:
     metrics = ("psnr", "ssim", "mse", "sharpness")
-    lines = [("held-out clips", *metrics)]
+    lines: list[tuple[str, ...]] = [("held-out clips", *metrics)]
 
     def add(name: str, row: Mapping[str, float], prefix: str = "") -> None:
         lines.append((name, *(f"{row[prefix + metric]:.4g}" for metric in metrics)))

@@ -67,7 +67,7 @@ def run(config: Config) -> int:
     progress = Progress(config.train.max_steps)
     try:
         with cluster.connected() as own_ray:
-            mailbox = Mailbox.remote()
+            mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
             driver = Driver(run_dir, mailbox, tracker, progress)
             shares = cluster.share_out(config.cluster, config.data.decode_cpus)
             _check_layout(config, shares.workers)

@@ -14,7 +14,6 @@ import ray
 import torch
 from ray import train as ray_train
 
-from data_pipeline.batches import Batch
 from data_pipeline.clips import ClipSource
 from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
@@ -34,10 +33,10 @@ class RayClips:
         self._training, self._validation = training, validation
         self.cpu_limit = cpu_limit
 
-    def training(self, schedule: Iterator[np.ndarray]) -> Generator[Batch]:
+    def training(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
         return stream_batches(self._training, schedule, cpu_limit=self.cpu_limit)
 
-    def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Batch]:
+    def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
         return stream_batches(self._validation, schedule, cpu_limit=self.cpu_limit)
 
 

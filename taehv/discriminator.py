@@ -111,7 +111,7 @@ def commit_statistics(discriminator: nn.Module, groups: int) -> None:
     """
     norms = batch_norms(discriminator)
     sums = distributed.sum_over_workers(torch.cat([norm.sums.flatten() for norm in norms]))
-    parts = sums.split([norm.sums.numel() for norm in norms])
+    parts = torch.split(sums, [norm.sums.numel() for norm in norms])
     for norm, part in zip(norms, parts, strict=True):
         mean, variance = (part / groups).view_as(norm.sums)
         assert norm.running_mean is not None

@@ -97,7 +97,7 @@ def train(
 
         # What a checkpoint was written after is in its past: a resumed run does not repeat it.
         if outcome or not resume_from:
-            row = {}
+            row: dict[str, float] = {}
             if outcome and (at_rest or state.step % config.train.log_every == 0):
                 row |= outcome.row() | meter.row()
             if state.step % config.train.validation_every == 0 or finished:

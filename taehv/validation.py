@@ -64,9 +64,10 @@ class ValidationSet:
         self, model: TAEHV, dtype: torch.dtype | None, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Up to `count` of this worker's clips and their reconstructions, uint8 [N, T, 3, H, W]."""
-        originals, reconstructions = [], []
+        originals: list[np.ndarray] = []
+        reconstructions: list[np.ndarray] = []
         for frames, mask in self._device_batches():
-            if sum(map(len, originals)) >= count:
+            if sum(len(part) for part in originals) >= count:
                 break
             with autocast(dtype):
                 decoded = model.decode_video(model.encode_video(frames))

@@ -14,7 +14,8 @@ def moving_clip(sample: int, num_frames: int = 9, size: int = 32) -> np.ndarray:
     t = np.arange(num_frames)[:, None, None, None] / num_frames
     phase, speed, fx, fy = random.uniform(0.5, 3, (4, 3, 1, 1))
     wave = np.sin(2 * np.pi * (fx * x + fy * y + 0.3 * speed * t) + phase)
-    return np.uint8(127.5 + 100 * wave)
+    frames: np.ndarray = (127.5 + 100 * wave).astype(np.uint8)
+    return frames
 
 
 class MovingData:

@@ -5,10 +5,10 @@ import logging
 from pathlib import Path
 
 import pytest
-from data_videos import write_annotations
 
 from data_pipeline.annotations import read_annotations
 from data_pipeline.errors import DataError
+from tests.data_videos import write_annotations
 
 
 def test_paths_hints_and_root(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from data_videos import Frames, moving_frames
 from numpy.typing import NDArray
 
 from data_pipeline.augment import crop_box, jitter_colours, make_clip
 from data_pipeline.decode import UnusableVideoError, VideoFile
 from data_pipeline.plan import ClipPlan
+from tests.data_videos import Frames, moving_frames
 
 PLAIN = ClipPlan(video=0, start=0.0, step=1, crop_scale=1.0, crop_x=0.5, crop_y=0.5)
 

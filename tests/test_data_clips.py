@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_videos import (
-    moving_frames,
-    sequential_frames,
-    write_annotations,
-    write_dataset,
-    write_video,
-)
 
 from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import ClipSource, Rejection, load_clip, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.plan import plan_clip
+from tests.data_videos import (
+    moving_frames,
+    sequential_frames,
+    write_annotations,
+    write_dataset,
+    write_video,
+)
 
 GLOBAL_BATCH = 6
 

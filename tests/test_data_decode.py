@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_videos import moving_frames, sequential_frames, write_video
 
 from data_pipeline.decode import UnusableVideoError, VideoFile, choose_window
+from tests.data_videos import moving_frames, sequential_frames, write_video
 
 DRIVING = Path(os.environ.get("DRIVING_DATA", Path(__file__).parents[2] / "shared" / "driving"))
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from data_videos import write_annotations, write_dataset
 
 from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
+from tests.data_videos import write_annotations, write_dataset
 
 
 @pytest.fixture(scope="module", autouse=True)

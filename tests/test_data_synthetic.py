@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_videos import sequential_frames
 
 from data_pipeline import synthetic
 from data_pipeline.clips import load_clip, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.scene import Scene
 from data_pipeline.synthetic import SyntheticConfig, ensure_synthetic, main, write_video
+from tests.data_videos import sequential_frames
 
 TINY = {"frames": 6, "height": 48, "width": 64}
 

@@ -1,5 +1,8 @@
 """The start from scratch: it shows the picture, repeats itself, and learns."""
 
+import math
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,12 +14,22 @@ from taehv.variants import VARIANTS
 SMALL = ModelConfig("taehv", encoder_width=16, decoder_widths=(24, 16, 16, 16))
 
 
-def moving_waves(num_frames: int, size: int) -> Tensor:
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def moving_waves(num_frames: int, size: int, period: int = 64) -> Tensor:
     """Smooth coloured waves that drift to the right; [1, T, 3, size, size] in [0, 1]."""
     t = torch.arange(num_frames).view(-1, 1, 1, 1)
     phase = torch.tensor([0.0, 2.0, 4.0]).view(1, 3, 1, 1)
     y, x = torch.arange(size).view(-1, 1), torch.arange(size).view(1, -1)
-    waves = torch.sin((x - 2 * t) * (6.2832 / 64) + phase) * torch.cos(y * (6.2832 / 64))
+    turn = 2 * math.pi / period
+    waves = torch.sin((x - 2 * t) * turn + phase) * torch.cos(y * turn)
     return (0.5 + 0.4 * waves)[None]
 
 
@@ -30,23 +43,25 @@ def bounded_as_latents_are(picture: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_start_is_a_thumbnail_and_back(variant: str) -> None:
+def test_the_start_is_a_faint_thumbnail(variant: str) -> None:
     model = build_model(ModelConfig(variant))
     p, d = model.patch_size, model.space_downscale
     num_frames = model.time_downscale + 1
-    frames = moving_waves(num_frames, 2 * d)
+    frames = moving_waves(num_frames, 2 * d, period=8 * d)
     # Each pixel of a p x p block is averaged over the 8x8 blocks that share a latent position. A
     # latent shows the first of its frames, at the last of its raw frames and the three before.
     sub = F.pixel_unshuffle(frames[0, [0, model.time_downscale]], p)
     thumbnails = F.interpolate(F.avg_pool2d(sub, 8), scale_factor=8)
     if not model.architecture.super_decoder:
         thumbnails = bounded_as_latents_are(thumbnails)
-    expected = F.pixel_shuffle(thumbnails, p)[[0] + [1] * model.time_downscale]
+    thumbnails = F.pixel_shuffle(thumbnails, p)[[0] + [1] * model.time_downscale]
+    expected = 0.5 + 0.1 * (thumbnails - 0.5)
     with torch.no_grad():
-        _, decoded = model(frames[:, :num_frames])
+        _, decoded = model(frames)
     trimmed = decoded[0, -num_frames:]
-    assert psnr(trimmed[0], expected[0]) > 33
-    assert psnr(trimmed[-1], expected[-1]) > 33
+    # Plain grey stands at 34 dB; random channels may add a little.
+    assert psnr(trimmed[0], expected[0]) > 45
+    assert psnr(trimmed[-1], expected[-1]) > 45
 
 
 def test_latents_start_where_the_clamp_is_straight() -> None:

@@ -5,6 +5,7 @@ import itertools
 import math
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from taehv import checkpoint, distributed, journal, training
 from taehv.config import TrainingConfig
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
-from taehv.losses import LossConfig
+from taehv.losses import LossConfig, squared_error
 from taehv.metrics import psnr
 from taehv.model import TAEHV
 from taehv.teacher import TeacherConfig
@@ -77,7 +78,7 @@ def test_passes_do_not_change_the_result(reference: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_zero_stages_agree(reference: Path, tmp_path: Path, stage: int) -> None:
+def test_zero_stages_agree(reference: Path, tmp_path: Path, stage: Literal[0, 2]) -> None:
     config = small_config()
     config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, zero_stage=stage))
     run(config, tmp_path)
@@ -154,7 +155,7 @@ def test_teacher_and_both_decoder_inputs(tmp_path: Path) -> None:
         config = dataclasses.replace(
             small_config(max_steps=2),
             teacher=teacher,
-            loss=LossConfig(decoder_input=decoder_input),  # type: ignore[arg-type]
+            loss=LossConfig(decoder_input=decoder_input),
         )
         folder = tmp_path / decoder_input
         run(config, folder)
@@ -177,21 +178,18 @@ def test_the_learning_rate_schedule() -> None:
 
 def poisoned_run(folder: Path, config: TrainingConfig) -> None:
     """A run whose main worker gets a loss that is no number at step 2."""
-    squared_error_before = training.squared_error
+    calls: list[int] = []
 
-    def squared_error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    def sometimes_no_number(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         # Two losses a step (reconstruction, Seraena): the fifth is step 2's reconstruction.
         factor = math.nan if len(calls) == 5 and distributed.is_main() else 1.0
-        return squared_error_before(output, target) * factor
+        return squared_error(output, target) * factor
 
-    calls: list[int] = []
-    training.squared_error = squared_error
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "squared_error", sometimes_no_number)
         with pytest.raises(TrainingError) as caught:
             train(config, MovingData(), Hooks(), folder)
-    finally:
-        training.squared_error = squared_error_before
     message = str(caught.value)
     assert "not finite at step 2, for sample 16 (moving_16)" in message
     (folder / f"rank_{distributed.rank()}").write_text(message)

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import start_processes
 
 
-def run_workers(workers: int, function: Callable[..., None], *arguments: Any) -> None:
+def run_workers(workers: int, function: Callable[..., object], *arguments: Any) -> None:
     """Run `function(*arguments)` in `workers` processes and wait; an error in one is raised."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        mp.start_processes(
+        start_processes(  # type: ignore[no-untyped-call]
             _enter, (workers, store, function, arguments), nprocs=workers, start_method="spawn"
         )
 
 
 def _enter(
-    rank: int, workers: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, workers: int, store: str, function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)

@@ -1,0 +1,62 @@
+"""Runs the real job in a process of its own, in a HOME of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# A network and clips so small that a step takes a fraction of a second.
+_TINY = (
+    "--model.encoder-width 8 --model.decoder-widths 16 8 8 8 --seraena.widths 4 8 8 8 8 8"
+    " --data.height 32 --data.width 32 --data.decode-cpus 0.5"
+    " --train.validation-clips 2 --train.log-every 1 --optim.warmup-steps 2"
+)
+TINY = _TINY.split()
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """The outer environment without what would tie a test to it."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "MLFLOW_", "XDG_"))
+    }
+    return kept | {"HOME": str(home)} | more
+
+
+def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`python jobs/train.py arguments`, its output captured."""
+    home.mkdir(exist_ok=True, parents=True)
+    return subprocess.Popen(
+        [sys.executable, "jobs/train.py", *arguments],
+        cwd=REPOSITORY,
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int, str]:
+    """Wait for the end: exit code and output. A job that hangs is stopped and fails the test."""
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"the job did not end in {seconds} s:\n{output}") from None
+    return process.returncode, output
+
+
+def wait_for(condition: "object", process: "subprocess.Popen[str]", seconds: float = 120) -> None:
+    """Until `condition()` holds, while the job is running."""
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, f"the job ended early:\n{process.communicate()[0]}"
+        assert time.monotonic() < end, "the job took too long"
+        time.sleep(0.2)

@@ -1,0 +1,117 @@
+"""`ray job submit` against a cluster of one machine, with token authentication on."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from taehv import journal
+from tests.jobs_run import REPOSITORY, TINY, environment
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@dataclass(frozen=True)
+class Head:
+    environment: dict[str, str]
+    dashboard: str
+
+
+def _free_ports(count: int) -> list[str]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture
+def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """`ray start --head` in a HOME and on ports of its own, ended by its own process ids."""
+    home = tmp_path / "home"
+    home.mkdir()
+    port, dashboard, agent, metrics, client = _free_ports(5)
+    variables = environment(home, RAY_AUTH_MODE="token")
+    subprocess.run([RAY, "get-auth-token", "--generate"], env=variables, check=True)
+    # Ray's sockets must have short paths.
+    session = tmp_path_factory.mktemp("r")
+    ports = {
+        "port": port,
+        "dashboard-port": dashboard,
+        "dashboard-agent-listen-port": agent,
+        "metrics-export-port": metrics,
+        "ray-client-server-port": client,
+    }
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+        + ["--node-ip-address=127.0.0.1", f"--temp-dir={session}", "--disable-usage-stats"]
+        + [f"--{name}={value}" for name, value in ports.items()],
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        end = time.monotonic() + 60
+        while not _answers(int(dashboard)):
+            assert process.poll() is None, "ray start ended"
+            assert time.monotonic() < end, "ray start took too long"
+            time.sleep(0.3)
+        yield Head(variables, f"http://127.0.0.1:{dashboard}")
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=15)
+        for straggler in alive:
+            straggler.kill()
+        process.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(0.5)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
+    from data_pipeline.synthetic import ensure_synthetic
+
+    annotations = ensure_synthetic(tmp_path / "cache", videos=3, frames=40, height=48, width=80)
+    run_dir = tmp_path / "runs" / "submitted"
+    job = [
+        *("python", "jobs/train.py", *TINY, "--train.max-steps", "3"),
+        *("--data.annotations", str(annotations), "--train.run-dir", str(run_dir)),
+    ]
+    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        command,
+        cwd=REPOSITORY,
+        env=head.environment | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "succeeded" in result.stdout
+    assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert (run_dir / "final_model.safetensors").is_file()
+
+    # The cluster refuses a caller without the token.
+    stranger = {**head.environment, "RAY_AUTH_MODE": "disabled"}
+    refused = subprocess.run(
+        [RAY, "job", "list", "--address", head.dashboard],
+        env=stranger,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode != 0

@@ -1,0 +1,238 @@
+"""The job as a user starts it: real video, Ray Data, Ray Train, DeepSpeed, MLflow, files."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import yaml
+
+from jobs.config import read_yaml
+from taehv import checkpoint, journal
+from taehv.model import TAEHV
+from tests.data_videos import moving_frames, write_video
+from tests.jobs_run import REPOSITORY, TINY, finish, start, wait_for
+
+METRICS = {
+    "train/loss",
+    "train/reconstruction_loss",
+    "train/encoder_loss",
+    "train/seraena_loss",
+    "train/discriminator_loss",
+    "train/learning_rate",
+    "train/gradient_norm",
+    "train/gpu_memory_gb",
+    "train/clips_per_second",
+    "train/data_wait_fraction",
+}
+SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniDataset of six videos, one of them missing and one no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    for number in range(6):
+        write_video(folder / f"{number}.mp4", moving_frames(40, seed=number))
+    names = [f"{number}.mp4" for number in range(6)] + ["missing.mp4", "broken.mp4"]
+    (folder / "broken.mp4").write_bytes(b"not a video")
+    entries = [{"path": name} for name in names]
+    (folder / "annotations.json").write_text(json.dumps({"total": len(names), "list": entries}))
+    return folder / "annotations.json"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path / "home"
+
+
+def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_dir = tmp_path / "runs" / "a"
+    line = f"--data.annotations {videos} --train.run-dir {run_dir} --train.max-steps 6".split()
+    code, output = finish(start(home, *TINY, *line, "--cluster.workers", "2"))
+    assert code == 0, output
+
+    rows = journal.read(run_dir / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(7))
+    for row in rows[1:]:
+        assert row.keys() >= METRICS
+        assert all(math.isfinite(value) for value in row.values())
+    for row in (rows[0], rows[-1]):
+        assert {f"{kind}/{score}" for kind in ("val", "val_ema") for score in SCORES} <= row.keys()
+
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.max_steps"] == "6"
+    assert run.data.params["cluster.workers"] == "2"
+    for name in rows[-1].keys() - {"step"}:
+        recorded = {row["step"]: row[name] for row in rows if name in row}
+        tracked = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}
+        assert tracked == pytest.approx(recorded)
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"samples", "config.yaml"}
+    samples = {Path(a.path).name for a in client.list_artifacts(run.info.run_id, "samples")}
+    assert {"step_00000006.png", "step_00000006.mp4"} <= samples
+
+    quarantine = [json.loads(s) for s in (run_dir / "quarantine.jsonl").read_text().splitlines()]
+    assert {entry["video"] for entry in quarantine} <= {"missing.mp4", "broken.mp4"}
+    assert len(quarantine) == len({entry["video"] for entry in quarantine}) > 0
+    assert "is skipped" in output
+
+    config = read_yaml(run_dir / "config.yaml")
+    weights = torch.load(run_dir / "final_model.pth", weights_only=True)
+    TAEHV(config.model).load_state_dict(weights, strict=True)
+    assert checkpoint.latest_valid(run_dir) == checkpoint.step_folder(run_dir, 6)
+    for told in ("8x down and up", "overall:", str(run_dir.name), "mlflow ui"):
+        assert told in output
+
+    code, output = finish(start(home, *TINY, *line))
+    assert code == 1
+    assert "holds a run already" in output
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_dir = tmp_path / "runs" / "b"
+    rows_file = run_dir / "metrics.jsonl"
+    line = f"--data.annotations {videos} --train.run-dir {run_dir}".split()
+    job = start(home, *TINY, *line, "--train.max-steps", "100000")
+    wait_for(lambda: len(journal.read(rows_file)) > 3, job)
+    assert _listening_beyond_loopback(job.pid) == []
+    job.send_signal(signal.SIGINT)
+    code, output = finish(job, 60)
+    assert code == 130, output
+    assert "--train.resume latest" in output
+    newest = checkpoint.latest_valid(run_dir)
+    assert newest is not None
+    stopped_at = checkpoint.step_of(newest)
+    assert journal.read(rows_file)[-1]["step"] == stopped_at
+
+    last = str(stopped_at + 3)
+    resume = ["--train.resume", "latest", "--train.max-steps", last]
+    code, output = finish(start(home, *TINY, *line, *resume))
+    assert code == 0, output
+    assert f"step {stopped_at}" in output
+    assert [row["step"] for row in journal.read(rows_file)] == list(range(stopped_at + 4))
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
+    assert run.info.status == "FINISHED"
+
+
+def _listening_beyond_loopback(pid: int) -> list[str]:
+    """Open TCP doors of the job and all that it started."""
+    job = psutil.Process(pid)
+    family = {p.pid for p in [job, *job.children(recursive=True)]}
+    doors = [
+        tuple(connection.laddr)
+        for connection in psutil.net_connections("tcp")
+        if connection.pid in family and connection.status == psutil.CONN_LISTEN
+    ]
+    assert doors, "Ray listens somewhere"
+    loopback = ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+    return [f"{address}:{port}" for address, port in doors if address not in loopback]
+
+
+def test_no_usable_video_stops_the_run(tmp_path: Path, home: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    write_video(tmp_path / "short.mp4", moving_frames(12))
+    entries = [{"path": "short.mp4"}, {"path": "missing.mp4"}, {"path": "none.mp4"}]
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps({"total": 3, "list": entries}))
+    run_dir = tmp_path / "runs" / "c"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --data.num-frames 33"
+    code, output = finish(start(home, *TINY, *line.split()))
+    assert code == 1, output
+    (message,) = [text for text in output.splitlines() if text.startswith("error: ")]
+    assert "33 frames" in output or "missing" in message
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+BAD_INPUT = {
+    "no annotations": ("--data.annotations {tmp}/none.json", 1, "does not exist"),
+    "not JSON": ("--data.annotations {tmp}/text.json", 1, "text.json"),
+    "another form": ("--data.annotations {tmp}/form.json", 1, "form.json"),
+    "unknown option": ("--train.max-stepz 3", 2, "--train.max-steps"),
+    "negative weight": ("--loss.seraena -1", 2, "loss.seraena is -1"),
+    "size": ("--data.height 60", 2, "data.height is 60"),
+    "variant": ("--model.pretrained {tmp}/w.pth --model.variant taew2_2", 1, "w.pth"),
+    "teacher": ("--teacher.path {tmp}", 1, "vae"),
+    "workers": ("--cluster.workers 9", 2, "9 workers cannot share"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_has_one_clear_message(
+    case: str,
+    videos: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from jobs.train import main
+
+    options, expected, message = BAD_INPUT[case]
+    (tmp_path / "text.json").write_text("hello")
+    (tmp_path / "form.json").write_text('{"videos": []}')
+    torch.save(
+        TAEHV(read_yaml(REPOSITORY / "configs/small.yaml").model).state_dict(), tmp_path / "w.pth"
+    )
+    line = f"--data.annotations {videos} --train.run-dir {tmp_path}/run {options}"
+    try:
+        code = main(line.format(tmp=tmp_path).split())
+    except SystemExit as ended:
+        code = int(str(ended.code))
+    printed = " ".join(capfd.readouterr().err.split())
+    assert code == expected, printed
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+def test_make_train_reaches_its_figures(tmp_path: Path, home: Path) -> None:
+    """What `make train` runs, whole: minutes on two cores."""
+    run_dir = tmp_path / "runs" / "small"
+    line = f"--config configs/small.yaml --train.run-dir {run_dir}"
+    code, output = finish(start(home, *line.split()), 900)
+    assert code == 0, output
+    scores = [row for row in journal.read(run_dir / "metrics.jsonl") if "val/psnr" in row]
+    first, last = scores[0]["val/psnr"], scores[-1]["val_ema/psnr"]
+    table = {
+        s.rsplit(maxsplit=4)[0]: float(s.split()[-4])
+        for s in output.splitlines()
+        if "bicubic" in s or "mean colour of" in s
+    }
+    assert last >= 20
+    assert last >= first + 6
+    assert last >= table["mean colour of each frame"] + 3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_real_driving_video_is_learned(tmp_path: Path, home: Path) -> None:
+    folder = Path(os.environ.get("DRIVING_DATA", REPOSITORY.parent / "shared" / "driving"))
+    if not folder.is_dir():
+        pytest.skip(f"no driving data in {folder}: set DRIVING_DATA")
+    run_dir = tmp_path / "runs" / "real"
+    line = (
+        f"--config configs/small.yaml --data.annotations {folder}/annotations.json"
+        f" --data.root {folder}/data --train.run-dir {run_dir} --train.max-steps 60"
+    )
+    code, output = finish(start(home, *line.split()), 600)
+    assert code == 0, output
+    assert "only one video" in output
+    losses = [
+        row["train/reconstruction_loss"]
+        for row in journal.read(run_dir / "metrics.jsonl")
+        if "train/reconstruction_loss" in row
+    ]
+    assert sum(losses[-3:]) < 0.5 * sum(losses[:3])
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["train"]["max_steps"] == 60
