@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def connected() -> Iterator[bool]:
+def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     """Ray for the length of a job: the cluster in RAY_ADDRESS, or one on this machine alone.
 
     Yields whether it is the latter.
@@ -45,8 +45,11 @@ def connected() -> Iterator[bool]:
         }
         ray.init(
             address="local",
-            # One CPU for training and one for decoding, even where there is only one.
-            num_cpus=max(2, os.cpu_count() or 2),
+            # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they
+            # have to share a core.
+            num_cpus=max(
+                os.cpu_count() or 1, math.ceil(max(1, config.workers) * (1 + decode_cpus))
+            ),
             include_dashboard=False,
             runtime_env={"env_vars": environment},
             **quiet,
@@ -71,7 +74,7 @@ class Shares:
 
 
 def share_out(config: ClusterConfig, decode_cpus: float) -> Shares:
-    """Divide what is there; at least one decoding task always has room beside the workers."""
+    """Divide what is there: a worker's stream that cannot hold one decoding task never starts."""
     resources = ray.cluster_resources()
     cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
     workers = config.workers or gpus or 1
@@ -79,15 +82,14 @@ def share_out(config: ClusterConfig, decode_cpus: float) -> Shares:
         raise TrainingError(
             f"--cluster.workers {workers}, but the cluster has {gpus} GPUs: ask for fewer workers"
         )
-    if cpus <= decode_cpus:
+    if cpus <= workers * decode_cpus:
         raise TrainingError(
-            f"the cluster has {cpus:g} CPUs, and one decoding task takes {decode_cpus:g}: nothing "
-            "is left to train with; lower --data.decode-cpus or add a machine"
+            f"the cluster has {cpus:g} CPUs, and {workers} workers decode with {decode_cpus:g} "
+            "each: nothing is left to train with; lower --data.decode-cpus or add machines"
         )
     # Rounded down to Ray's own precision.
-    per_worker = min(1.0, math.floor((cpus - decode_cpus) / workers * 100) / 100)
-    left = cpus - workers * per_worker
-    return Shares(workers, gpus > 0, per_worker, max(decode_cpus, left / workers))
+    per_worker = min(1.0, math.floor((cpus / workers - decode_cpus) * 100) / 100)
+    return Shares(workers, gpus > 0, per_worker, cpus / workers - per_worker)
 
 
 def make_trainer(

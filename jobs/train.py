@@ -66,7 +66,7 @@ def run(config: Config) -> int:
     tracker = Tracker.start(config.tracking, run_dir, flatten(config))
     progress = Progress(config.train.max_steps)
     try:
-        with cluster.connected() as own_ray:
+        with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
             mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
             driver = Driver(run_dir, mailbox, tracker, progress)
             shares = cluster.share_out(config.cluster, config.data.decode_cpus)

@@ -80,6 +80,8 @@ def train(
             student.latent_channels, student.time_downscale, student.space_downscale
         )
     validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
+    for validation_batch in validation.batches:
+        hooks.on_rejected(validation_batch["rejected"])
     baselines = validation.score_baselines()
 
     rows = run_dir / "metrics.jsonl"

@@ -55,7 +55,8 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
 
     run_dir = tmp_path / "runs" / "a"
     line = f"--data.annotations {videos} --train.run-dir {run_dir} --train.max-steps 6".split()
-    code, output = finish(start(home, *TINY, *line, "--cluster.workers", "2"))
+    more = ("--cluster.workers", "2", "--train.validation-clips", "4")
+    code, output = finish(start(home, *TINY, *line, *more))
     assert code == 0, output
 
     rows = journal.read(run_dir / "metrics.jsonl")
