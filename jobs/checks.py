@@ -22,6 +22,8 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_sizes(config, network)
+    if config.cluster.workers:
+        check_workers(config, config.cluster.workers)
     if config.model.pretrained:
         build_model(config.model)
     if config.teacher.path:
@@ -54,6 +56,14 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
                 f"data.{key} is {size}: {config.model.variant} needs a multiple of {factor}, "
                 f"and at least {2 * SCORE_STRIDE}; the nearest is {near}"
             )
+
+
+def check_workers(config: Config, workers: int) -> None:
+    """Whether so many workers can share the global batch."""
+    try:
+        config.train.layout(workers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def check_run_dir(run_dir: Path, resume: str) -> None:

@@ -19,7 +19,7 @@ from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
 from data_pipeline.synthetic import ensure_synthetic
 from jobs import cluster
-from jobs.checks import check, check_run_dir
+from jobs.checks import check, check_run_dir, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
 from jobs.driver import Driver
 from jobs.mailbox import Mailbox
@@ -38,7 +38,7 @@ DONE, FAILED, BAD_CONFIG = 0, 1, 2
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; the exit code is that of the project's contract (0, 1, 2, 130, 143)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for room in ("jobs", "taehv", "data_pipeline"):
         logging.getLogger(room).setLevel(logging.INFO)
     try:
@@ -70,7 +70,7 @@ def run(config: Config) -> int:
             mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
             driver = Driver(run_dir, mailbox, tracker, progress)
             shares = cluster.share_out(config.cluster, config.data.decode_cpus)
-            _check_layout(config, shares.workers)
+            check_workers(config, shares.workers)
             trainer = cluster.make_trainer(
                 train_worker,
                 _settings(config, mailbox, shares, training, validation),
@@ -86,13 +86,6 @@ def run(config: Config) -> int:
     finally:
         progress.close()
     return _conclude(config, summary, driver.stopped_by, tracker)
-
-
-def _check_layout(config: Config, workers: int) -> None:
-    try:
-        config.train.layout(workers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _conclude(

@@ -38,7 +38,8 @@ def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     home = tmp_path / "home"
     home.mkdir()
     port, dashboard, agent, metrics, client = _free_ports(5)
-    variables = environment(home, RAY_AUTH_MODE="token")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(home, RAY_AUTH_MODE="token", PATH=path)
     subprocess.run([RAY, "get-auth-token", "--generate"], env=variables, check=True)
     # Ray's sockets must have short paths.
     session = tmp_path_factory.mktemp("r")
@@ -89,11 +90,10 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
         *("--data.annotations", str(annotations), "--train.run-dir", str(run_dir)),
     ]
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(
         command,
         cwd=REPOSITORY,
-        env=head.environment | {"PATH": path},
+        env=head.environment,
         capture_output=True,
         text=True,
         timeout=240,
