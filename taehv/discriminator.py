@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
             group_weights: one weight per equal group of the batch; see `GroupBatchNorm2d`.
 
         Returns:
-            float32 [N, 6, H/8, W/8], one map per block.
+            [N, 6, H/8, W/8], one map per block, at least float32.
         """
         for norm in batch_norms(self):
             norm.group_weights = group_weights
@@ -95,7 +95,9 @@ class Discriminator(nn.Module):
         scores = []
         for block, projection in zip(self.blocks, self.projections, strict=True):
             x = block(x)
-            scores.append(F.adaptive_avg_pool2d(projection(x).float(), size))
+            score = projection(x)
+            at_least_float32 = torch.promote_types(score.dtype, torch.float32)
+            scores.append(F.adaptive_avg_pool2d(score.to(at_least_float32), size))
         return torch.cat(scores, 1)
 
 
