@@ -34,7 +34,12 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     Yields whether it is the latter.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    environment = {"RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    environment = {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # Decoding takes cores from a training worker on the CPU; its threads must not spin in
+        # wait for one that has none.
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if own:
