@@ -1,7 +1,6 @@
 """The start from scratch: it shows the picture, repeats itself, and learns."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,15 +11,6 @@ from taehv.model import TAEHV, ModelConfig, build_model, initialise_near_identit
 from taehv.variants import VARIANTS
 
 SMALL = ModelConfig("taehv", encoder_width=16, decoder_widths=(24, 16, 16, 16))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def moving_waves(num_frames: int, size: int, period: int = 64) -> Tensor:

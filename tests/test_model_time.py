@@ -1,7 +1,6 @@
 """Parallel, sequential, streaming and a naive float64 reference give the same numbers."""
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -38,15 +37,6 @@ SMALL: dict[str, ModelConfig] = {
         decoder_time_upscale=(False, False, False),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors this small gain nothing from threads, which on a busy machine wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def random_model(config: ModelConfig) -> TAEHV:
