@@ -3,22 +3,27 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: train test test-slow check help
+.PHONY: train test test-slow test-faults check help
 
 help:
 	@echo "make train      train a small TAEHV on synthetic driving video, on this machine"
 	@echo "make test       checks and tests"
 	@echo "make test-slow  the minutes-long suite: 'make train' itself, and its figures"
+	@echo "make test-faults  kills, full disks, stores that hang: the half-hour suite"
 	@echo "make check      lint, format, types, and the walls between the rooms"
 
 train: .venv/runs
 	$(BIN)/python jobs/train.py --config configs/small.yaml
 
 test: check
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: .venv/tests
 	$(BIN)/python -m pytest -m slow
+
+# Where a fault strikes is drawn from FAULTS_SEED; FAULTS_TABLE names a file for the table.
+test-faults: .venv/tests
+	$(BIN)/python -m pytest -m faults tests/faults
 
 check: .venv/tests
 	$(BIN)/ruff check .

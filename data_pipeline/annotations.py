@@ -1,109 +1,115 @@
-"""Reading a MiniDataset file: `{"total": N, "list": [{"path": "x.mp4", ...}, ...]}`."""
+"""What a MiniDataset file says: `{"total": N, "list": [{"path": "x.mp4"}, ...]}`."""
 
 import json
 import logging
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
-
 from data_pipeline.errors import DataError
+from data_pipeline.json_stream import ByteStream, JsonStream, JsonStreamError
 
 logger = logging.getLogger(__name__)
 
 EXPECTED = 'expected {"total": N, "list": [{"path": "video.mp4"}, ...]}'
-SCHEMA = pa.schema([("path", pa.large_string()), ("frames", pa.int64())])
+EXAMPLE_KEYS = 5
+"""Keys that a message shows of an object: there may be millions."""
 
 
-def read_annotations(path: str, root: str = "") -> pa.Table:
-    """Read the list of videos, in the file's order. No video is touched.
+def stream_paths(stream: ByteStream, file: str) -> Iterator[str]:
+    """The paths of all entries, in the file's order, in bounded memory. No video is touched.
 
-    Returns a table of one row per entry: `path` (as in the annotation, `full_path` where it has
-    no `path`) and `frames` (a hint, null where absent). The folder that relative paths start at
-    is in the schema's metadata under `root`: the argument, else the annotation file's folder.
+    A path is the entry's `path`, or its `full_path` where it has no `path`. `file` is the name
+    that messages call the file by.
 
-    Raises DataError where the file or the folder is missing, or the file is not of this form.
+    Raises DataError, from the iteration, where the file cannot be read or is not of this form.
     """
-    file = Path(path).absolute()
-    folder = Path(root).absolute() if root else file.parent
-    entries = _entries(_parse(file), file)
-    if not folder.is_dir():
-        raise DataError(f"the data folder {folder} does not exist; set data.root to the right one")
-
-    paths = [_entry_path(entry, index, file) for index, entry in enumerate(entries)]
-    frames = [_frames_hint(entry) for entry in entries]
-    schema = SCHEMA.with_metadata({"root": str(folder)})
-    return pa.table({"path": paths, "frames": frames}, schema=schema)
-
-
-def _parse(file: Path) -> Any:
     try:
-        with file.open(encoding="utf-8-sig") as stream:
-            return json.load(stream)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"the annotation file {file} does not exist; set data.annotations to the right path"
-        ) from error
+        yield from _paths(JsonStream(stream), file)
+    except JsonStreamError as error:
+        raise DataError(f"the annotation file {file} is not JSON: {error}") from error
     except OSError as error:
-        raise DataError(
-            f"the annotation file {file} cannot be read: {error.strerror or error}"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"the annotation file {file} is not JSON: {error.msg} "
-            f"at line {error.lineno}, column {error.colno}"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"the annotation file {file} is not JSON: byte {error.start} is not UTF-8 text"
-        ) from error
+        raise unreadable(file, error) from error
 
 
-def _entries(content: Any, file: Path) -> list[Any]:
-    if not isinstance(content, dict):
-        raise DataError(f"the annotation file {file} holds {_kind(content)} at the top; {EXPECTED}")
-    if "list" not in content:
-        keys = ", ".join(repr(key) for key in list(content)[:5]) or "none"
-        raise DataError(f"the annotation file {file} has no key 'list' (keys: {keys}); {EXPECTED}")
-    entries = content["list"]
-    if not isinstance(entries, list):
-        raise DataError(f"the annotation file {file} holds {_kind(entries)} as 'list'; {EXPECTED}")
-    if not entries:
+def unreadable(file: str, error: OSError) -> DataError:
+    """The error for an annotation file that is there and cannot be read."""
+    return DataError(f"the annotation file {file} cannot be read: {error.strerror or error}")
+
+
+def _paths(document: JsonStream, file: str) -> Iterator[str]:
+    if (kind := _kind(document.peek())) != "an object":
+        document.skip()
+        raise DataError(f"the annotation file {file} holds {kind} at the top; {EXPECTED}")
+
+    keys: list[str] = []
+    count, total, listed = 0, None, False
+    for key in document.members():
+        if len(keys) < EXAMPLE_KEYS:
+            keys.append(key)
+        if key == "total":
+            total = document.value()
+        elif key != "list":
+            document.skip()
+        elif listed:
+            raise DataError(f"the annotation file {file} has the key 'list' twice; {EXPECTED}")
+        elif (kind := _kind(document.peek())) != "a list":
+            document.skip()
+            raise DataError(f"the annotation file {file} holds {kind} as 'list'; {EXPECTED}")
+        else:
+            listed = True
+            for _ in document.elements():
+                yield _entry_path(document.value(), count, file)
+                count += 1
+    document.end()
+
+    if not listed:
+        raise DataError(
+            f"the annotation file {file} has no key 'list' (keys: {_names(keys)}); {EXPECTED}"
+        )
+    if not count:
         raise DataError(f"the annotation file {file} lists no videos: its 'list' is empty")
-    total = content.get("total", len(entries))
-    if total != len(entries):
+    if total is not None and total != count:
         logger.warning(
             "%s says 'total' is %s and lists %d videos: all those listed are used",
             file,
             total,
-            len(entries),
+            count,
         )
-    return entries
 
 
-def _entry_path(entry: Any, index: int, file: Path) -> str:
-    where = f"entry {index} of 'list' in the annotation file {file}"
+def _entry_path(entry: Any, number: int, file: str) -> str:
+    where = f"entry {number} of 'list' in the annotation file {file}"
     if not isinstance(entry, dict):
-        raise DataError(f"{where} is {_kind(entry)}; {EXPECTED}")
+        raise DataError(f"{where} is {_kind(json.dumps(entry)[0])}; {EXPECTED}")
     for key in ("path", "full_path"):
-        value = entry.get(key)
-        if value is None:
+        path = entry.get(key)
+        if path is None:
             continue
-        if not isinstance(value, str) or not value:
-            raise DataError(f"{where} has {value!r} as '{key}'; a path is a text that is not empty")
-        return value
-    keys = ", ".join(repr(key) for key in list(entry)[:5]) or "none"
-    raise DataError(f"{where} has neither 'path' nor 'full_path' (keys: {keys})")
+        if not isinstance(path, str) or not path:
+            raise DataError(f"{where} has {path!r} as '{key}'; a path is a text that is not empty")
+        if not path.isascii() and not _is_utf8(path):
+            raise DataError(
+                f"{where} has {path!r} as '{key}', which is not Unicode text; rename the video"
+            )
+        return path
+    raise DataError(f"{where} has neither 'path' nor 'full_path' (keys: {_names(list(entry))})")
 
 
-def _frames_hint(entry: dict[str, Any]) -> int | None:
-    frames = entry.get("frames")
-    return frames if isinstance(frames, int) and not isinstance(frames, bool) else None
+def _is_utf8(text: str) -> bool:
+    """False for half of a surrogate pair, as Python lists a file name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def _kind(value: Any) -> str:
-    """What a JSON value is, in words."""
-    if value is None:
-        return "null"
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return names.get(type(value), "a number")
+def _names(keys: list[str]) -> str:
+    return ", ".join(repr(key) for key in keys[:EXAMPLE_KEYS]) or "none"
+
+
+def _kind(symbol: str) -> str:
+    """What a JSON value is, in words, from its first character."""
+    kinds = {"{": "an object", "[": "a list", '"': "a text", "n": "null"}
+    kinds |= dict.fromkeys("tf", "true or false")
+    return kinds.get(symbol, "a number")

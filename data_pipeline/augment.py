@@ -2,6 +2,10 @@
 
 Crop and scale run in FFmpeg's own scaler before the conversion to RGB, so that only the small
 picture is ever converted and copied. The aspect ratio of what is seen never changes.
+
+Y, U, V become R, G, B by the matrix and the range that the file states: BT.601, 709, 2020, ...;
+limited or full. A file that states none, HD or not, is taken for BT.601 and limited range, as
+FFmpeg does by default. Transfer curves and primaries are left as they are.
 """
 
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from data_pipeline.decode import UnusableVideoError
+from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import ClipPlan
 
 Frames = NDArray[np.uint8]
@@ -22,6 +26,15 @@ LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 """Grey, and the plane of colour in which a change of hue is a rotation."""
 
+UNSPECIFIED = 2
+"""FFmpeg's number for a colour matrix, primaries or transfer curve that the file leaves open."""
+
+RESERVED = 3
+"""One that the standard leaves undefined: some cameras write it and mean nothing by it."""
+
+MATRICES = frozenset({0, 1, UNSPECIFIED, 4, 5, 6, 7, 9})
+"""Those that the scaler knows (ITU-T H.273): RGB itself, BT.709, FCC, 601, 240M and 2020."""
+
 
 @dataclass(frozen=True)
 class Crop:
@@ -31,6 +44,10 @@ class Crop:
     y: int
     width: int
     height: int
+
+    def turned(self, size: tuple[int, int]) -> "Crop":
+        """The same rectangle in the picture of `size` (height, width) turned against the clock."""
+        return Crop(self.y, size[1] - self.x - self.width, self.height, self.width)
 
 
 def crop_box(
@@ -54,80 +71,123 @@ def crop_box(
     )
 
 
-def make_clip(
-    frames: list[VideoFrame], plan: ClipPlan, clip_size: tuple[int, int], pixel_aspect: float = 1.0
-) -> Frames:
-    """Crop, scale, mirror and jitter decoded frames as the plan says.
+class ClipMaker:
+    """Makes a clip of decoded frames, which may come one by one and in any order."""
 
-    Returns uint8 [T, C, H, W], C-contiguous and writable; `clip_size` is (H, W).
+    def __init__(self, plan: ClipPlan, clip: Frames, pixel_aspect: float = 1.0) -> None:
+        """Fill `clip`, uint8 [T, C, H, W], from frames with pixels of the given aspect ratio."""
+        self._plan = plan
+        self._clip = clip
+        self._pixel_aspect = pixel_aspect
+        self._graph: Graph | None = None
+        self._source = ("", 0, 0)
 
-    Raises UnusableVideoError where the frames differ in size or format.
-    """
-    clip = resize_frames(frames, plan, clip_size, pixel_aspect)
-    if plan.flip:
-        clip = clip[:, :, ::-1]
-    return jitter_colours(np.ascontiguousarray(clip.transpose(0, 3, 1, 2)), plan)
+    def put(self, place: int, frame: VideoFrame) -> None:
+        """Crop, scale and mirror `frame` to be the clip's frame `place`.
 
-
-def resize_frames(
-    frames: list[VideoFrame], plan: ClipPlan, clip_size: tuple[int, int], pixel_aspect: float
-) -> Frames:
-    """Crop and scale: uint8 [T, H, W, C]."""
-    first = frames[0]
-    turns = _quarter_turns(first)
-    graph = Graph()
-    graph.threads = 1
-    nodes = [
-        graph.add_buffer(
-            width=first.width,
-            height=first.height,
-            format=first.format,
-            time_base=first.time_base,
-        )
-    ]
-    nodes += [graph.add("transpose", "cclock") for _ in range(turns)]
-    seen_size = (first.height, first.width) if turns % 2 == 0 else (first.width, first.height)
-    box = crop_box(seen_size, clip_size, plan, pixel_aspect if turns % 2 == 0 else 1 / pixel_aspect)
-    nodes.append(graph.add("crop", f"{box.width}:{box.height}:{box.x}:{box.y}"))
-    # Averaging when shrinking; `area` would repeat pixels when enlarging. The other flags make
-    # the result the same on every CPU and keep colour at full resolution.
-    shrinks = box.height >= clip_size[0]
-    flags = ("area" if shrinks else "bicubic") + "+full_chroma_int+accurate_rnd+bitexact"
-    nodes.append(graph.add("scale", f"{clip_size[1]}:{clip_size[0]}:flags={flags}"))
-    nodes.append(graph.add("format", "rgb24"))
-    nodes.append(graph.add("buffersink"))
-    graph.link_nodes(*nodes).configure()
-
-    clip = np.empty((len(frames), *clip_size, 3), np.uint8)
-    for index, frame in enumerate(frames):
-        if (frame.width, frame.height) != (first.width, first.height) or (
-            frame.format.name != first.format.name
-        ):
+        Raises UnusableVideoError where the frames differ in size or format, or their colours
+        cannot be converted.
+        """
+        settle_colours(frame)
+        source = (frame.format.name, frame.width, frame.height)
+        if self._graph is None:
+            self._graph, self._source = self._build_graph(frame), source
+        if source != self._source:
             raise UnusableVideoError("changes its frame size or pixel format within a clip")
-        graph.vpush(frame)
-        clip[index] = graph.vpull().to_ndarray()
-    return clip
+        self._graph.vpush(frame)
+        picture = self._graph.vpull()
+        height, width = self._clip.shape[2:]
+        # The planes of FFmpeg's planar RGB are G, B and R.
+        for channel, plane in zip((1, 2, 0), picture.planes, strict=True):
+            rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+            self._clip[place, channel] = rows[:, :width]
+
+    def finish(self) -> None:
+        """Jitter the colours, once all frames are there."""
+        jitter_colours(self._clip, self._plan)
+
+    def _build_graph(self, frame: VideoFrame) -> Graph:
+        """A graph from frames like this one to small upright pictures, in planar RGB.
+
+        The crop is taken from the frame as it lies in the file, and only the small picture is
+        turned.
+        """
+        # Against the clock, as it takes to put the frame upright.
+        turns = round(frame.rotation / 90) % 4
+        size, aspect = (frame.height, frame.width), self._pixel_aspect
+        height, width = self._clip.shape[2:]
+        if turns % 2:
+            size, aspect = (frame.width, frame.height), 1 / aspect
+        box = crop_box(size, (height, width), self._plan, aspect)
+        for _ in range(-turns % 4):
+            box, size = box.turned(size), (size[1], size[0])
+        if turns % 2:
+            height, width = width, height
+
+        graph = Graph()
+        graph.threads = 1
+        # Averaging when shrinking; `area` would repeat pixels when enlarging. The other flags
+        # make the result the same on every CPU and keep colour at full resolution.
+        method = "area" if box.height >= height else "bicubic"
+        nodes = [
+            graph.add(
+                "buffer",
+                f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+                f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}:time_base=1/1",
+            ),
+            graph.add("crop", f"{box.width}:{box.height}:{box.x}:{box.y}"),
+            graph.add(
+                "scale", f"{width}:{height}:flags={method}+full_chroma_int+accurate_rnd+bitexact"
+            ),
+            graph.add("format", "gbrp"),
+            *(graph.add("transpose", "cclock") for _ in range(turns)),
+            *(graph.add("hflip") for _ in range(self._plan.flip)),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*nodes).configure()
+        return graph
 
 
-def jitter_colours(clip: Frames, plan: ClipPlan) -> Frames:
-    """Brightness, contrast, saturation and hue of a clip, uint8 [T, C, H, W], the same for all.
+def settle_colours(frame: VideoFrame) -> None:
+    """Leave of a frame's colour tags what the scaler needs and knows.
+
+    Raises UnusableVideoError where it does not know the matrix.
+    """
+    if frame.colorspace == RESERVED:
+        frame.colorspace = UNSPECIFIED
+    if frame.colorspace not in MATRICES:
+        raise UnusableVideoError(f"has colours of a kind that is not known ({frame.colorspace})")
+    # These play no part here, and the scaler refuses some of their values.
+    frame.color_primaries = frame.color_trc = UNSPECIFIED
+
+
+def jitter_colours(clip: Frames, plan: ClipPlan) -> None:
+    """Brightness, contrast, saturation and hue of a clip, uint8 [T, C, H, W], in place.
 
     Each of the four is an affine map of the RGB values: saturation and hue scale and turn the
     colour plane and leave grey alone, contrast pivots on the clip's mean grey. So they are
-    multiplied out and applied in one pass, rounding once.
+    multiplied out and applied in one pass, rounding once. The pixels see only operations that
+    IEEE 754 rounds exactly: a product of matrices would not be the same on every CPU.
     """
     if (plan.brightness, plan.contrast, plan.saturation, plan.hue) == (1.0, 1.0, 1.0, 0.0):
-        return clip
-    mean_grey = plan.brightness * float(LUMA @ clip.mean(axis=(0, 2, 3), dtype=np.float64))
-    matrix = plan.contrast * plan.brightness * _colour_matrix(plan.saturation, plan.hue)
-    offset = (1.0 - plan.contrast) * mean_grey
-
+        return
     frames, channels, height, width = clip.shape
-    values = clip.reshape(frames, channels, height * width).astype(np.float32)
-    values = matrix.astype(np.float32) @ values
-    values += np.float32(offset + 0.5)
-    np.clip(values, 0, 255, out=values)
-    return values.astype(np.uint8).reshape(clip.shape)
+    # Sums of 32 bits hold for pictures of up to 2**24 pixels.
+    sums = clip.reshape(frames, channels, height * width).sum(axis=2, dtype=np.uint32)
+    mean_grey = plan.brightness * float(LUMA @ sums.mean(axis=0)) / (height * width)
+    matrix = plan.contrast * plan.brightness * _colour_matrix(plan.saturation, plan.hue)
+    columns = matrix.astype(np.float32).T[:, :, None, None]
+    offset = np.float32((1.0 - plan.contrast) * mean_grey + 0.5)
+
+    # One frame at a time stays in the CPU's cache.
+    values, product, total = np.empty((3, channels, height, width), np.float32)
+    for picture in clip:
+        values[:] = picture
+        np.multiply(values[0], columns[0], out=total)
+        for channel in (1, 2):
+            total += np.multiply(values[channel], columns[channel], out=product)
+        total += offset
+        picture[:] = np.clip(total, 0, 255, out=total)
 
 
 def _colour_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
@@ -143,8 +203,3 @@ def _colour_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
 def _even(size: float, limit: int) -> int:
     """The even number nearest to `size`, at least 2, at most `limit`."""
     return max(2, min(2 * round(size / 2), limit // 2 * 2))
-
-
-def _quarter_turns(frame: VideoFrame) -> int:
-    """Quarter turns against the clock that put a frame upright."""
-    return round(frame.rotation / 90) % 4

@@ -1,12 +1,26 @@
-"""Batches of clips, and the plain way to make them: in this process, one after the other."""
+"""Batches of clips: which windows they need, how they are put together, and the plain way to make
+them, in this process, one after the other."""
 
+from collections import deque
 from collections.abc import Iterator
-from typing import TypedDict
+from functools import partial
+from itertools import islice
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.clips import ClipSource, load_clip
+from data_pipeline.clips import (
+    ClipSource,
+    Rejection,
+    Verdict,
+    Window,
+    WindowTask,
+    load_window,
+)
+from data_pipeline.config import DataConfig
+from data_pipeline.guard import WindowReader
+from data_pipeline.plan import SampleOrder, WindowKey
 
 SURPLUS = -1
 """In place of a sample: a slot that the workers do not divide the batch into. Nothing is read."""
@@ -28,7 +42,7 @@ class Batch(TypedDict):
     """The clips of one worker for one training step."""
 
     frames: NDArray[np.uint8]
-    """[N, T, C, H, W] in [0, 255], C-contiguous, maybe read-only; zeros in surplus slots."""
+    """[N, T, C, H, W] in [0, 255], C-contiguous; zeros in surplus slots."""
 
     sample: Samples
     """[N], the global index of each clip; -1 in surplus slots."""
@@ -37,34 +51,120 @@ class Batch(TypedDict):
     """The path of each clip's video as in the annotation; empty in surplus slots."""
 
     rejected: list[RejectedVideo]
-    """The videos that were tried for this batch and could not be used."""
+    """The videos that were tried for this batch's clips and could not be used."""
+
+    verdicts: list[Verdict]
+    """The time-outs that decided which videos this batch's clips come from."""
+
+    decoded: int
+    """Frames decoded for the windows that this batch is the first to use."""
 
 
-def load_batch(source: ClipSource, samples: Samples) -> Batch:
-    """The clips of `samples`, int64 [N], where -1 stands for a surplus slot.
+class Step(NamedTuple):
+    """A training step of one worker."""
 
-    Raises DataError where a clip cannot be made from any video that was tried.
+    samples: Samples
+    tasks: list[WindowTask]
+    """The windows that it is the first to use, in the order of use."""
+
+
+def plan_steps(schedule: Iterator[Samples], order: SampleOrder) -> Iterator[Step]:
+    """The steps of a schedule, each window with all of its clips that the schedule asks for.
+
+    The clips of a window are asked for by several steps, so the schedule is read ahead, by the
+    length of two groups of windows: of numbers, not of clips.
+
+    Raises ValueError where two steps differ in their number of samples.
     """
-    config = source.config
-    shape = (len(samples), config.num_frames, 3, config.height, config.width)
-    frames = np.zeros(shape, np.uint8)
-    videos: list[str] = []
-    rejected: list[RejectedVideo] = []
-    for slot, sample in enumerate(samples.tolist()):
-        if sample == SURPLUS:
-            videos.append("")
-            continue
-        clip = load_clip(source, sample)
-        frames[slot] = clip.frames
-        videos.append(clip.video)
-        rejected += [RejectedVideo(video=r.video, reason=r.reason) for r in clip.rejected]
-    return Batch(frames=frames, sample=samples.astype(np.int64), video=videos, rejected=rejected)
+    group_steps = -(-order.group_windows * order.clips_per_window // order.batch)
+    # The last group of an epoch may be nearly twice as long as the others.
+    horizon = 2 * group_steps + 1 if order.clips_per_window > 1 else 1
+    ahead: deque[Samples] = deque()
+    wanted: dict[WindowKey, list[tuple[int, int]]] = {}
+
+    def read_ahead(steps: int) -> None:
+        for samples in islice(schedule, steps):
+            if len(samples) == 0 or (ahead and len(samples) != len(ahead[0])):
+                raise ValueError("every step of a schedule must ask for the same number of samples")
+            for sample in samples.tolist():
+                if sample != SURPLUS:
+                    place = order.locate(sample)
+                    wanted.setdefault(place.window, []).append((place.clip, sample))
+            ahead.append(samples)
+
+    read_ahead(horizon)
+    while ahead:
+        tasks = []
+        for sample in ahead[0].tolist():
+            if sample == SURPLUS:
+                continue
+            key = order.locate(sample).window
+            if key in wanted:
+                clips, samples = zip(*wanted.pop(key), strict=True)
+                tasks.append(WindowTask(key, clips, samples))
+        yield Step(ahead[0], tasks)
+        read_ahead(1)
+        ahead.popleft()
+
+
+class Collector:
+    """Clips that were decoded and are waiting for their step."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config = config
+        self._waiting: dict[int, tuple[Window, int]] = {}
+        self._decoded = 0
+        self._rejected: list[Rejection] = []
+
+    def add(self, window: Window) -> None:
+        """The clips of one more window."""
+        for index, sample in enumerate(window.samples):
+            self._waiting[sample] = (window, index)
+        self._decoded += window.decoded
+        self._rejected += window.rejected
+
+    def lacks(self, samples: Samples) -> bool:
+        """Whether a step must wait for more windows."""
+        return any(s != SURPLUS and s not in self._waiting for s in samples.tolist())
+
+    def take(self, samples: Samples) -> Batch:
+        """The batch of a step; its clips are let go of."""
+        config = self._config
+        shape = (len(samples), config.num_frames, 3, config.height, config.width)
+        frames = np.zeros(shape, np.uint8)
+        videos = [""] * len(samples)
+        verdicts: list[Verdict] = []
+        for slot, sample in enumerate(samples.tolist()):
+            if sample == SURPLUS:
+                continue
+            window, index = self._waiting.pop(sample)
+            frames[slot] = window.frames[index]
+            videos[slot] = window.video
+            verdicts += window.verdicts
+        rejected = [RejectedVideo(video=r.video, reason=r.reason) for r in self._rejected]
+        batch = Batch(
+            frames=frames,
+            sample=samples.astype(np.int64),
+            video=videos,
+            rejected=rejected,
+            verdicts=verdicts,
+            decoded=self._decoded,
+        )
+        self._decoded, self._rejected = 0, []
+        return batch
 
 
 def iter_batches(source: ClipSource, schedule: Iterator[Samples]) -> Iterator[Batch]:
     """A batch per entry of `schedule`: the samples, int64 [N], that a step needs.
 
     The same batches as `streaming.stream_batches`, with no Ray and no parallelism.
+
+    Raises DataError where a clip cannot be made from any video that was tried.
     """
-    for samples in schedule:
-        yield load_batch(source, samples)
+    collector = Collector(source.config)
+    with WindowReader() as reader:
+        read = partial(reader.read, seconds=source.config.decode_seconds)
+        for step in plan_steps(schedule, source.order):
+            for task in step.tasks:
+                collector.add(load_window(source, task, read))
+            yield collector.take(step.samples)

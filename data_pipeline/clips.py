@@ -1,20 +1,33 @@
-"""Sample n of a set of videos as a clip: plan, decode, augment, and replace what is unusable."""
+"""The clips of a window: plan, decode, augment, and replace what is unusable."""
 
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from data_pipeline.annotations import read_annotations
-from data_pipeline.augment import Frames, make_clip
+from data_pipeline.augment import Frames
 from data_pipeline.config import DataConfig
-from data_pipeline.decode import UnusableVideoError, VideoFile, choose_window
+from data_pipeline.decode import UnusableVideoError
 from data_pipeline.errors import DataError
-from data_pipeline.plan import ClipPlan, plan_clip
-from data_pipeline.split import VideoSet, span_frames, split_videos
+from data_pipeline.guard import TimedOutError
+from data_pipeline.plan import Place, SampleOrder, WindowKey
+from data_pipeline.split import VideoSet, open_videos
+from data_pipeline.storage import OutsideRootError
+from data_pipeline.window import WindowClips, WindowRequest
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 64
-"""Videos that are tried for one sample: where so many in a row fail, the data set is at fault."""
+"""Videos that are tried for one window: where so many in a row fail, the data set is at fault."""
+
+Reader = Callable[[WindowRequest], WindowClips]
+"""`window.read_window`, or a `guard.WindowReader` that outlives what a broken file does to it."""
+
+Verdict = tuple[int, ...]
+"""A time-out, as (epoch, position, attempt): that attempt at that window is not made again.
+
+All other verdicts on a video come out the same whenever they are reached; this one depends on the
+moment, so a checkpoint keeps it.
+"""
 
 
 @dataclass(frozen=True)
@@ -29,85 +42,115 @@ class Rejection:
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
-    """One sample."""
-
-    frames: Frames
-    """uint8 [T, C, H, W] in [0, 255], C-contiguous."""
-
-    sample: int
-    """The global index that it was asked by."""
-
-    video: str
-    """Path, as in the annotation, of the video that it comes from."""
-
-    rejected: tuple[Rejection, ...]
-    """The videos that were tried before and could not be used."""
-
-
-@dataclass(frozen=True, eq=False)
 class ClipSource:
     """All that decides what sample n is."""
 
     videos: VideoSet
     """The videos that clips are cut from."""
 
-    config: DataConfig
-    """Shape and augmentation of the clips."""
+    order: SampleOrder
+    """What each sample is."""
 
-    seed: int
-    """Key of the order and of every random draw; not negative."""
+    verdicts: Collection[Verdict] = frozenset()
+    """Those that a run had come to before it was interrupted."""
 
-    augment: bool
-    """Random windows, crops and colours; False gives the fixed clips of validation."""
+    @property
+    def config(self) -> DataConfig:
+        return self.order.config
 
 
-def open_sources(config: DataConfig, seed: int) -> tuple[ClipSource, ClipSource]:
+@dataclass(frozen=True)
+class WindowTask:
+    """A window to decode, and those of its clips that are wanted."""
+
+    key: WindowKey
+    clips: tuple[int, ...]
+    samples: tuple[int, ...]
+    """The sample that each clip is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The clips of a task."""
+
+    samples: tuple[int, ...]
+    frames: Frames
+    """uint8 [clips, T, C, H, W] in [0, 255], C-contiguous."""
+
+    video: str
+    """Path, as in the annotation, of the video that they come from."""
+
+    decoded: int
+    """Frames that were decoded for them."""
+
+    rejected: tuple[Rejection, ...]
+    """The videos that were tried before and could not be used."""
+
+    verdicts: tuple[Verdict, ...]
+    """The attempts that ran into the time limit, now or in an earlier life of the run."""
+
+
+def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource, ClipSource]:
     """The training source, augmented, and the validation source, not augmented.
+
+    `batch` is the number of samples of a training step over all workers.
 
     Raises DataError where the annotations cannot be read.
     """
-    table = read_annotations(config.annotations, config.root)
-    training, validation = split_videos(table, config.validation_fraction, seed)
+    training, validation = open_videos(
+        config.annotations, config.root, config.validation_fraction, seed
+    )
     return (
-        ClipSource(training, config, seed, augment=True),
-        ClipSource(validation, config, seed, augment=False),
+        ClipSource(training, SampleOrder(seed, len(training), batch, config, augment=True)),
+        ClipSource(validation, SampleOrder(seed, len(validation), batch, config, augment=False)),
     )
 
 
-def load_clip(source: ClipSource, sample: int) -> Clip:
-    """Sample `sample` (0 or more), from the first video of its plan that can be used.
+def load_window(source: ClipSource, task: WindowTask, read: Reader) -> Window:
+    """The clips of a window, from the first video of its plan that can be used.
 
     Raises DataError where every video that was tried is unusable.
     """
     attempts = min(len(source.videos), MAX_ATTEMPTS)
     rejected: list[Rejection] = []
+    verdicts: list[Verdict] = []
     for attempt in range(attempts):
-        plan = plan_clip(
-            source.seed, sample, len(source.videos), attempt, source.config, source.augment
-        )
-        video = source.videos.name(plan.video)
+        video_index = source.order.window(task.key, attempt).video
+        video = source.videos.name(video_index)
+        verdict = (*task.key, attempt)
         try:
-            frames = _read(source, plan)
-        except UnusableVideoError as error:
+            if verdict in source.verdicts:
+                raise TimedOutError("ran into the time limit before")
+            clips = read(_request(source, task, attempt))
+        except (UnusableVideoError, OutsideRootError) as error:
             logger.debug("%s is unusable: %s", video, error)
             rejected.append(Rejection(video, str(error)))
+            if isinstance(error, TimedOutError):
+                verdicts.append(verdict)
             continue
-        return Clip(frames, sample, video, tuple(rejected))
+        return Window(
+            task.samples, clips.frames, video, clips.decoded, tuple(rejected), tuple(verdicts)
+        )
 
     examples = "".join(f"\n  {rejection.video}: {rejection.reason}" for rejection in rejected[:3])
     raise DataError(
-        f"no clip can be made for sample {sample}: {attempts} of {attempts} videos tried are "
-        f"unusable, for instance{examples}\n"
+        f"no clip can be made for sample {task.samples[0]}: {attempts} of {attempts} videos tried "
+        f"are unusable, for instance{examples}\n"
         f"check data.root (relative paths start at {source.videos.root}), and that the videos "
         f"are whole and have at least data.num_frames ({source.config.num_frames}) frames"
     )
 
 
-def _read(source: ClipSource, plan: ClipPlan) -> Frames:
-    config = source.config
-    with VideoFile(source.videos.location(plan.video)) as video:
-        span = span_frames(source.videos.span, video.num_frames)
-        first, step = choose_window(span, plan.start, plan.step, config.num_frames)
-        frames = video.frames([first + step * index for index in range(config.num_frames)])
-        return make_clip(frames, plan, (config.height, config.width), video.pixel_aspect)
+def _request(source: ClipSource, task: WindowTask, attempt: int) -> WindowRequest:
+    order, config = source.order, source.config
+    plan = order.window(task.key, attempt)
+    return WindowRequest(
+        location=source.videos.location(plan.video),
+        span=source.videos.span,
+        start=plan.start,
+        window_frames=order.window_frames,
+        clips=tuple(order.clip(Place(task.key, clip), attempt) for clip in task.clips),
+        num_frames=config.num_frames,
+        height=config.height,
+        width=config.width,
+    )

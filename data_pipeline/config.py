@@ -32,6 +32,9 @@ class DataConfig:
     max_frame_step: int = 3
     """Largest distance between a clip's frames; shortened where a video is too short for it."""
 
+    clips_per_window: int = 4
+    """Clips that are cut from one stretch of a video, which is decoded once. More cost less."""
+
     min_crop_scale: float = 0.8
     """Smallest crop, as a part of the largest one of the clip's aspect ratio that fits."""
 
@@ -56,12 +59,27 @@ class DataConfig:
     validation_fraction: float = 0.1
     """Part of the videos kept out of training; at least one video is."""
 
+    max_bad_fraction: float = 0.05
+    """Part of the videos that may turn out unusable; beyond it the run stops and lists them."""
+
+    decode_seconds: float = 60.0
+    """Time limit for one window of a video, after which its decoder is taken for hung."""
+
     decode_cpus: float = 1.0
     """CPUs that one decoding task reserves; a task runs on one thread."""
 
+    decode_nodes: str = ""
+    """Label of the nodes that may decode, as KEY=VALUE, for instance role=decode; empty: any."""
+
     def __post_init__(self) -> None:
         """Check each value by itself and the three ranges."""
-        for name in ("height", "width", "num_frames", "min_frame_step"):
+        for name in (
+            "height",
+            "width",
+            "num_frames",
+            "min_frame_step",
+            "clips_per_window",
+        ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         _require(
             self.max_frame_step >= self.min_frame_step,
@@ -89,11 +107,30 @@ class DataConfig:
             self.validation_fraction,
         )
         _require(
-            0 < self.decode_cpus < math.inf,
-            "decode_cpus",
-            "a finite number above 0",
-            self.decode_cpus,
+            0 <= self.max_bad_fraction <= 1,
+            "max_bad_fraction",
+            "in [0, 1]",
+            self.max_bad_fraction,
         )
+        for name in ("decode_seconds", "decode_cpus"):
+            _require(
+                0 < getattr(self, name) < math.inf,
+                name,
+                "a finite number above 0",
+                getattr(self, name),
+            )
+        key, equals, value = self.decode_nodes.partition("=")
+        _require(
+            not self.decode_nodes or bool(key and equals and value),
+            "decode_nodes",
+            "of the form KEY=VALUE",
+            self.decode_nodes,
+        )
+
+    @property
+    def clip_bytes(self) -> int:
+        """Size of one clip, uint8."""
+        return self.num_frames * 3 * self.height * self.width
 
 
 def _require(condition: bool, name: str, expected: str, value: object) -> None:

@@ -1,41 +1,62 @@
 """Chosen frames of a video file, bit for bit as a decode from its first frame gives them.
 
-Frame k of a video is the k-th that a decode from the start yields. The timeline (the
-presentation time stamp of every frame, in order) tells where frame k is, so that decoding can
-begin at the key frame before it. Where the timeline cannot be known, or the decoder delivers
-something else than it promises, the file is decoded from the start: slower and always right.
+Frame k of a video is the k-th that a decode from the start yields. The timeline tells where
+frame k is, so that decoding can begin at the key frame before it. Where the timeline cannot be
+known, or the file or the decoder delivers something else than it says, the file is decoded from
+the start: slower and always right.
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain, islice
 from types import TracebackType
 from typing import Self
 
 import av
-import numpy as np
-from numpy.typing import NDArray
+
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.media import open_video, verdict
+from data_pipeline.storage import open_media
+from data_pipeline.timeline import Timeline, header_timeline, scan_timeline
+
+__all__ = ["Sink", "UnusableVideoError", "VideoFile"]
 
 logger = logging.getLogger(__name__)
 
-Timeline = NDArray[np.int64]
+MAX_KEYS = 3
+"""Key frames tried for a read: the nearest in decoding order may be shown after the frame."""
+
+Sink = Callable[[int, av.VideoFrame], None]
+"""Takes the index of a frame, and the frame as the decoder gives it."""
 
 
-class UnusableVideoError(Exception):
-    """A video from which no clip can be made; the text is the reason, without the path."""
+class _MismatchError(Exception):
+    """The file or the decoder delivers something else than the timeline says."""
 
 
 class VideoFile:
     """One video opened for reading; a context manager.
 
     Raises UnusableVideoError, here and in every method, where the file is missing, has no video
-    stream or cannot be decoded.
+    stream, has frames that are too large, or cannot be decoded.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._open()
+    decoded: int
+    """Frames that came out of the decoder so far, wanted or not."""
+
+    def __init__(self, location: str) -> None:
+        """Open a path or s3://bucket/key."""
+        self.decoded = 0
+        with verdict("cannot be opened"):
+            self._media = open_media(location)
+        try:
+            self._container, self._stream = open_video(self._media)
+        except UnusableVideoError:
+            self._close_media()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +68,7 @@ class VideoFile:
         trace: TracebackType | None,
     ) -> None:
         self._container.close()
+        self._close_media()
 
     @property
     def pixel_aspect(self) -> float:
@@ -57,193 +79,184 @@ class VideoFile:
     def num_frames(self) -> int:
         """Number of frames of the video: the file's own, never an annotation's."""
         if self._timeline is not None:
-            return len(self._timeline)
-        with _decoding_errors():
+            return len(self._timeline.stamps)
+        with verdict("cannot be decoded"):
             return sum(1 for _ in self._decode_all())
 
-    def frames(self, indices: list[int]) -> list[av.VideoFrame]:
-        """The frames at `indices` (increasing), as the decoder gives them."""
-        with _decoding_errors():
-            frames = self._from_key_frame(indices)
-            if frames is None:
-                logger.debug("decoding %s from its start", self._path)
-                frames = self._from_start(indices)
-            return frames
+    def read(self, indices: Sequence[int], sink: Sink) -> None:
+        """Hand the frames at `indices` (increasing, at least one) to `sink`, one by one.
 
-    def _open(self) -> None:
-        try:
-            # Titles in a broken encoding are no reason to refuse a video.
-            self._container = av.open(self._path, metadata_errors="replace")
-        except FileNotFoundError as error:
-            raise UnusableVideoError("missing") from error
-        except (av.FFmpegError, OSError) as error:
-            raise UnusableVideoError(f"cannot be opened: {_reason(error)}") from error
-        streams = [
-            stream
-            for stream in self._container.streams.video
-            if not stream.disposition & av.stream.Disposition.attached_pic
-        ]
-        if not streams:
-            self._container.close()
-            raise UnusableVideoError("has no video stream")
-        self._stream = streams[0]
-        # Parallelism is over tasks: a decoder with threads of its own would take CPUs that the
-        # scheduler gave to somebody else.
-        self._stream.thread_type = "NONE"
-        self._stream.codec_context.thread_count = 1
+        No more than one of them is held here. Where the way by a key frame fails half-way, all
+        are handed out again from the first: a later frame of the same index replaces the earlier
+        one. FFmpeg's errors in `sink` count as the video's.
+        """
+        with verdict("cannot be decoded"):
+            if self._timeline is not None and indices[-1] < len(self._timeline.stamps):
+                try:
+                    self._read_by_key_frame(self._timeline, indices, sink)
+                except (_MismatchError, av.FFmpegError) as error:
+                    logger.debug("decoding from the start: %r", error)
+                else:
+                    return
+            self._read_from_start(indices, sink)
 
     def _reopen(self) -> None:
         """Back to the first frame, also in formats that cannot seek."""
         self._container.close()
-        self._open()
+        self._container, self._stream = open_video(self._media)
+
+    def _close_media(self) -> None:
+        if not isinstance(self._media, str):
+            self._media.close()
 
     @cached_property
     def _timeline(self) -> Timeline | None:
-        """Time stamp of every frame in order of presentation; None where it cannot be known."""
-        with _decoding_errors():
-            timeline = _regular_timeline(self._stream)
-            if timeline is None or not self._starts_at(int(timeline[0])):
-                self._reopen()
-                timeline = self._scan_timeline()
-        return timeline
-
-    def _starts_at(self, stamp: int) -> bool:
-        """Whether the first frame is shown at `stamp`; headers are wrong about it now and then.
-
-        No frame is shown before it is decoded, so the search ends at the first packet that is
-        decoded after `stamp`.
-        """
-        stamps = []
-        for packet in self._container.demux(self._stream):
-            if packet.pts is None or packet.dts is None:
-                break
-            stamps.append(packet.pts)
-            if packet.dts > stamp:
-                break
-        return bool(stamps) and min(stamps) == stamp
-
-    def _scan_timeline(self) -> Timeline | None:
-        """The time stamps of all packets; nothing is decoded. Leaves the file at its end."""
-        stamps = []
-        for packet in self._container.demux(self._stream):
-            if packet.size == 0 or packet.is_discard:
-                continue
-            if packet.pts is None:
+        """None where it cannot be known, or is not that of the frames that the decoder gives."""
+        with verdict("cannot be decoded"):
+            timeline = header_timeline(self._stream)
+            if timeline is not None and self._begins_as(timeline):
+                return timeline
+            self._reopen()
+            timeline = scan_timeline(self._stream, self._demux())
+            if timeline is None:
                 return None
-            stamps.append(packet.pts)
-        timeline = np.unique(np.array(stamps, np.int64))
-        return timeline if len(timeline) == len(stamps) > 0 else None
+            self._reopen()
+            return timeline if self._begins_as(timeline) else None
 
-    def _from_key_frame(self, indices: list[int]) -> list[av.VideoFrame] | None:
-        """The frames by way of the key frame before them; None where anything does not add up."""
-        if self._timeline is None or indices[-1] >= len(self._timeline):
-            return None
-        wanted = self._timeline[indices].tolist()
-        window = self._timeline[indices[0] : indices[-1] + 1]
+    def _begins_as(self, timeline: Timeline) -> bool:
+        """Whether the file's first two packets are the timeline's first two frames.
+
+        Decoders drop frames that refer to some that the file lacks, and a packet may hold half a
+        frame, or two: then the frames cannot be numbered by their packets.
+        """
+        stamps: list[int | None] = []
+        frames: list[int | None] = []
+        context = self._stream.codec_context
         try:
-            self._container.seek(wanted[0], stream=self._stream)
+            for place, packet in enumerate(self._demux()):
+                if packet.size > 0 and place not in timeline.hidden:
+                    stamps.append(packet.pts)
+                frames += [frame.pts for frame in self._counted(packet.decode())]
+                if len(stamps) == 2:
+                    frames += [frame.pts for frame in self._counted(context.decode(None))]
+                    break
         except av.FFmpegError:
-            return None
+            return False
+        finally:
+            context.flush_buffers()
+        return frames[:1] == stamps[:1] == [timeline.stamps[0]] and set(frames) == set(stamps)
+
+    def _read_by_key_frame(self, timeline: Timeline, indices: Sequence[int], sink: Sink) -> None:
+        """By way of the key frame before the first one. Raises _MismatchError."""
+        wanted = frozenset(timeline.stamps[list(indices)].tolist())
+        pending = deque(indices)
+        for index, frame in self._frames_from_key(timeline, indices[0], wanted):
+            if index > pending[0]:
+                raise _MismatchError("a frame is left out")
+            if index == pending[0]:
+                sink(pending.popleft(), frame)
+            if not pending:
+                return
+        raise _MismatchError("the file ends too early")
+
+    def _frames_from_key(
+        self, timeline: Timeline, first: int, wanted: frozenset[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames and their indices, from a key frame on that is frame `first` or before it.
+
+        Those that no other one refers to are left out unless their stamp is in `wanted`. An index
+        is the number of packets that are shown before: those that come before the key frame in
+        the file, and those from there on that have an earlier stamp.
+        """
+        for place, stamp in islice(timeline.keys_before(first), MAX_KEYS):
+            packets = self._packets_from(timeline, place, stamp)
+            head = next(packets)
+            if head.pts <= timeline.stamps[first]:
+                break
+        else:
+            raise _MismatchError("no key frame")
 
         context = self._stream.codec_context
-        remaining = set(wanted)
-        found: dict[int, av.VideoFrame] = {}
-        packet_stamps: set[int] = set()
-        begun = False
-        for packet in self._container.demux(self._stream):
-            if packet.pts is not None:
-                packet_stamps.add(packet.pts)
-            # Frames that no other frame refers to need not be decoded unless they are wanted.
-            needed = packet.pts is None or packet.pts in remaining
+        before, stamps = timeline.shown_before(place), list[int]()
+        last: int | None = None
+        for number, packet in enumerate(chain([head], packets), start=place):
+            if packet.size > 0 and number not in timeline.hidden:
+                if last is not None and packet.pts <= last:
+                    raise _MismatchError("a packet comes after it should be shown")
+                insort(stamps, packet.pts)
+            needed = packet is head or packet.size == 0 or packet.pts in wanted
             context.skip_frame = "DEFAULT" if needed else "NONREF"
-            for frame in packet.decode():
-                if not begun:
-                    if not frame.key_frame or frame.pts is None or frame.pts > wanted[0]:
-                        return None
-                    begun = True
-                if frame.pts in remaining:
-                    if frame.is_corrupt:
-                        return None
-                    found[frame.pts] = frame
-                    remaining.discard(frame.pts)
-            if not remaining:
-                break
-        inside = {stamp for stamp in packet_stamps if wanted[0] <= stamp <= wanted[-1]}
-        if remaining or inside != set(window.tolist()):
-            return None
-        return [found[stamp] for stamp in wanted]
+            for frame in self._counted(packet.decode()):
+                if frame.pts is None:
+                    raise _MismatchError("a frame has no stamp")
+                if frame.pts < head.pts and last is None:
+                    # Decoded after the key frame and shown before it.
+                    continue
+                if last is None and not (frame.key_frame and frame.pts == head.pts):
+                    raise _MismatchError("the key frame does not come first")
+                if frame.is_corrupt or (last is not None and frame.pts <= last):
+                    raise _MismatchError("a frame is damaged or out of order")
+                last = frame.pts
+                yield before + bisect_left(stamps, frame.pts), frame
 
-    def _from_start(self, indices: list[int]) -> list[av.VideoFrame]:
-        """The frames by counting from the first one."""
-        wanted = set(indices)
-        frames = []
-        count = 0
+    def _packets_from(self, timeline: Timeline, place: int, stamp: int) -> Iterator[av.Packet]:
+        """The packets from `place` on, at `stamp`, and the empty one at the end of the file."""
+        self._container.seek(stamp, stream=self._stream)
+        begun = False
+        for packet in self._demux():
+            found = packet.pts is not None and timeline.is_packet(place, packet)
+            if begun and packet.size > 0 and not found:
+                raise _MismatchError("a packet is not the one that follows")
+            begun = begun or found
+            if begun:
+                place += packet.size > 0
+                yield packet
+        if not begun:
+            raise _MismatchError("the key frame's packet is not found")
+
+    def _read_from_start(self, indices: Sequence[int], sink: Sink) -> None:
+        """By counting from the first frame."""
+        wanted = frozenset(indices)
+        count, damaged = 0, False
         for count, frame in enumerate(self._decode_all(), start=1):
+            # Damage spreads to the frames that follow, up to the next one that refers to none.
+            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if count - 1 in wanted:
-                if frame.is_corrupt:
+                if damaged:
                     raise UnusableVideoError(f"frame {count - 1} is damaged")
-                frames.append(frame)
-            if len(frames) == len(indices):
-                return frames
+                sink(count - 1, frame)
+            if count - 1 == indices[-1]:
+                return
         raise UnusableVideoError(
             f"ends after {count} frames where its header promises {self.num_frames}"
         )
 
     def _decode_all(self) -> Iterator[av.VideoFrame]:
         self._reopen()
-        yield from self._container.decode(self._stream)
+        begun, failure = False, None
+        for packet in self._demux():
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError as error:
+                # A recording may begin with frames that refer to some before it.
+                if begun:
+                    raise
+                failure = error
+                continue
+            begun = begun or bool(frames)
+            yield from self._counted(frames)
+        if failure is not None and not begun:
+            raise failure
 
+    def _demux(self) -> Iterator[av.Packet]:
+        """The stream's packets from here on, and an empty one at the end of the file."""
+        for packet in self._container.demux(self._stream):
+            yield packet
+            # PyAV fails behind it where the file has come up with more streams on the way.
+            if packet.size == 0 and packet.dts is None:
+                return
 
-def choose_window(
-    span: tuple[int, int], start: float, step: int, num_frames: int
-) -> tuple[int, int]:
-    """The first frame and the step of a clip inside of the frames [span[0], span[1]).
-
-    `start` in [0, 1) chooses among the starts that are possible. A step that is too large for
-    the span becomes the largest that fits.
-
-    Raises UnusableVideoError where the clip does not fit even at step 1.
-    """
-    available = span[1] - span[0]
-    if available < num_frames:
-        raise UnusableVideoError(
-            f"too short: has {available} frames, a clip needs {num_frames} frames at step 1"
-        )
-    if num_frames > 1:
-        step = min(step, (available - 1) // (num_frames - 1))
-    starts = available - (num_frames - 1) * step
-    return span[0] + int(start * starts), step
-
-
-def _regular_timeline(stream: av.VideoStream) -> Timeline | None:
-    """The timeline of a video whose header lists every frame, evenly spaced; else None.
-
-    The header of mp4 and mov lists the decoding time stamps. Where these are evenly spaced, the
-    presentation time stamps are the same comb, moved to the stream's start.
-    """
-    entries = stream.index_entries
-    if stream.start_time is None or len(entries) == 0 or len(entries) != stream.frames:
-        return None
-    stamps = np.empty(len(entries), np.int64)
-    for index, entry in enumerate(entries):
-        if entry.is_discard:
-            return None
-        stamps[index] = entry.timestamp
-    steps = np.diff(stamps)
-    if len(steps) and (steps[0] <= 0 or (steps != steps[0]).any()):
-        return None
-    timeline: Timeline = stamps - stamps[0] + stream.start_time
-    return timeline
-
-
-@contextmanager
-def _decoding_errors() -> Iterator[None]:
-    """FFmpeg's errors as a verdict on the video."""
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        raise UnusableVideoError(f"cannot be decoded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    def _counted(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            self.decoded += 1
+            yield frame

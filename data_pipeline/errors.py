@@ -1,5 +1,9 @@
-"""The error a user reads when the input is at fault."""
+"""The errors that say whose fault it is: the user's input, or one video of it."""
 
 
 class DataError(RuntimeError):
     """Bad input. The message says what is wrong, where, and what to do about it."""
+
+
+class UnusableVideoError(Exception):
+    """A video from which no clip can be made; the text is the reason, without the path."""

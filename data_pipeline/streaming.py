@@ -2,8 +2,8 @@
 
 Every training worker runs a stream of its own over its own rows, so the order is exact whatever
 the number of workers, and no worker waits for another one's decoding. The schedule is cut into
-segments, each a Ray Dataset with one block per training step; the next one is started while the
-current one is still being read.
+segments, each a Ray Dataset of the windows that its steps are the first to use; the next one is
+started while the current one is still being read.
 
 This is the only file that knows Ray Data. Ray must be initialised in the calling process.
 """
@@ -14,9 +14,9 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, islice
-from typing import Any
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,25 +24,37 @@ import ray
 import ray.data
 from ray.data import DataContext, ExecutionResources
 
-from data_pipeline.batches import Batch, RejectedVideo, Samples, load_batch
-from data_pipeline.clips import ClipSource
+from data_pipeline.batches import Batch, Collector, Samples, Step, plan_steps
+from data_pipeline.clips import ClipSource, Rejection, Window, WindowTask, load_window
 from data_pipeline.errors import DataError
+from data_pipeline.guard import WindowReader
+from data_pipeline.plan import WindowKey
 
 LEAD = 4
-"""The next segment is started when a LEAD-th of the current one is left to read."""
+"""The next segment is started when a LEAD-th of the current one is read: the clips of a window
+are spread over a segment, so decoding it is over long before its last step."""
 
 SEGMENT_BYTES = 128 * 2**20
 """About the size of a segment; up to two segments of each stream are in the object store."""
 
-FEWEST_STEPS, MOST_STEPS = 16, 256
-"""Bounds on the steps of a segment: to start one costs a second, to list its blocks memory."""
+MOST_STEPS = 1024
+"""Bound on the steps of a segment, however small the clips are."""
+
+BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 4
+"""Bounds on what one task decodes: it takes turns with others, and is made again if it dies."""
 
 ROOM = 8
 """Times a segment's size that Ray Data may fill. With less it holds back finished blocks, and while
 it does, its scheduling thread spins and takes the interpreter from the training thread."""
 
-Segment = tuple[Batch, Generator[Batch]]
-"""The first batch of a segment, and the iterator that yields the others."""
+
+class Segment(NamedTuple):
+    """Steps of a stream, and the windows that are decoded for them."""
+
+    steps: list[Step]
+    windows: Generator[Window]
+    first: list[Window]
+    """The first of the windows, taken to see that decoding is under way; empty if there is none."""
 
 
 def stream_batches(
@@ -50,18 +62,17 @@ def stream_batches(
     schedule: Iterator[Samples],
     *,
     cpu_limit: float | None = None,
-    segment_steps: int | None = None,
-    prefetch_batches: int = 2,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> Generator[Batch]:
-    """A batch per entry of `schedule`, in its order; `frames` are read-only.
+    """A batch per entry of `schedule`, in its order.
 
     `schedule` yields the samples that this worker needs for each step, int64 [N], N the same for
-    all, -1 for a surplus slot. It is read up to two segments ahead of the training.
+    all, -1 for a surplus slot. It is read two segments and two groups of windows ahead.
     `cpu_limit` bounds the CPUs that the decoding tasks hold together; None leaves it to Ray.
     To close the iterator stops the decoding.
 
     Raises ValueError where an argument makes no sense, DataError where a clip cannot be made from
-    any video that was tried, and RuntimeError where Ray delivers other samples than were asked.
+    any video that was tried, and RuntimeError where Ray delivers something else than was asked.
     """
     decode_cpus = source.config.decode_cpus
     if cpu_limit is not None and cpu_limit < decode_cpus:
@@ -69,111 +80,116 @@ def stream_batches(
             f"cpu_limit ({cpu_limit}) must be at least data.decode_cpus ({decode_cpus}), "
             "the CPUs of one decoding task"
         )
-    if segment_steps is not None and segment_steps < 1:
-        raise ValueError(f"segment_steps must be at least 1, not {segment_steps}")
+    if segment_bytes < 1:
+        raise ValueError(f"segment_bytes must be at least 1, not {segment_bytes}")
     # A function of its own, so that wrong arguments are told at the call, not at the first batch.
-    return _stream(source, schedule, cpu_limit, segment_steps, prefetch_batches)
+    return _stream(source, schedule, cpu_limit, segment_bytes)
 
 
 def _stream(
     source: ClipSource,
     schedule: Iterator[Samples],
     cpu_limit: float | None,
-    segment_steps: int | None,
-    prefetch_batches: int,
+    segment_bytes: int,
 ) -> Generator[Batch]:
-    decoder = _Decoder(ray.put(source), source.config.decode_cpus, cpu_limit, prefetch_batches)
-    first_step = list(islice(schedule, 1))
-    if not first_step:
-        return
-    whole_schedule = chain(first_step, schedule)
-    length = segment_steps or _segment_length(source, rows=len(first_step[0]))
-    segments = iter(lambda: list(islice(whole_schedule, length)), [])
+    decoder = _Decoder(ray.put(source), source, cpu_limit)
+    segments = _segments(
+        plan_steps(schedule, source.order), source.config.clip_bytes, segment_bytes
+    )
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-segment")
+    collector = Collector(source.config)
 
-    def begin(steps: list[Samples] | None) -> Future[Segment] | None:
-        return None if steps is None else pool.submit(decoder.begin, steps)
+    def begin() -> Future[Segment] | None:
+        segment = next(segments, None)
+        return None if segment is None else pool.submit(decoder.begin, segment)
 
-    steps = next(segments, None)
-    pending = begin(steps)
+    pending = begin()
     try:
-        while steps is not None and pending is not None:
-            first, others = pending.result()
+        while pending is not None:
+            segment = pending.result()
             pending = None
-            start_next = len(steps) - max(1, len(steps) // LEAD)
-            with closing(others):
-                for index, batch in enumerate(chain([first], others)):
-                    if index == start_next:
-                        steps = next(segments, None)
-                        pending = begin(steps)
-                    yield batch
+            with closing(segment.windows):
+                arriving = chain(segment.first, segment.windows)
+                for index, step in enumerate(segment.steps):
+                    if index == len(segment.steps) // LEAD:
+                        pending = begin()
+                    while collector.lacks(step.samples):
+                        collector.add(next(arriving))
+                    yield collector.take(step.samples)
     finally:
         if pending is not None:
             pending.add_done_callback(_abandon)
         pool.shutdown(wait=False)
 
 
-def _segment_length(source: ClipSource, rows: int) -> int:
-    """Steps of `rows` clips that make a segment of about SEGMENT_BYTES."""
-    return max(FEWEST_STEPS, min(MOST_STEPS, SEGMENT_BYTES // max(1, _batch_bytes(source, rows))))
-
-
-def _batch_bytes(source: ClipSource, rows: int) -> int:
-    config = source.config
-    return rows * config.num_frames * 3 * config.height * config.width
+def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Iterator[list[Step]]:
+    """Steps whose windows have about `segment_bytes` together."""
+    segment: list[Step] = []
+    size = 0
+    for step in steps:
+        new = sum(len(task.clips) for task in step.tasks) * clip_bytes
+        if segment and (size + new > segment_bytes or len(segment) == MOST_STEPS):
+            yield segment
+            segment, size = [], 0
+        segment.append(step)
+        size += new
+    if segment:
+        yield segment
 
 
 def _abandon(pending: Future[Segment]) -> None:
     """Stop the decoding of a segment that nobody will read."""
     if pending.exception() is None:
-        pending.result()[1].close()
+        pending.result().windows.close()
 
 
 @dataclass(frozen=True)
 class _Decoder:
     """How the segments of one stream are decoded."""
 
-    source: "ray.ObjectRef[ClipSource]"
+    shared: "ray.ObjectRef[ClipSource]"
     """In the object store once, rather than in every task's arguments."""
 
-    decode_cpus: float
+    source: ClipSource
     cpu_limit: float | None
-    prefetch_batches: int
 
-    def begin(self, steps: list[Samples]) -> Segment:
-        """Start a segment and wait for its first batch."""
-        batches = self._batches(steps)
-        return next(batches), batches
+    def begin(self, steps: list[Step]) -> Segment:
+        """Start a segment and wait for its first window."""
+        tasks = [task for step in steps for task in step.tasks]
+        windows = self._windows(tasks)
+        return Segment(steps, windows, [next(windows)] if tasks else [])
 
-    def _batches(self, steps: list[Samples]) -> Generator[Batch]:
-        rows = len(steps[0])
-        if rows == 0 or any(len(samples) != rows for samples in steps):
-            raise ValueError("every step of a schedule must ask for the same number of samples")
-        with DataContext.current(self._context(len(steps), rows)):
-            blocks = ray.data.from_arrow([pa.table({"sample": samples}) for samples in steps])
-            clips = blocks.map_batches(
-                partial(_decode_block, self.source),
-                batch_size=None,
-                batch_format="pyarrow",
-                num_cpus=self.decode_cpus,
-            )
+    def _windows(self, tasks: list[WindowTask]) -> Generator[Window]:
+        if not tasks:
+            return
+        config = self.source.config
+        window_bytes = self.source.order.clips_per_window * config.clip_bytes
+        length = max(1, min(BLOCK_WINDOWS, BLOCK_BYTES // window_bytes))
+        blocks = [tasks[first : first + length] for first in range(0, len(tasks), length)]
+        key, _, value = config.decode_nodes.partition("=")
+        where = {"label_selector": {key: value}} if key else {}
+        with DataContext.current(self._context(len(tasks) * window_bytes)):
             delivered = iter(
-                clips.iter_batches(
-                    batch_size=rows, batch_format="numpy", prefetch_batches=self.prefetch_batches
+                ray.data.from_arrow([_to_table(block) for block in blocks])
+                .map_batches(
+                    partial(_decode_block, self.shared),
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    num_cpus=config.decode_cpus,
+                    **where,
                 )
+                .iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
             )
         with closing(delivered):
-            for samples in steps:
-                yield _checked(samples, next(delivered, None))
+            for block in blocks:
+                yield from _windows_of(block, next(delivered, None))
 
-    def _context(self, steps: int, rows: int) -> DataContext:
-        """Ray Data's settings for a segment of `steps` batches of `rows` clips."""
+    def _context(self, size: int) -> DataContext:
+        """Ray Data's settings for a segment of `size` bytes."""
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
-            cpu=self.cpu_limit,
-            object_store_memory=ROOM
-            * max(SEGMENT_BYTES, steps * _batch_bytes(ray.get(self.source), rows)),
+            cpu=self.cpu_limit, object_store_memory=ROOM * max(SEGMENT_BYTES, size)
         )
         # One block per task: a task that could not hand out its second block would hold its CPU
         # until somebody reads, and streams that share few CPUs would wait for each other.
@@ -187,42 +203,83 @@ class _Decoder:
         return context
 
 
-def _decode_block(source: "ray.ObjectRef[ClipSource]", block: pa.Table) -> dict[str, Any]:
-    """The clips of one block, in a Ray task.
+def _to_table(tasks: list[WindowTask]) -> pa.Table:
+    return pa.table(
+        {
+            "epoch": [task.key.epoch for task in tasks],
+            "position": [task.key.position for task in tasks],
+            "clips": [task.clips for task in tasks],
+            "samples": [task.samples for task in tasks],
+        }
+    )
+
+
+def _to_tasks(table: pa.Table) -> list[WindowTask]:
+    return [
+        WindowTask(
+            WindowKey(row["epoch"], row["position"]), tuple(row["clips"]), tuple(row["samples"])
+        )
+        for row in table.to_pylist()
+    ]
+
+
+@lru_cache(maxsize=1)
+def _reader() -> WindowReader:
+    """This process's decoder; it lives as long as the process does."""
+    return WindowReader()
+
+
+def _decode_block(shared: "ray.ObjectRef[ClipSource]", block: pa.Table) -> dict[str, Any]:
+    """The clips of some windows, a row each, in a Ray task.
 
     A DataError travels as text, since Ray would wrap an exception and might try again.
     """
-    samples = block.column("sample").to_numpy()
-    clip_source = ray.get(source)
-    try:
-        batch, failure = load_batch(clip_source, samples), ""
-    except DataError as error:
-        # Surplus slots make a batch of the same form.
-        batch, failure = load_batch(clip_source, np.full_like(samples, -1)), str(error)
-    count = len(samples)
+    source = ray.get(shared)
+    config = source.config
+    read = partial(_reader().read, seconds=config.decode_seconds)
+    frames, facts = [], []
+    for task in _to_tasks(block):
+        try:
+            window = load_window(source, task, read)
+        except DataError as error:
+            shape = (len(task.clips), config.num_frames, 3, config.height, config.width)
+            frames.append(np.zeros(shape, np.uint8))
+            fact: dict[str, Any] = {"failure": str(error)}
+        else:
+            frames.append(window.frames)
+            fact = {
+                "video": window.video,
+                "decoded": window.decoded,
+                "rejected": [[r.video, r.reason] for r in window.rejected],
+                "verdicts": window.verdicts,
+            }
+        facts += [json.dumps(fact)] * len(task.clips)
     return {
-        "frames": batch["frames"],
-        "sample": samples,
-        "video": np.array(batch["video"], dtype=object),
-        # A block has equal columns: what concerns the whole batch is repeated in each row.
-        "rejected": np.array([json.dumps(batch["rejected"])] * count, dtype=object),
-        "failure": np.array([failure] * count, dtype=object),
+        "frames": frames[0] if len(frames) == 1 else np.concatenate(frames),
+        "sample": np.concatenate(block.column("samples").to_numpy()),
+        "facts": np.array(facts, dtype=object),
     }
 
 
-def _checked(asked: Samples, columns: dict[str, Any] | None) -> Batch:
-    """The columns of one delivered batch as a Batch, if they are those that were asked."""
-    if columns is None:
-        raise RuntimeError(f"Ray Data delivered nothing where samples {asked} were asked")
-    if not np.array_equal(asked, columns["sample"]):
-        raise RuntimeError(f"Ray Data delivered samples {columns['sample']}, asked were {asked}")
-    failure = str(columns["failure"][0])
-    if failure:
-        raise DataError(failure)
-    rejected: list[RejectedVideo] = json.loads(columns["rejected"][0])
-    return Batch(
-        frames=columns["frames"],
-        sample=columns["sample"],
-        video=columns["video"].tolist(),
-        rejected=rejected,
-    )
+def _windows_of(tasks: list[WindowTask], block: pa.Table | None) -> Iterator[Window]:
+    """The windows of a delivered block, if they are those that were asked; nothing is copied."""
+    asked = [sample for task in tasks for sample in task.samples]
+    delivered = [] if block is None else block.column("sample").to_pylist()
+    if block is None or delivered != asked:
+        raise RuntimeError(f"Ray Data delivered samples {delivered}, asked were {asked}")
+    frames = block.column("frames").combine_chunks().to_numpy()
+    facts = block.column("facts")
+    first = 0
+    for task in tasks:
+        fact = json.loads(facts[first].as_py())
+        if "failure" in fact:
+            raise DataError(fact["failure"])
+        yield Window(
+            samples=task.samples,
+            frames=frames[first : first + len(task.samples)],
+            video=fact["video"],
+            decoded=fact["decoded"],
+            rejected=tuple(Rejection(*rejection) for rejection in fact["rejected"]),
+            verdicts=tuple(tuple(verdict) for verdict in fact["verdicts"]),
+        )
+        first += len(task.samples)

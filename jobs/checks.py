@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 import torch
 
@@ -12,6 +11,7 @@ from taehv import checkpoint
 from taehv.discriminator import SCORE_STRIDE
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, build_model
+from taehv.run_folder import RunFolder
 from taehv.teacher import check_teacher, frame_rule_warning
 
 log = logging.getLogger(__name__)
@@ -22,8 +22,8 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_sizes(config, network)
-    if config.cluster.workers:
-        check_workers(config, config.cluster.workers)
+    if config.cluster.most_workers:
+        check_workers(config, config.cluster.most_workers)
     if config.model.pretrained:
         build_model(config.model)
     if config.teacher.path:
@@ -66,15 +66,12 @@ def check_workers(config: Config, workers: int) -> None:
         raise ConfigError(str(error)) from error
 
 
-def check_run_dir(run_dir: Path, resume: str) -> None:
+def check_run_folder(run: RunFolder, resume: str) -> None:
     """A run that was begun is gone on with, or left alone; it is never written over."""
-    if "://" in str(run_dir):
-        raise ConfigError(f"train.run_dir {run_dir}: only folders of a file system can be used")
-    held = [name for name in ("metrics.jsonl", "final_model.pth") if (run_dir / name).exists()] + [
-        folder.name for folder in checkpoint.folders(run_dir)[:1]
-    ]
+    held = [name for name in ("metrics.jsonl", "final_model.pth") if run.exists(name)]
+    held += checkpoint.names(run)[:1]
     if held and not resume:
         raise TrainingError(
-            f"{run_dir} holds a run already ({', '.join(held)}): go on with it with "
+            f"{run} holds a run already ({', '.join(held)}): go on with it with "
             "--train.resume latest, or choose another --train.run-dir"
         )

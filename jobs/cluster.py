@@ -8,7 +8,6 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.config import ClusterConfig
-from taehv.errors import TrainingError
+from jobs.pool import Shares
+from taehv.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they
             # have to share a core.
             num_cpus=max(
-                os.cpu_count() or 1, math.ceil(max(1, config.workers) * (1 + decode_cpus))
+                os.cpu_count() or 1, math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
             ),
             include_dashboard=False,
             runtime_env={"env_vars": environment},
@@ -67,40 +67,11 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         ray.shutdown()
 
 
-@dataclass(frozen=True)
-class Shares:
-    """How the cluster's resources are shared out between training and decoding."""
-
-    workers: int
-    use_gpu: bool
-    cpus_per_worker: float
-    decode_cpus_per_worker: float
-    """CPUs that the decoding tasks of one worker's stream may hold."""
-
-
-def share_out(config: ClusterConfig, decode_cpus: float) -> Shares:
-    """Divide what is there: a worker's stream that cannot hold one decoding task never starts."""
-    resources = ray.cluster_resources()
-    cpus, gpus = resources.get("CPU", 0.0), int(resources.get("GPU", 0))
-    workers = config.workers or gpus or 1
-    if gpus and workers > gpus:
-        raise TrainingError(
-            f"--cluster.workers {workers}, but the cluster has {gpus} GPUs: ask for fewer workers"
-        )
-    if cpus <= workers * decode_cpus:
-        raise TrainingError(
-            f"the cluster has {cpus:g} CPUs, and {workers} workers decode with {decode_cpus:g} "
-            "each: nothing is left to train with; lower --data.decode-cpus or add machines"
-        )
-    # Rounded down to Ray's own precision.
-    per_worker = min(1.0, math.floor((cpus / workers - decode_cpus) * 100) / 100)
-    return Shares(workers, gpus > 0, per_worker, cpus / workers - per_worker)
-
-
 def make_trainer(
-    worker: Any, settings: dict[str, Any], shares: Shares, config: ClusterConfig, own_ray: bool
+    worker: Any, settings: dict[str, Any], shares: Shares, own_ray: bool
 ) -> TorchTrainer:
-    """The Ray Train run of `worker(settings)` on every training worker."""
+    """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
+    what dies again, with as many workers as there is room for then."""
     return TorchTrainer(
         worker,
         train_loop_config=settings,
@@ -115,8 +86,8 @@ def make_trainer(
         ),
         run_config=RunConfig(
             # Ray's own record of the run; checkpoints and results are in the run's folder.
-            storage_path=str(Path(settings["run_dir"]) / "ray"),
-            failure_config=FailureConfig(max_failures=config.max_failures),
+            storage_path=RunFolder(settings["run_dir"]).address_of("ray"),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
 

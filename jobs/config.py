@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import tyro
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
 from jobs.tracking import TrackingConfig
@@ -24,15 +25,44 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class ClusterConfig:
-    workers: int = 0
-    """Training workers; 0: one per GPU of the cluster, or one where there is no GPU."""
+    # In YAML, `workers: 2` needs no quotes.
+    __pydantic_config__: ClassVar = ConfigDict(coerce_numbers_to_str=True)
+
+    workers: str = ""
+    """Training workers: a number, or a range such as 2-8, within which the run grows and shrinks
+    with the cluster. Empty: one per GPU that is there, or one where there is no GPU."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Whether each worker takes a GPU. auto: where there is one at the start; yes: also where
+    the autoscaler has yet to bring it."""
     max_failures: int = 3
-    """Times that dead workers are started again from the last checkpoint."""
+    """Times that dead workers are started again from the last checkpoint. Nodes that were given
+    notice, and changes of the number of workers, do not count."""
+    wait_minutes: float = 15.0
+    """How long the run waits for room for the fewest workers that it may have."""
+    resize_seconds: float = 120.0
+    """Least time between two growths, each of which costs a save and a start."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "max_failures"):
+        for name in ("max_failures", "wait_minutes", "resize_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} is {getattr(self, name)}: it cannot be negative")
+        if self.workers and not (
+            re.fullmatch(r"\d+(-\d+)?", self.workers)
+            and 1 <= self.fewest_workers <= self.most_workers
+        ):
+            raise ValueError(
+                f"cluster.workers is {self.workers}: give a number from 1, or a range such as 2-8"
+            )
+
+    @property
+    def fewest_workers(self) -> int:
+        """0: not said."""
+        return int(self.workers.split("-")[0] or 0)
+
+    @property
+    def most_workers(self) -> int:
+        """0: not said."""
+        return int(self.workers.split("-")[-1] or 0)
 
 
 @dataclass(frozen=True)

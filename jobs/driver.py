@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -18,11 +18,15 @@ from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from jobs.config import ClusterConfig, Config
 from jobs.pictures import comparison_mp4, side_by_side_png
+from jobs.pool import Pool, Shares, going_nodes
 from jobs.progress import Progress
 from jobs.tracking import Tracker
 from taehv.errors import TrainingError
+from taehv.interfaces import RejectedVideo
 from taehv.journal import Row
+from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -31,47 +35,143 @@ VIDEO_FPS = 8.0
 """Of the comparison videos: slow enough to see what flickers."""
 
 
+@dataclass(frozen=True)
+class MostSkipped:
+    """How many videos may turn out to be unusable."""
+
+    fraction: float
+    of_videos: int
+
+    @property
+    def videos(self) -> int:
+        return int(self.fraction * self.of_videos)
+
+    @property
+    def told(self) -> str:
+        return f"data.max_bad_fraction ({self.fraction:g}) of the {self.of_videos} videos"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a life of a run ended: by itself, with a worker's death, or for lack of memory."""
+
+    summary: Mapping[str, Any] | None
+    """See `taehv.training.Summary`."""
+    error: str = ""
+    shortage: Mapping[str, Any] | None = None
+    """Where a pass was too large for a GPU: `shortage`, which one, and `clips_per_pass`, how many
+    clips it may have from now on."""
+
+
 class Driver:
-    """Drives one run.
+    """Drives one run through its lives.
+
+    A life is a set of training workers, from their start to their end. It ends with the run, when
+    a worker dies, when a pass is too large for a worker's GPU, or when it is asked to save and make
+    way, for more workers or from nodes that were given notice. The next one goes on from the newest
+    checkpoint.
 
     Args:
-        run_dir: where pictures and the quarantine are written.
+        run: where pictures are written.
         mailbox: the workers' messages.
         tracker: MLflow.
         progress: bar or lines.
+        most_skipped: so many videos may turn out to be unusable.
     """
 
-    def __init__(self, run_dir: Path, mailbox: Any, tracker: Tracker, progress: Progress) -> None:
-        self.run_dir = run_dir
+    def __init__(
+        self,
+        run: RunFolder,
+        mailbox: Any,
+        tracker: Tracker,
+        progress: Progress,
+        most_skipped: MostSkipped,
+    ) -> None:
+        self.run = run
         self.mailbox = mailbox
         self.tracker = tracker
         self.progress = progress
+        self.most_skipped = most_skipped
         self.stopped_by: signal.Signals | None = None
         self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
-        self._quarantined: set[str] = set()
+        self._shortage: Mapping[str, Any] | None = None
+        self._nodes: set[str] = set()
+        self._told_way = False
 
-    def run(self, trainer: TorchTrainer) -> Mapping[str, Any]:
+    def drive(
+        self, pool: Pool, config: Config, make_trainer: Callable[[Config, Shares], TorchTrainer]
+    ) -> Mapping[str, Any]:
         """Run to the end and give the workers' summary (see `taehv.training.Summary`).
 
+        Args:
+            pool: where workers can run.
+            config: of the run; later lives may have smaller passes (`train.auto_micro_batch`).
+            make_trainer: the workers of a life, by its configuration and shares.
+
         Raises:
-            TrainingError: for what a worker said only the user can mend, and for workers that
-                died more often than they may.
+            TrainingError: for what a worker said only the user can mend, for workers that died
+                more often than they may, and where there is no room for them.
         """
-        ended = _Fit(trainer)
+        failures = 0
         with self._signals():
-            ended.start()
-            while ended.is_alive():
-                self._deliver()
-                time.sleep(POLL_SECONDS)
+            while True:
+                shares = pool.wait(cancelled=lambda: self.stopped_by is not None)
+                if shares is None:
+                    raise KeyboardInterrupt
+                trainer = make_trainer(config, shares)
+                ending = self._live(trainer, pool, config.cluster, shares.workers)
+                if self._failure is not None:
+                    raise TrainingError(self._failure)
+                summary = ending.summary
+                if summary is not None and (summary["finished"] or self.stopped_by):
+                    return summary
+                if ending.shortage is not None:
+                    config = _with_smaller_passes(config, ending.shortage)
+                elif summary is None and not self._nodes & going_nodes():
+                    failures += 1
+                    if failures > config.cluster.max_failures:
+                        raise TrainingError(
+                            f"the training workers failed: {ending.error} (failure {failures}, "
+                            f"cluster.max_failures is {config.cluster.max_failures})"
+                        )
+                    log.warning(
+                        "the training workers failed (%d of %d times): %s; starting them again",
+                        failures,
+                        config.cluster.max_failures,
+                        ending.error,
+                    )
+
+    def _live(
+        self, trainer: TorchTrainer, pool: Pool, config: ClusterConfig, workers: int
+    ) -> Ending:
+        """One life."""
+        self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
+        ray.get(self.mailbox.begin_life.remote(stop=self.stopped_by is not None))
+        log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
+        fit = _Fit(trainer)
+        fit.start()
+        look_at = time.monotonic() + config.resize_seconds
+        while fit.is_alive():
             self._deliver()
-        if self._failure is not None:
-            raise TrainingError(self._failure)
-        if ended.error is not None:
-            raise TrainingError(f"the training workers failed: {_cause(ended.error)}")
-        if self._summary is None:
-            raise TrainingError("the training workers ended without a word; see the log above")
-        return self._summary
+            if self._nodes & going_nodes():
+                self._make_way("a node has been given notice")
+            elif time.monotonic() > look_at:
+                look_at = time.monotonic() + config.resize_seconds
+                if pool.could_grow(workers):
+                    self._make_way("there is room for more workers")
+            time.sleep(POLL_SECONDS)
+        self._deliver()
+        error = "" if fit.error is None else _cause(fit.error)
+        error = error or "they ended without a word; see the log above"
+        return Ending(self._summary, error, self._shortage)
+
+    def _make_way(self, reason: str) -> None:
+        """Ask the workers, once in their life, to save and end."""
+        if not self._told_way:
+            self._told_way = True
+            log.info("%s: saving a checkpoint, then going on with what is there", reason)
+            self.mailbox.ask_to_stop.remote()
 
     def _deliver(self) -> None:
         for kind, content in ray.get(self.mailbox.take.remote()):
@@ -90,23 +190,45 @@ class Driver:
 
     def _on_samples(self, samples: tuple[int, Any, Any]) -> None:
         step, original, reconstructed = samples
-        stem = self.run_dir / "samples" / f"step_{step:08d}"
-        stem.parent.mkdir(exist_ok=True)
-        picture, video = stem.with_suffix(".png"), stem.with_suffix(".mp4")
-        side_by_side_png(original, reconstructed, picture)
-        comparison_mp4(original, reconstructed, video, VIDEO_FPS)
+        (self.run.local / "samples").mkdir(exist_ok=True)
+        names = [f"samples/step_{step:08d}.{kind}" for kind in ("png", "mp4")]
+        picture, video = (self.run.local / name for name in names)
+        try:
+            side_by_side_png(original, reconstructed, picture)
+            comparison_mp4(original, reconstructed, video, VIDEO_FPS)
+            for name in names:
+                self.run.publish(name)
+        except OSError as error:
+            log.warning("the pictures of step %d cannot be written: %s", step, error)
+            return
         self.tracker.artifact(picture, "samples")
         self.tracker.artifact(video, "samples")
 
-    def _on_rejected(self, rejected: list[Mapping[str, Any]]) -> None:
-        new = [entry for entry in rejected if entry["video"] not in self._quarantined]
-        with (self.run_dir / "quarantine.jsonl").open("a") as file:
-            for entry in new:
-                self._quarantined.add(entry["video"])
-                file.write(json.dumps(entry) + "\n")
-                log.warning("video %s is skipped: %s", entry["video"], entry["reason"])
-        if new:
-            log.warning("%d videos skipped so far", len(self._quarantined))
+    def _on_finding(self, finding: tuple[str, str]) -> None:
+        name, message = finding
+        self.tracker.tag(f"health.{name}", message)
+
+    def _on_quarantined(self, news: tuple[list[RejectedVideo], int]) -> None:
+        rejected, total = news
+        for entry in rejected:
+            log.warning("video %s is skipped: %s", entry["video"], entry["reason"])
+        self.progress.skipped(total)
+        if total > self.most_skipped.videos and self._failure is None:
+            self._failure = (
+                f"{total} videos cannot be used, more than {self.most_skipped.told}; the last of "
+                f"them is {rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
+                f"{self.run}/quarantine.jsonl. "
+                "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
+                f"--train.run-dir {self.run} --train.resume latest"
+            )
+            self.mailbox.ask_to_stop.remote()
+
+    def _on_node(self, node: str) -> None:
+        self._nodes.add(node)
+
+    def _on_out_of_memory(self, shortage: Mapping[str, Any]) -> None:
+        # Several workers may say so; all come to the same number.
+        self._shortage = shortage
 
     def _on_failure(self, message: str) -> None:
         self._failure = self._failure or message
@@ -148,6 +270,17 @@ class _Fit(threading.Thread):
             self.result = self.trainer.fit()
         except TrainingFailedError as error:
             self.error = error
+
+
+def _with_smaller_passes(config: Config, shortage: Mapping[str, Any]) -> Config:
+    clips = shortage["clips_per_pass"]
+    log.warning(
+        "%s; starting the workers again with train.max_clips_per_pass %d (the global batch stays)",
+        shortage["shortage"],
+        clips,
+    )
+    train = dataclasses.replace(config.train, max_clips_per_pass=clips)
+    return dataclasses.replace(config, train=train)
 
 
 def _cause(error: TrainingFailedError) -> str:

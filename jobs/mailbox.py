@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
-from taehv.interfaces import Hooks
+from taehv.interfaces import Hooks, RejectedVideo
 from taehv.journal import Row
 
 PROGRESS_SECONDS = 0.5
@@ -35,6 +35,10 @@ class Mailbox:
         messages, self._messages = self._messages, []
         return messages
 
+    def begin_life(self, stop: bool) -> None:
+        """New workers are about to start; `stop` is what they are told from the beginning."""
+        self._stop = stop
+
     def ask_to_stop(self) -> None:
         self._stop = True
 
@@ -58,7 +62,6 @@ class MailboxHooks(Hooks):
         self.mailbox = mailbox
         self.is_main = is_main
         self._told_at = 0.0
-        self._told_videos: set[str] = set()
         self._answer = mailbox.stop_wanted.remote() if is_main else None
 
     def on_step(self, step: int, samples: Sequence[int]) -> None:
@@ -72,11 +75,11 @@ class MailboxHooks(Hooks):
     def on_samples(self, step: int, original: np.ndarray, reconstructed: np.ndarray) -> None:
         self.mailbox.put.remote("samples", (step, original, reconstructed))
 
-    def on_rejected(self, rejected: Sequence[Mapping[str, Any]]) -> None:
-        new = [entry for entry in rejected if entry["video"] not in self._told_videos]
-        if new:
-            self._told_videos.update(entry["video"] for entry in new)
-            self.mailbox.put.remote("rejected", [dict(entry) for entry in new])
+    def on_finding(self, name: str, message: str) -> None:
+        self.mailbox.put.remote("finding", (name, message))
+
+    def on_quarantined(self, rejected: Sequence[RejectedVideo], total: int) -> None:
+        self.mailbox.put.remote("quarantined", (list(rejected), total))
 
     def should_stop(self) -> bool:
         """The last answer that has arrived; asking never holds up a step."""

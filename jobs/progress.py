@@ -25,7 +25,7 @@ class Progress:
         self.on_terminal = sys.stderr.isatty()
         self._first: tuple[int, float] | None = None
         self._last_line = 0.0
-        self._loss = ""
+        self._loss = self._skipped = ""
         self._bar = tqdm(
             total=max_steps, unit="step", disable=not self.on_terminal, dynamic_ncols=True
         )
@@ -41,12 +41,19 @@ class Progress:
         self._bar.update(step - self._bar.n)
         if not self.on_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
             self._last_line = time.monotonic()
-            log.info("step %d of %d%s%s", step, self.max_steps, self._pace(step), self._loss)
+            log.info(
+                "step %d of %d%s%s%s",
+                step,
+                self.max_steps,
+                self._pace(step),
+                self._loss,
+                self._skipped,
+            )
 
     def row(self, row: Row) -> None:
         if "train/reconstruction_loss" in row:
             self._loss = f", reconstruction loss {row['train/reconstruction_loss']:.5f}"
-            self._bar.set_postfix_str(self._loss.lstrip(", "), refresh=False)
+            self._show_postfix()
         if "val/psnr" in row:
             log.info(
                 "step %d validation: PSNR %.2f dB, SSIM %.3f; averaged weights %.2f dB, %.3f",
@@ -57,9 +64,17 @@ class Progress:
                 row["val_ema/ssim"],
             )
 
+    def skipped(self, videos: int) -> None:
+        """So many videos have turned out to be unusable."""
+        self._skipped = f", {videos} videos skipped"
+        self._show_postfix()
+
     def close(self) -> None:
         self._bar.close()
         self._redirect.__exit__(None, None, None)
+
+    def _show_postfix(self) -> None:
+        self._bar.set_postfix_str((self._loss + self._skipped).lstrip(", "), refresh=False)
 
     def _pace(self, step: int) -> str:
         assert self._first is not None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from taehv.journal import Row
+from taehv.run_folder import RunFolder
 from taehv.verdict import format_verdict, judge
 
 
 def closing_summary(
     rows: Sequence[Row],
     baselines: Mapping[str, Mapping[str, float]],
-    run_dir: Path,
+    run: RunFolder,
     finished: bool,
     open_hint: str,
 ) -> str:
@@ -22,7 +22,7 @@ def closing_summary(
     Args:
         rows: all of metrics.jsonl.
         baselines: scores of `mean_colour` and `down_and_up` on the validation clips.
-        run_dir: the run's folder.
+        run: the run's folder.
         finished: whether the run made all its steps.
         open_hint: how to look at the tracker.
     """
@@ -35,10 +35,10 @@ def closing_summary(
         floor = {name: values["psnr"] for name, values in baselines.items()}
         if finished:
             parts += [format_verdict(judge(scores, floor, rows)), ""]
-    parts.append(f"run folder   {_short(run_dir)}")
+    parts.append(f"run folder   {_short(run.address)}")
     if finished:
-        parts.append(f"weights      {_short(run_dir / 'final_model.safetensors')} (and .pth)")
-        parts.append(f"pictures     {_short(run_dir / 'samples')}")
+        parts.append(f"weights      {_short(run.address_of('final_model.safetensors'))} (and .pth)")
+        parts.append(f"pictures     {_short(run.address_of('samples'))}")
     if open_hint:
         parts.append(f"MLflow       {open_hint}")
     return "\n".join(parts)
@@ -62,7 +62,8 @@ def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]]) 
     )
 
 
-def _short(path: Path) -> str:
+def _short(address: str) -> str:
     """Relative to where the user is, if that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)
+    if "://" in address:
+        return address
+    return min(os.path.relpath(address), address, key=len)

@@ -83,6 +83,7 @@ class Tracker:
         self._recorded: list[Mapping[str, Any]] = []
         self._metrics: list[Measured] = []
         self._artifacts: list[tuple[Path, str]] = []
+        self._new_tags: list[tuple[str, str]] = []
         self._status: Status | None = None
 
     @classmethod
@@ -133,6 +134,12 @@ class Tracker:
         """Send a file, into this folder of the run's artifacts."""
         if self._config.enabled:
             self._artifacts.append((path.absolute(), folder))
+            self._deliver()
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        if self._config.enabled:
+            self._new_tags.append((name, value[:LONGEST_PARAMETER]))
             self._deliver()
 
     def finish(self, status: Status = "FINISHED") -> None:
@@ -270,6 +277,9 @@ class Tracker:
             else:
                 logger.warning("%s is not there to be sent to MLflow", path)
             del self._artifacts[0]
+        while self._new_tags:
+            self._client.set_tag(self.run_id, *self._new_tags[0])
+            del self._new_tags[0]
         if self._status is not None:
             self._client.set_terminated(self.run_id, self._status)
             self._status = None

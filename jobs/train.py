@@ -19,16 +19,18 @@ from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
 from data_pipeline.synthetic import ensure_synthetic
 from jobs import cluster
-from jobs.checks import check, check_run_dir, check_workers
+from jobs.checks import check, check_run_folder, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
-from jobs.driver import Driver
+from jobs.driver import Driver, MostSkipped
 from jobs.mailbox import Mailbox
+from jobs.pool import Pool, Shares
 from jobs.progress import Progress
 from jobs.summary import closing_summary
 from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
 from taehv import journal
 from taehv.errors import TrainingError
+from taehv.run_folder import RunFolder
 from taehv.state import to_yaml
 
 log = logging.getLogger("jobs.train")
@@ -55,68 +57,73 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     """Check, set up, train, and say how it went."""
     config = _with_places(config)
-    run_dir = Path(config.train.run_dir)
-    check_run_dir(run_dir, config.train.resume)
+    run_folder = RunFolder(config.train.run_dir)
+    check_run_folder(run_folder, config.train.resume)
     check(config)
-    training, validation = open_sources(config.data, config.train.seed)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(to_yaml(config))
-    log.info("run folder: %s", run_dir)
+    training, validation = open_sources(
+        config.data, config.train.seed, config.train.global_batch_size
+    )
+    run_folder.local.mkdir(parents=True, exist_ok=True)
+    (run_folder.local / "config.yaml").write_text(to_yaml(config))
+    run_folder.publish("config.yaml")
+    log.info("run folder: %s", run_folder)
 
-    tracker = Tracker.start(config.tracking, run_dir, flatten(config))
+    run_folder.retrieve("mlflow.json")
+    tracker = Tracker.start(config.tracking, run_folder.local, flatten(config))
+    if run_folder.is_remote and tracker.run_id:
+        run_folder.publish("mlflow.json")
     progress = Progress(config.train.max_steps)
     try:
         with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
             mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
-            driver = Driver(run_dir, mailbox, tracker, progress)
-            shares = cluster.share_out(config.cluster, config.data.decode_cpus)
-            check_workers(config, shares.workers)
-            trainer = cluster.make_trainer(
-                train_worker,
-                _settings(config, mailbox, shares, training, validation),
-                shares,
-                config.cluster,
-                own_ray,
-            )
-            summary = driver.run(trainer)
+            videos = len(training.videos) + len(validation.videos)
+            most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
+            driver = Driver(run_folder, mailbox, tracker, progress, most_skipped)
+            pool = Pool(config.cluster, config.data.decode_cpus, may_grow=not own_ray)
+
+            def make_trainer(config: Config, shares: Shares) -> Any:
+                check_workers(config, shares.workers)
+                settings = _settings(config, mailbox, shares, training, validation)
+                return cluster.make_trainer(train_worker, settings, shares, own_ray)
+
+            summary = driver.drive(pool, config, make_trainer)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        _end_tracking(tracker, run_dir, "KILLED" if interrupted else "FAILED")
+        _end_tracking(tracker, run_folder, "KILLED" if interrupted else "FAILED")
         raise
     finally:
         progress.close()
-    return _conclude(config, summary, driver.stopped_by, tracker)
+    return _conclude(run_folder, summary, driver.stopped_by, tracker)
 
 
 def _conclude(
-    config: Config,
+    run_folder: RunFolder,
     summary: Mapping[str, Any],
     stopped_by: signal.Signals | None,
     tracker: Tracker,
 ) -> int:
     """Hand the results to the tracker and the user."""
-    run_dir = Path(config.train.run_dir)
-    _end_tracking(tracker, run_dir, "FINISHED" if summary["finished"] else "KILLED")
-    rows = journal.read(run_dir / "metrics.jsonl")
+    _end_tracking(tracker, run_folder, "FINISHED" if summary["finished"] else "KILLED")
+    rows = journal.read_run(run_folder)
     print()
     print(
         closing_summary(
-            rows, summary["baselines"], run_dir, summary["finished"], tracker.open_hint()
+            rows, summary["baselines"], run_folder, summary["finished"], tracker.open_hint()
         )
     )
     if summary["finished"] or stopped_by is None:
         return DONE
-    print(f"stopped at step {summary['step']}; go on with: --train.run-dir {run_dir} ", end="")
+    print(f"stopped at step {summary['step']}; go on with: --train.run-dir {run_folder} ", end="")
     print("--train.resume latest")
     return 128 + stopped_by
 
 
-def _end_tracking(tracker: Tracker, run_dir: Path, status: Status) -> None:
+def _end_tracking(tracker: Tracker, run_folder: RunFolder, status: Status) -> None:
     """Send what the store still lacks, rows and files, and close the tracked run."""
-    tracker.catch_up(journal.read(run_dir / "metrics.jsonl"))
+    tracker.catch_up(journal.read_run(run_folder))
     for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
-        if (run_dir / name).is_file():
-            tracker.artifact(run_dir / name)
+        if run_folder.exists(name):
+            tracker.artifact(run_folder.retrieve(name))
     tracker.finish(status)
 
 
@@ -126,6 +133,10 @@ def _with_places(config: Config) -> Config:
     annotations = config.data.annotations or str(ensure_synthetic(_cache_dir()))
     resume = config.train.resume
     replace = dataclasses.replace
+    tracking = config.tracking
+    if "://" in run_dir and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        # Beside the run folders, where they are on a file system; a database cannot lie on S3.
+        tracking = replace(tracking, uri=f"sqlite:///{Path.home()}/mlflow.db")
     return replace(
         config,
         data=replace(config.data, annotations=_absolute(annotations)),
@@ -136,6 +147,7 @@ def _with_places(config: Config) -> Config:
             run_dir=_absolute(run_dir),
             resume=resume if resume == "latest" else _absolute(resume),
         ),
+        tracking=tracking,
     )
 
 
@@ -158,7 +170,7 @@ def _cache_dir() -> Path:
 def _settings(
     config: Config,
     mailbox: Any,
-    shares: cluster.Shares,
+    shares: Shares,
     training: ClipSource,
     validation: ClipSource,
 ) -> dict[str, Any]:

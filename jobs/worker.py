@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from data_pipeline.streaming import stream_batches
 from jobs.config import Config
 from jobs.mailbox import MailboxHooks, MailboxLog
 from taehv import checkpoint, distributed
-from taehv.errors import TrainingError
+from taehv.errors import MemoryShortageError, TrainingError
+from taehv.interfaces import Verdict
+from taehv.run_folder import RunFolder
 from taehv.training import train
 
 log = logging.getLogger(__name__)
@@ -33,8 +35,11 @@ class RayClips:
         self._training, self._validation = training, validation
         self.cpu_limit = cpu_limit
 
-    def training(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
-        return stream_batches(self._training, schedule, cpu_limit=self.cpu_limit)
+    def training(
+        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+    ) -> Generator[Any]:
+        source = dataclasses.replace(self._training, verdicts=frozenset(verdicts))
+        return stream_batches(source, schedule, cpu_limit=self.cpu_limit)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
         return stream_batches(self._validation, schedule, cpu_limit=self.cpu_limit)
@@ -50,13 +55,16 @@ def train_worker(settings: dict[str, Any]) -> None:
     if ray.get(mailbox.has_failed.remote()):
         return
     _set_up_process(mailbox)
+    mailbox.put.remote("node", ray.get_runtime_context().get_node_id())
     config: Config = settings["config"]
-    run_dir = Path(settings["run_dir"])
+    run = RunFolder(settings["run_dir"])
     hooks = MailboxHooks(mailbox, distributed.is_main())
     data = RayClips(settings["training"], settings["validation"], settings["decode_cpus"])
     try:
-        resume_from = distributed.from_main(_resume_from(config, run_dir))
-        summary = train(config, data, hooks, run_dir, resume_from)
+        summary = train(config, data, hooks, run, _resume_from(config, run), retry=False)
+    except MemoryShortageError as error:
+        _tell_shortage(mailbox, config, error)
+        raise
     except (TrainingError, DataError) as error:
         ray.get(mailbox.put.remote("failure", str(error)))
         raise
@@ -64,13 +72,22 @@ def train_worker(settings: dict[str, Any]) -> None:
         ray.get(mailbox.put.remote("summary", dataclasses.asdict(summary)))
 
 
-def _resume_from(config: Config, run_dir: Path) -> Path | None:
-    """The run's newest whole checkpoint, else the one that was asked for. Main worker only."""
-    if not distributed.is_main():
+def _tell_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
+    """Ask for a life with smaller passes, where that is wanted and possible."""
+    if config.train.auto_micro_batch and error.halved_pass:
+        shortage = {"shortage": error.shortage, "clips_per_pass": error.halved_pass}
+        ray.get(mailbox.put.remote("out_of_memory", shortage))
+    else:
+        ray.get(mailbox.put.remote("failure", str(error)))
+
+
+def _resume_from(config: Config, run: RunFolder) -> Path | None:
+    """The run's newest whole checkpoint, else the one that was asked for. A collective."""
+    newest = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
+    if newest is not None:
+        return run.retrieve(newest)
+    if config.train.resume in ("", "latest"):
         return None
-    newest = checkpoint.latest_valid(run_dir)
-    if newest or config.train.resume in ("", "latest"):
-        return newest
     asked = Path(config.train.resume)
     fault = checkpoint.find_fault(asked)
     if fault:

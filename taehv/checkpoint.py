@@ -1,7 +1,7 @@
 """Checkpoint folders: `checkpoints/step_00000500/`, valid once their manifest is there and true.
 
-All workers write their files, then comes a barrier, then the main worker writes the manifest with
-a checksum per file. A folder without a valid manifest does not exist for the program.
+All workers write their files, then the main worker writes the manifest with the checksum of each.
+A folder without a valid manifest does not exist for the program.
 """
 
 from __future__ import annotations
@@ -11,48 +11,61 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from taehv.errors import TrainingError
+from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-_FOLDER = re.compile(r"step_(\d{8})")
+FOLDER = "checkpoints"
+_NAME = re.compile(r"step_(\d{8})")
+
+
+class FileRecord(TypedDict):
+    """What the manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def name_of(step: int) -> str:
+    """A checkpoint's name, as seen from its run's folder."""
+    return f"{FOLDER}/step_{step:08d}"
 
 
 def step_folder(run_dir: Path, step: int) -> Path:
-    return run_dir / "checkpoints" / f"step_{step:08d}"
+    return run_dir / name_of(step)
 
 
 def step_of(folder: Path) -> int:
-    match = _FOLDER.fullmatch(folder.name)
+    match = _NAME.fullmatch(folder.name)
     if not match:
         raise TrainingError(f"{folder} is not a checkpoint: its name is not step_ and 8 digits")
     return int(match[1])
 
 
-def folders(run_dir: Path) -> list[Path]:
-    """All checkpoint folders of a run, valid or not, newest first."""
-    parent = run_dir / "checkpoints"
-    found = parent.iterdir() if parent.is_dir() else ()
-    return sorted((f for f in found if _FOLDER.fullmatch(f.name)), reverse=True)
+def names(run: RunFolder) -> list[str]:
+    """All checkpoints of a run, valid or not, newest first."""
+    found = [entry for entry in run.entries(FOLDER) if _NAME.fullmatch(entry)]
+    return [f"{FOLDER}/{entry}" for entry in sorted(found, reverse=True)]
 
 
-def latest_valid(run_dir: Path) -> Path | None:
+def latest_valid(run: RunFolder) -> str | None:
     """The newest checkpoint that is whole; those passed over are named in a warning."""
-    for folder in folders(run_dir):
-        fault = find_fault(folder)
+    for name in names(run):
+        fault = find_fault(run.retrieve(name))
         if fault is None:
-            return folder
-        log.warning("checkpoint %s is passed over: %s", folder, fault)
+            return name
+        log.warning("checkpoint %s/%s is passed over: %s", run, name, fault)
     return None
 
 
@@ -60,22 +73,26 @@ def find_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where every file is what its manifest says."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        files: dict[str, dict[str, Any]] = manifest["files"]
         form = manifest["format"]
+        files: dict[str, FileRecord] = manifest["files"]
+        records = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
+        _ = manifest["info"]["step"]
     except FileNotFoundError:
         return "it has no manifest, so it was not finished"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest cannot be read ({error})"
     if form != FORMAT:
         return f"it has format {form}, this program reads format {FORMAT}"
-    for name, entry in files.items():
+    for name, size, checksum in records:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != entry["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {entry['bytes']}"
-        if _checksum(path) != entry["sha256"]:
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        if _checksum(path) != checksum:
             return f"{name} does not match its checksum"
+    if manifest.get("own_sha256") != _own_checksum(manifest):
+        return "its manifest does not match its own checksum"
     return None
 
 
@@ -85,46 +102,79 @@ def read_info(folder: Path) -> dict[str, Any]:
     return info
 
 
-def begin(folder: Path) -> None:
+def begin(run: RunFolder, step: int) -> None:
     """An empty folder; what an interrupted save left there is removed."""
-    if folder.exists():
-        # The manifest goes first: a half-removed folder must not look whole.
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    name = name_of(step)
+    remove(run, name)
+    (run.local / name).mkdir(parents=True)
 
 
-def write_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
-    """`name`.safetensors with contiguous CPU copies of the tensors."""
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in tensors.items()},
-        folder / f"{name}.safetensors",
-    )
+def write_files(
+    run: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]
+) -> dict[str, FileRecord]:
+    """Write `tensors` as safetensors files, and `texts`, into a checkpoint that was begun.
+
+    Returns what the manifest has to say of each file. Raises OSError where it cannot be written.
+    """
+    name = name_of(step)
+    folder = run.local / name
+    folder.mkdir(parents=True, exist_ok=True)
+    records: dict[str, FileRecord] = {}
+    for file in [*(f"{stem}.safetensors" for stem in tensors), *texts]:
+        path = folder / file
+        if file in texts:
+            path.write_text(texts[file])
+        else:
+            try:
+                save_file(dict(tensors[path.stem]), path)
+            except SafetensorError as error:
+                raise OSError(f"{path} cannot be written: {error}") from error
+        records[file] = FileRecord(bytes=path.stat().st_size, sha256=_checksum(path))
+        run.publish(f"{name}/{file}")
+        if run.is_remote:
+            path.unlink()
+    return records
 
 
-def write_manifest(folder: Path, info: Mapping[str, Any]) -> None:
+def write_manifest(
+    run: RunFolder, step: int, info: Mapping[str, Any], records: Mapping[str, FileRecord]
+) -> None:
     """The last act of a save, by the main worker alone."""
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _checksum(path)}
-        for path in sorted(folder.iterdir())
-    }
-    text = json.dumps({"format": FORMAT, "info": dict(info), "files": files}, indent=1)
-    write_atomically(folder / MANIFEST, text)
+    manifest = {"format": FORMAT, "info": dict(info), "files": dict(sorted(records.items()))}
+    manifest["own_sha256"] = _own_checksum(manifest)
+    name = f"{name_of(step)}/{MANIFEST}"
+    write_atomically(run.local / name, json.dumps(manifest, indent=1))
+    run.publish(name)
 
 
-def prune(run_dir: Path, keep: int) -> None:
-    """Remove all but the `keep` newest folders."""
-    for folder in folders(run_dir)[keep:]:
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder)
+def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
+    """Remove all but the `keep` newest checkpoints and the one of `best_step`."""
+    for name in names(run)[keep:]:
+        if best_step is None or name != name_of(best_step):
+            remove(run, name)
+
+
+def remove(run: RunFolder, name: str) -> None:
+    """Remove a checkpoint. The manifest goes first: a half-removed folder must not look whole."""
+    run.remove(f"{name}/{MANIFEST}")
+    run.remove(name)
 
 
 def write_atomically(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _own_checksum(manifest: Mapping[str, Any]) -> str:
+    """Of what a manifest says, so that a flipped bit in it does not go unseen either."""
+    said = {key: manifest[key] for key in ("format", "info", "files")}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()

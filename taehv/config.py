@@ -30,6 +30,11 @@ class TrainConfig:
     Workers are given whole groups; it is part of the result, unlike the number of workers."""
     max_clips_per_pass: int = 0
     """Most clips that fit a worker's memory at once; the rest is accumulated. 0: no limit."""
+    auto_micro_batch: bool = False
+    """Where a pass is too large for a GPU's memory, halve `max_clips_per_pass`, down to one group,
+    and go on from the last good checkpoint. The global batch stays; no failure is counted."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass: less memory, about a third more time."""
     max_steps: int = 10_000
     """Steps of the run."""
     seed: int = 0
@@ -47,7 +52,17 @@ class TrainConfig:
     checkpoint_every: int = 500
     """Steps between checkpoints; one is written at the end besides."""
     keep_checkpoints: int = 3
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, besides the one of the best validation."""
+    max_failed_saves: int = 3
+    """Checkpoints in a row that may fail to be written, because of a full disk, say, before the
+    run stops."""
+    early_stopping_validations: int = 0
+    """Validations in a row without a better PSNR after which the run ends; 0: never."""
+    on_divergence: Literal["stop", "rollback", "ignore"] = "stop"
+    """What a diverging run does. rollback: back to the last good checkpoint, learning rate
+    halved. ignore: it goes on as long as its loss is finite."""
+    max_rollbacks: int = 3
+    """Rollbacks after which a diverging run stops after all."""
     sample_clips: int = 4
     """Validation clips that are handed on as pictures and video."""
 
@@ -64,7 +79,14 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
-        for name in ("max_clips_per_pass", "seed", "sample_clips"):
+        for name in (
+            "max_clips_per_pass",
+            "seed",
+            "sample_clips",
+            "max_failed_saves",
+            "early_stopping_validations",
+            "max_rollbacks",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} is {getattr(self, name)}: it cannot be negative")
         if not 0 <= self.ema_decay < 1:

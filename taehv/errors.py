@@ -1,4 +1,4 @@
-"""The one exception of this package that is meant for the user rather than the programmer."""
+"""The exceptions of this package that are meant for the user rather than the programmer."""
 
 
 class TrainingError(RuntimeError):
@@ -7,3 +7,22 @@ class TrainingError(RuntimeError):
     The message is one clear statement of what is wrong and what to do; an entry point prints it
     without a traceback and exits with code 1.
     """
+
+
+class DivergedError(TrainingError):
+    """The run has diverged: raised on all workers alike, and met by a rollback where that is on."""
+
+
+class MemoryShortageError(TrainingError):
+    """A pass was too large for a GPU: raised on the worker where it happens.
+
+    Args:
+        message: what was tried, and the settings that would fit.
+        shortage: the first half of that.
+        halved_pass: half of the clips per pass; 0 where a pass cannot be smaller.
+    """
+
+    def __init__(self, message: str, shortage: str = "", halved_pass: int = 0) -> None:
+        super().__init__(message)
+        self.shortage = shortage
+        self.halved_pass = halved_pass

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 from taehv.checkpoint import write_atomically
+from taehv.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+NAME = "metrics.jsonl"
+PARTS = "metrics_parts"
+"""On a store that cannot append, rows come in parts until the run ends and merges them."""
 
 Row = dict[str, Any]
 """`step` and the metrics of that step by their names (`train/loss`, `val/psnr`, ...)."""
@@ -25,12 +33,78 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
-def keep_up_to(path: Path, step: int) -> None:
-    """Drop the rows later than `step`: a run that goes on from there will write them again."""
-    rows = [row for row in read(path) if row["step"] <= step]
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+def read_run(run: RunFolder) -> list[Row]:
+    """All rows of a run, wherever its folder is, in the order of their steps."""
+    rows = read(run.retrieve(NAME)) if not run.is_remote or run.exists(NAME) else []
+    if run.is_remote:
+        for name in run.entries(PARTS):
+            rows += read(run.retrieve(f"{PARTS}/{name}"))
+    return sorted(rows, key=lambda row: int(row["step"]))
 
 
-def append(path: Path, row: Row) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+class Journal:
+    """The main worker's pen. What cannot be written is kept, and written with the next row.
+
+    Args:
+        run: where the run's folder is.
+        keep_up_to: rows later than this step are dropped: a run that goes on from there writes
+            them again.
+    """
+
+    def __init__(self, run: RunFolder, keep_up_to: int) -> None:
+        self._run = run
+        self._path = run.local / NAME
+        self._waiting: list[Row] = []
+        self._unpublished: list[Row] = []
+        rows = [row for row in read_run(run) if row["step"] <= keep_up_to]
+        run.local.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, _lines(rows))
+        self._size = self._path.stat().st_size
+        if run.is_remote:
+            run.publish(NAME)
+            run.remove(PARTS)
+
+    def append(self, row: Row) -> None:
+        self._waiting.append(row)
+        self._unpublished.append(row)
+        lines = _lines(self._waiting).encode()
+        try:
+            with self._path.open("r+b") as file:
+                # Over what a write to a full disk may have left of a line.
+                file.seek(self._size)
+                file.write(lines)
+                file.truncate()
+        except OSError as error:
+            log.warning("%s cannot be written: %s; its rows wait", self._path, error)
+            return
+        self._size += len(lines)
+        self._waiting.clear()
+
+    def publish(self) -> None:
+        """Send the rows since the last time to the store, where there is one."""
+        if not self._run.is_remote or not self._unpublished:
+            return
+        name = f"{PARTS}/{self._unpublished[-1]['step']:08d}.jsonl"
+        part = self._run.local / name
+        try:
+            part.parent.mkdir(exist_ok=True)
+            part.write_text(_lines(self._unpublished))
+            self._run.publish(name)
+        except OSError as error:
+            log.warning("%s/%s cannot be written: %s; its rows wait", self._run, name, error)
+            return
+        self._unpublished.clear()
+
+    def close(self) -> None:
+        """Merge the parts."""
+        if not self._run.is_remote:
+            return
+        try:
+            self._run.publish(NAME)
+            self._run.remove(PARTS)
+        except OSError as error:
+            log.warning("%s/%s cannot be written: %s", self._run, NAME, error)
+
+
+def _lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

@@ -30,6 +30,8 @@ class TAEHV(nn.Module):
         self.architecture = self.config.architecture
         self.encoder = build_encoder(self.architecture)
         self.decoder = build_decoder(self.architecture)
+        self.gradient_checkpointing = False
+        """Whether training computes activations again in the backward pass, to keep fewer."""
 
     @property
     def time_downscale(self) -> int:
@@ -94,7 +96,8 @@ class TAEHV(nn.Module):
         self.check_frames(frames)
         whole = self.alignment.num_latents(frames.shape[1]) * self.time_downscale
         if parallel:
-            return run_parallel(self.encoder, self.fold(repeat_last_frame(frames, whole)))
+            folded = self.fold(repeat_last_frame(frames, whole))
+            return run_parallel(self.encoder, folded, self._recomputes())
         stepper = TimeStepper(self.encoder)
         last = frames.shape[1] - 1
         latents = [
@@ -115,7 +118,8 @@ class TAEHV(nn.Module):
         self.check_latents(latents)
         trim = self.alignment.frames_to_trim(latents.shape[1])
         if parallel:
-            frames = self.unfold(run_parallel(self.decoder, latents)[:, trim:])
+            raw_frames = run_parallel(self.decoder, latents, self._recomputes())
+            frames = self.unfold(raw_frames[:, trim:])
         else:
             stepper = TimeStepper(self.decoder)
             raw = [frame for latent in latents.unbind(1) for frame in stepper.push(latent)]
@@ -141,6 +145,9 @@ class TAEHV(nn.Module):
     def unfold(self, decoded: Tensor) -> Tensor:
         """Undo `fold`."""
         return F.pixel_shuffle(decoded, self.patch_size) if self.patch_size > 1 else decoded
+
+    def _recomputes(self) -> bool:
+        return self.gradient_checkpointing and self.training and torch.is_grad_enabled()
 
     def check_frames(self, frames: Tensor) -> None:
         """Raise ValueError, naming what is off, unless frames can be encoded."""

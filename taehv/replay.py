@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -52,13 +52,19 @@ class ReplayBuffer:
         images, context = memory[choice]
         return images[group].float(), context.float()
 
-    def state(self) -> dict[str, Tensor]:
-        """Every slot's memory, stacked: `slot.3.images` and `slot.3.context`."""
-        state = {}
-        for slot, memory in self.memory.items():
-            state[f"slot.{slot}.images"] = torch.stack([images for images, _ in memory])
-            state[f"slot.{slot}.context"] = torch.stack([context for _, context in memory])
-        return state
+    def snapshot(self) -> Callable[[], dict[str, Tensor]]:
+        """Every slot's memory as it is now, to be stacked later, maybe by another thread:
+        `slot.3.images` and `slot.3.context`. Entries are never written to, so none is copied."""
+        memories = {slot: list(memory) for slot, memory in self.memory.items()}
+
+        def stacked() -> dict[str, Tensor]:
+            state = {}
+            for slot, memory in memories.items():
+                state[f"slot.{slot}.images"] = torch.stack([images for images, _ in memory])
+                state[f"slot.{slot}.context"] = torch.stack([context for _, context in memory])
+            return state
+
+        return stacked
 
     def load(self, slot: int, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Take over one slot's memory from `state`, as far as this buffer's bound allows."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
@@ -17,8 +20,10 @@ from taehv.discriminator import Discriminator
 from taehv.ema import Ema
 from taehv.engines import Engine, build_engine, load_optimizer_state, optimizer_state
 from taehv.errors import TrainingError
+from taehv.interfaces import Verdict
 from taehv.model import TAEHV, build_model
 from taehv.replay import ReplayBuffer
+from taehv.saving import Snapshot
 from taehv.slots import SURPLUS, SlotLayout
 from taehv.weights import load_weights
 
@@ -37,7 +42,8 @@ class Adversary:
 
 
 class TrainState:
-    """The networks, their engines, the averaged weights, the replay memory, the position.
+    """The networks, their engines, the averaged weights, the replay memory, the position, and the
+    verdicts on videos that depended on the moment.
 
     Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
     by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
@@ -54,7 +60,14 @@ class TrainState:
         self.config = config
         self.layout = layout
         self.step = 0
+        self.learning_rate_scale = 1.0
+        """Halved by every rollback."""
+        self.rollbacks = 0
+        self.best: tuple[float, int] | None = None
+        """The best validation PSNR of the averaged weights, in dB, and its step."""
+        self.verdicts: set[Verdict] = set()
         self.generator = _build_generator(config, resume_from).to(distributed.device())
+        self.generator.gradient_checkpointing = config.train.gradient_checkpointing
         self.ema = Ema(self.generator, config.train.ema_decay)
         self.engine = build_engine(
             self.generator,
@@ -71,38 +84,37 @@ class TrainState:
         if resume_from is not None:
             self._load(resume_from)
 
-    def save(self, run_dir: Path) -> Path:
-        """Write the checkpoint of this step. A collective."""
-        folder = checkpoint.step_folder(run_dir, self.step)
-        if distributed.is_main():
-            checkpoint.begin(folder)
-        distributed.barrier()
-        own = {"random.torch": torch.get_rng_state()}
+    def snapshot(self) -> Snapshot:
+        """This worker's part of a checkpoint of this step, in copies. A collective."""
+        rng = {"random.torch": torch.get_rng_state()}
         if torch.cuda.is_available():
-            own["random.cuda"] = torch.cuda.get_rng_state()
-        tensors = {
-            "generator": self.generator.state_dict(),
-            "ema": self.ema.network.state_dict(),
-            "generator_optimizer": optimizer_state(self.engine, self.generator),
+            rng["random.cuda"] = torch.cuda.get_rng_state()
+        adversary = self.adversary
+        replay = adversary.replay.snapshot() if adversary else dict
+        tensors: dict[str, Callable[[], Mapping[str, Tensor]]] = {
+            f"worker_{distributed.rank():05d}": lambda: rng | _on_cpu(replay())
         }
-        if self.adversary:
-            network = self.adversary.network
-            tensors["discriminator"] = network.state_dict()
-            tensors["discriminator_optimizer"] = optimizer_state(self.adversary.engine, network)
-            own |= self.adversary.replay.state()
-        checkpoint.write_tensors(folder, f"worker_{distributed.rank():05d}", own)
+        optimizers = {"generator_optimizer": optimizer_state(self.engine, self.generator)}
+        if adversary:
+            state = optimizer_state(adversary.engine, adversary.network)
+            optimizers["discriminator_optimizer"] = state
+        texts = {}
         if distributed.is_main():
-            for name, part in tensors.items():
-                checkpoint.write_tensors(folder, name, part)
-            (folder / "config.yaml").write_text(to_yaml(self.config))
-        distributed.barrier()
-        if distributed.is_main():
-            info = {"step": self.step, "workers": self.layout.workers}
-            checkpoint.write_manifest(folder, info)
-            checkpoint.prune(run_dir, self.config.train.keep_checkpoints)
-        # No worker may go on to exit, or to look for the newest checkpoint, before it is there.
-        distributed.barrier()
-        return folder
+            networks: dict[str, nn.Module] = {"generator": self.generator, "ema": self.ema.network}
+            if adversary:
+                networks["discriminator"] = adversary.network
+            copies = {name: _copy(network.state_dict()) for name, network in networks.items()}
+            tensors |= {name: partial(dict, copy) for name, copy in (copies | optimizers).items()}
+            texts["config.yaml"] = to_yaml(self.config)
+        info = {
+            "step": self.step,
+            "workers": self.layout.workers,
+            "verdicts": sorted(self.verdicts),
+            "learning_rate_scale": self.learning_rate_scale,
+            "rollbacks": self.rollbacks,
+            "best": self.best,
+        }
+        return Snapshot(self.step, info, tensors, texts)
 
     def _build_adversary(self, resume_from: Path | None) -> Adversary:
         config = self.config
@@ -147,7 +159,12 @@ class TrainState:
 
     def _load(self, folder: Path) -> None:
         """Everything but the weights, which the engines were built around."""
-        self.step = int(checkpoint.read_info(folder)["step"])
+        info = checkpoint.read_info(folder)
+        self.step = int(info["step"])
+        self.learning_rate_scale = float(info["learning_rate_scale"])
+        self.rollbacks = int(info["rollbacks"])
+        self.best = (float(info["best"][0]), int(info["best"][1])) if info["best"] else None
+        self.verdicts = {tuple(verdict) for verdict in info["verdicts"]}
         self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
         load_optimizer_state(
             self.engine, self.generator, load_file(folder / "generator_optimizer.safetensors")
@@ -186,6 +203,15 @@ def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:
     generator = TAEHV(config.model)
     load_weights(generator, resume_from / "generator.safetensors")
     return generator
+
+
+def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies on the CPU, which training does not move."""
+    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.cpu().contiguous() for key, value in tensors.items()}
 
 
 def to_yaml(config: TrainingConfig) -> str:

@@ -4,19 +4,46 @@ Both give the same numbers. The parallel run is fast and its memory grows with T
 holds one past activation per memory layer and no more, and is what sequential and streaming use.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from taehv.blocks import MemoryLayer, TGrow, TPool
 
 
-def run_parallel(layers: nn.Sequential, x: Tensor) -> Tensor:
+def run_parallel(layers: nn.Sequential, x: Tensor, recompute: bool = False) -> Tensor:
     """Run all time steps at once: [N, T, C, H, W] to [N, T_out, C_out, H_out, W_out].
 
-    T must be a multiple of the product of the stack's TPool strides.
+    T must be a multiple of the product of the stack's TPool strides. With `recompute`, the
+    backward pass is left no more than what passes between segments, and runs each segment again.
     """
     n = x.shape[0]
     x = x.flatten(0, 1)
+    for segment in _segments(layers):
+        if recompute:
+            # No layer draws random numbers, so their generator need not be put back.
+            x = checkpoint(_run, segment, x, n, use_reentrant=False, preserve_rng_state=False)
+        else:
+            x = _run(segment, x, n)
+    return x.reshape(n, -1, *x.shape[1:])
+
+
+def _segments(layers: nn.Sequential) -> list[list[nn.Module]]:
+    """The memory layers of each stage, and what stands between those of two stages.
+
+    Between stages the stack changes resolution, so the tensors at these borders are the small
+    ones: after the encoder's downscaling, before the decoder's upscaling. An in-place layer never
+    stands first, where it would overwrite what a segment is to be run again from.
+    """
+    runs = groupby(layers, lambda layer: isinstance(layer, MemoryLayer))
+    return [list(run) for _, run in runs]
+
+
+def _run(layers: Sequence[nn.Module], x: Tensor, n: int) -> Tensor:
+    """Run some layers on [N*T, C, H, W]."""
     for layer in layers:
         if isinstance(layer, MemoryLayer):
             x = layer(x, _one_step_earlier(x, n))
@@ -29,7 +56,7 @@ def run_parallel(layers: nn.Sequential, x: Tensor) -> Tensor:
             x = layer(x).reshape(nt * layer.stride, c, h, w)
         else:
             x = layer(x)
-    return x.reshape(n, -1, *x.shape[1:])
+    return x
 
 
 def _one_step_earlier(folded: Tensor, n: int) -> Tensor:

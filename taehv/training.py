@@ -8,33 +8,26 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import torch
-from torch import Tensor
 
-from taehv import distributed, journal
+from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
-from taehv.discriminator import commit_statistics
-from taehv.engines import gradient_norm_before_step, set_learning_rate
-from taehv.errors import TrainingError
-from taehv.interfaces import Batch, Data, Hooks
-from taehv.losses import squared_error
-from taehv.seraena import choose_shown, corrected_targets, discriminator_loss
-from taehv.slots import SURPLUS
+from taehv.errors import DivergedError, MemoryShortageError
+from taehv.interfaces import Data, Hooks
+from taehv.memory import release, shortage_explained
+from taehv.recovery import last_good, with_halved_passes
+from taehv.run_folder import RunFolder
+from taehv.run_log import RunLog
+from taehv.saving import Saver
 from taehv.state import TrainState
+from taehv.step import Signals, StepOutcome, train_step
+from taehv.supply import Supply
 from taehv.teacher import Teacher, slope_to_student, slope_warning
 from taehv.validation import Scores, ValidationSet
 from taehv.weights import export_weights
 
 log = logging.getLogger(__name__)
-
-LOSSES = (
-    "train/loss",
-    "train/reconstruction_loss",
-    "train/encoder_loss",
-    "train/seraena_loss",
-    "train/discriminator_loss",
-)
-"""Columns of a step's losses; the first is the weighted sum that the generator descends."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,7 @@ class Summary:
 
     step: int
     finished: bool
-    """False where it was asked to stop before `train.max_steps`."""
+    """False where it was asked to stop before its end."""
     baselines: dict[str, Scores] = field(default_factory=dict)
 
 
@@ -51,228 +44,217 @@ def train(
     config: TrainingConfig,
     data: Data,
     hooks: Hooks,
-    run_dir: Path,
+    run: RunFolder,
     resume_from: Path | None = None,
+    retry: bool = True,
 ) -> Summary:
     """Train until `train.max_steps`, or until a hook asks to stop.
 
-    Leaves in `run_dir` metrics.jsonl, checkpoints/ and, when finished, final_model.pth and
-    .safetensors with the averaged weights.
+    Leaves in the run's folder metrics.jsonl, quarantine.jsonl, checkpoints/, best_model.* and,
+    when finished, final_model.pth and .safetensors with the averaged weights.
 
     Args:
         config: what to train, and how.
         data: where clips come from.
         hooks: who is told.
-        run_dir: an absolute folder that all workers share.
+        run: the run's folder, which all workers share.
         resume_from: a whole checkpoint to go on from.
+        retry: whether a lone worker meets a lack of memory by itself (`train.auto_micro_batch`);
+            otherwise, and with several workers, that is up to who started them.
 
     Raises:
-        TrainingError: for bad input, and for a loss that is not finite.
+        MemoryShortageError: for a pass too large for a GPU, on the worker where it happens. The
+            other workers then wait for it in a collective, and have to be ended.
+        TrainingError: for bad input, for a run that diverges and may not be rolled back, and for
+            checkpoints that cannot be written.
     """
     distributed.initialise()
-    torch.manual_seed(config.train.seed)
     layout = config.train.layout(distributed.world_size())
     teacher = Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
+    validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
+    torch.manual_seed(config.train.seed)
     state = TrainState(config, layout, resume_from)
-    student = state.generator
     if teacher:
+        student = state.generator
         teacher.check_matches(
             student.latent_channels, student.time_downscale, student.space_downscale
         )
-    validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
-    for validation_batch in validation.batches:
-        hooks.on_rejected(validation_batch["rejected"])
-    baselines = validation.score_baselines()
-
-    rows = run_dir / "metrics.jsonl"
-    if distributed.is_main():
-        journal.keep_up_to(rows, state.step if resume_from else -1)
-    first_step, last_step = state.step, config.train.max_steps
-    batches = iter(data.training(layout.schedule(distributed.rank(), first_step, last_step)))
-    meter = _Meter(config.train.global_batch_size)
-    outcome: StepOutcome | None = None
-    stopping = False
-
     while True:
-        finished = state.step >= last_step
-        at_rest = stopping or finished
+        part = _Run(state, data, hooks, run, validation, teacher)
+        rollbacks, scale = state.rollbacks, state.learning_rate_scale
+        try:
+            with shortage_explained(config, layout, part.clip_shape):
+                return part.go(resume_from is not None)
+        except DivergedError as error:
+            part.abandon()
+            resume_from = last_good(run, state, error)
+            rollbacks, scale = rollbacks + 1, scale / 2
+        except MemoryShortageError as error:
+            if not retry or layout.workers > 1:
+                raise
+            config = with_halved_passes(config, error)
+            part.abandon()
+            layout = config.train.layout(workers=1)
+            validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
+            newest = checkpoint.latest_valid(run)
+            resume_from = run.retrieve(newest) if newest else resume_from
+        # The next state is not to share the memory with the last.
+        del part, state
+        release()
+        torch.manual_seed(config.train.seed)
+        state = TrainState(config, layout, resume_from)
+        state.rollbacks, state.learning_rate_scale = rollbacks, scale
 
-        # What a checkpoint was written after is in its past: a resumed run does not repeat it.
-        if outcome or not resume_from:
-            row: dict[str, float] = {}
-            if outcome and (at_rest or state.step % config.train.log_every == 0):
-                row |= outcome.row() | meter.row()
-            if state.step % config.train.validation_every == 0 or finished:
-                row |= _validate(state, validation, hooks)
-            if row:
-                _log(rows, {"step": state.step, **row}, hooks)
-            if outcome and (at_rest or state.step % config.train.checkpoint_every == 0):
-                state.save(run_dir)
-        if at_rest:
-            break
 
-        # ---------------------------------------------------------------- one step
-        with meter.waiting():
-            batch = next(batches)
-        hooks.on_rejected(batch["rejected"])
-        outcome = train_step(state, batch, teacher, stop_wanted=hooks.should_stop())
-        stopping = outcome.stop_wanted
-        meter.count_step()
-        hooks.on_step(state.step, batch["sample"].tolist())
-        # ----------------------------------------------------------------
+class _Run:
+    """The steps from a state to the end, to a stop, or to a divergence."""
 
-    if teacher and validation.batches:
-        _warn_of_slope(state, teacher, validation)
-    if finished and distributed.is_main():
-        export_weights(
-            state.ema.network.state_dict(),
-            run_dir / "final_model.pth",
-            run_dir / "final_model.safetensors",
+    def __init__(
+        self,
+        state: TrainState,
+        data: Data,
+        hooks: Hooks,
+        run: RunFolder,
+        validation: ValidationSet,
+        teacher: Teacher | None,
+    ) -> None:
+        self.state, self.hooks, self.run = state, hooks, run
+        self.validation, self.teacher = validation, teacher
+        self.config = state.config.train
+        self.saver = Saver(run, self.config.keep_checkpoints, self.config.max_failed_saves)
+        self.supply = Supply(
+            data, state.layout, state.step, self.config.max_steps, state.verdicts, run, hooks
         )
-    distributed.barrier()
-    return Summary(state.step, finished, baselines)
+        self.meter = _Meter(self.config.global_batch_size)
+        self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
 
+    def go(self, resumed: bool) -> Summary:
+        """Make the steps.
 
-@dataclass(frozen=True)
-class StepOutcome:
-    """What one step measured, the same on every worker."""
+        Args:
+            resumed: whether the state is a checkpoint's. What a checkpoint was written after is
+                in its past, and not repeated.
+        """
+        state, config, hooks = self.state, self.config, self.hooks
+        for batch in self.validation.batches:
+            self.supply.note(batch)
+            self._clip_shape = batch["frames"].shape[1:]
+        baselines = self.validation.score_baselines()
+        self.log = RunLog(self.run, state, hooks, state.step if resumed else -1)
+        outcome: StepOutcome | None = None
+        at_rest = False
 
-    losses: Tensor
-    """float32 [global batch, len(LOSSES)], by slot."""
-    learning_rate: float
-    gradient_norm: float
-    stop_wanted: bool
+        while True:
+            finished = state.step >= config.max_steps
+            at_rest = at_rest or finished
+            if outcome or not resumed:
+                row: dict[str, float] = {}
+                if outcome and (at_rest or state.step % config.log_every == 0):
+                    row |= outcome.row() | self.meter.row() | self.supply.row()
+                improved = False
+                if state.step % config.validation_every == 0 or finished:
+                    row |= self._validate()
+                    improved = self._note_best(row["val_ema/psnr"])
+                if row:
+                    self.log.write(row)
+                if self._has_stagnated():
+                    at_rest = finished = True
+                due = improved or state.step % config.checkpoint_every == 0
+                # A rollback must not lead to where the divergence had begun.
+                if outcome and (at_rest or (due and not self.log.in_doubt)):
+                    self._save()
+            if at_rest:
+                break
 
-    def row(self) -> dict[str, float]:
-        means = self.losses.mean(0).tolist()
-        return dict(zip(LOSSES, means, strict=True)) | {
-            "train/learning_rate": self.learning_rate,
-            "train/gradient_norm": self.gradient_norm,
+            # ------------------------------------------------------------ one step
+            batch = self.supply.next()
+            self._clip_shape = batch["frames"].shape[1:]
+            outcome = train_step(
+                state,
+                batch,
+                self.teacher,
+                Signals(stop=hooks.should_stop(), written=self.saver.has_written()),
+            )
+            at_rest = outcome.stop_wanted
+            if outcome.all_have_written:
+                self.saver.conclude()
+            self.meter.count_step()
+            hooks.on_step(state.step, batch["sample"].tolist())
+            # ------------------------------------------------------------
+
+        self._end(finished)
+        return Summary(state.step, finished, baselines)
+
+    def clip_shape(self) -> tuple[int, ...]:
+        """[T, C, H, W] of the clips that were seen last."""
+        return self._clip_shape
+
+    def _validate(self) -> dict[str, float]:
+        state, train = self.state, self.config
+        dtype = train.autocast_dtype()
+        raw = self.validation.score(state.generator, dtype)
+        averaged = self.validation.score(state.ema.network, dtype)
+        if train.sample_clips and distributed.is_main():
+            samples = self.validation.samples(state.ema.network, dtype, train.sample_clips)
+            self.hooks.on_samples(state.step, *samples)
+        return {f"val/{name}": value for name, value in raw.items()} | {
+            f"val_ema/{name}": value for name, value in averaged.items()
         }
 
+    def _note_best(self, psnr: float) -> bool:
+        """Whether this validation is the best so far; its averaged weights are then kept."""
+        state = self.state
+        if state.best is not None and psnr <= state.best[0]:
+            return False
+        state.best = (psnr, state.step)
+        self._export("best_model")
+        return True
 
-def train_step(
-    state: TrainState, batch: Batch, teacher: Teacher | None, stop_wanted: bool = False
-) -> StepOutcome:
-    """One step of both networks over the global batch. A collective.
-
-    The correction is taken from the discriminator as the last step left it, so that each pass
-    over the generator is forward and backward at once, however many passes a step has.
-
-    Raises:
-        TrainingError: on all workers alike, before any weight moves, where a loss is not finite.
-    """
-    config, layout, adversary = state.config, state.layout, state.adversary
-    device = distributed.device()
-    slots = layout.slots(distributed.rank())
-    # Engines average over passes and workers; a step's gradient is the mean over the batch.
-    share = layout.workers * layout.passes / layout.global_batch_size
-    losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=device)
-    learning_rate = config.optim.learning_rate_at(state.step, config.train.max_steps)
-    set_learning_rate(state.engine, learning_rate)
-
-    for one_pass in range(layout.passes):
-        part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
-        frames = torch.from_numpy(batch["frames"][part]).to(device).float() / 255
-        own_slots = slots[part].tolist()
-        weights = torch.tensor([float(s != SURPLUS) for s in own_slots], device=device)
-        groups = len(own_slots) // layout.slots_per_group
-        taught = teacher.encode(frames) if teacher else None
-        fed = taught if config.loss.decoder_input == "teacher" else None
-
-        encoded, decoded = state.engine(frames, fed)
-        latents = encoded if fed is None else fed
-        frames, decoded = state.generator.alignment.pair(frames, decoded)
-        zero = torch.zeros_like(weights)
-        reconstruction = squared_error(decoded, frames)
-        encoder = squared_error(encoded, taught) if taught is not None else zero
-        seraena = zero
-        if adversary:
-            target = corrected_targets(
-                adversary.network, frames, decoded, latents, config.seraena, groups
+    def _has_stagnated(self) -> bool:
+        """Whether so many validations have brought nothing that the run is to end early."""
+        patience, best = self.config.early_stopping_validations, self.state.best
+        if not patience or best is None:
+            return False
+        stagnated = self.state.step - best[1] >= patience * self.config.validation_every
+        if stagnated and distributed.is_main():
+            log.info(
+                "no better validation than %.2f dB (step %d) in %d: the run ends early",
+                best[0],
+                best[1],
+                patience,
             )
-            seraena = squared_error(decoded, target)
-        total = (
-            config.loss.reconstruction * reconstruction
-            + config.loss.encoder * encoder
-            + config.loss.seraena * seraena
-        )
-        state.engine.backward((total * weights).sum() * share)
+        return stagnated
 
-        discrimination = zero
-        if adversary:
-            shown = choose_shown(
-                frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
-            )
-            group_weights = weights[:: layout.slots_per_group].tolist()
-            scores = adversary.engine(shown.images, shown.context, group_weights)
-            discrimination = discriminator_loss(scores, shown.target, len(own_slots))
-            adversary.engine.backward((discrimination * weights).sum() * share)
+    def _save(self) -> None:
+        self.supply.share()
+        self.log.publish()
+        self.saver.begin(self.state.snapshot())
 
-        table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
-        real = [position for position, slot in enumerate(own_slots) if slot != SURPLUS]
-        losses[[own_slots[position] for position in real]] = table[real]
-        if one_pass < layout.passes - 1:
-            state.engine.step()
-            if adversary:
-                adversary.engine.step()
+    def _end(self, finished: bool) -> None:
+        self.saver.finish()
+        self.saver.close()
+        if self.teacher and self.validation.batches:
+            _warn_of_slope(self.state, self.teacher, self.validation)
+        if finished:
+            self._export("final_model")
+        self.log.close()
+        distributed.barrier()
 
-    losses, stop_wanted = _agree(losses, stop_wanted)
-    _refuse_non_finite(losses, batch, state.step)
-    norm = gradient_norm_before_step(state.engine, state.generator)
-    state.engine.step()
-    if norm is None:
-        norm = float(state.engine.get_global_grad_norm() or 0.0)
-    if adversary:
-        adversary.engine.step()
-        commit_statistics(adversary.network, layout.groups)
-    state.ema.update(state.generator, state.step)
-    state.step += 1
-    return StepOutcome(losses, learning_rate, norm, stop_wanted)
+    def abandon(self) -> None:
+        """The run has diverged or failed; what it was saving is of before, and is ended."""
+        self.saver.finish()
+        self.saver.close()
+        self.supply.close()
 
-
-def _agree(losses: Tensor, stop_wanted: bool) -> tuple[Tensor, bool]:
-    """All slots' losses on every worker, and whether any worker wants to stop, in one message."""
-    message = torch.cat([losses.flatten(), losses.new_tensor([float(stop_wanted)])])
-    message = distributed.sum_over_workers(message)
-    return message[:-1].view_as(losses), bool(message[-1] > 0)
-
-
-def _refuse_non_finite(losses: Tensor, batch: Batch, step: int) -> None:
-    bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
-    if not bad:
-        return
-    videos: dict[int, str] = {}
-    for part in distributed.gather_objects(
-        dict(zip(batch["sample"].tolist(), batch["video"], strict=True))
-    ):
-        videos |= part
-    samples = [step * len(losses) + slot for slot in bad]
-    named = ", ".join(f"{sample} ({videos[sample]})" for sample in samples[:8])
-    raise TrainingError(
-        f"the loss is not finite at step {step}, for sample {named}"
-        f"{' and more' if len(samples) > 8 else ''}; the weights were not moved. Go on from the "
-        "last checkpoint with a lower --optim.learning-rate, or look at these videos"
-    )
-
-
-def _validate(state: TrainState, validation: ValidationSet, hooks: Hooks) -> dict[str, float]:
-    train = state.config.train
-    dtype = train.autocast_dtype()
-    raw = validation.score(state.generator, dtype)
-    averaged = validation.score(state.ema.network, dtype)
-    if train.sample_clips and distributed.is_main():
-        samples = validation.samples(state.ema.network, dtype, train.sample_clips)
-        hooks.on_samples(state.step, *samples)
-    return {f"val/{name}": value for name, value in raw.items()} | {
-        f"val_ema/{name}": value for name, value in averaged.items()
-    }
-
-
-def _log(path: Path, row: journal.Row, hooks: Hooks) -> None:
-    if distributed.is_main():
-        journal.append(path, row)
-        hooks.on_row(row)
+    def _export(self, name: str) -> None:
+        """The averaged weights, for others."""
+        if not distributed.is_main():
+            return
+        files = [f"{name}.pth", f"{name}.safetensors"]
+        paths = [self.run.local / file for file in files]
+        export_weights(self.state.ema.network.state_dict(), *paths)
+        for file in files:
+            self.run.publish(file)
 
 
 @torch.no_grad()
@@ -286,21 +268,18 @@ def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSe
         log.warning(warning)
 
 
+def _own_memory() -> int:
+    """Bytes of this process alone: pages of Ray's object store that it reads come and go."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
+
+
 class _Meter:
-    """Throughput and waiting since the last row."""
+    """Throughput since the last row."""
 
     def __init__(self, clips_per_step: int) -> None:
         self.clips_per_step = clips_per_step
         self._reset()
-
-    def waiting(self) -> _Meter:
-        return self
-
-    def __enter__(self) -> None:
-        self._wait_started = time.perf_counter()
-
-    def __exit__(self, *exception: object) -> None:
-        self._waited += time.perf_counter() - self._wait_started
 
     def count_step(self) -> None:
         self._steps += 1
@@ -310,13 +289,12 @@ class _Meter:
         on_gpu = torch.cuda.is_available()
         row = {
             "train/gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
+            "train/host_memory_gb": _own_memory() / 1e9,
             "train/clips_per_second": self._steps * self.clips_per_step / seconds,
-            "train/data_wait_fraction": self._waited / seconds,
         }
         self._reset()
         return row
 
     def _reset(self) -> None:
         self._started = time.perf_counter()
-        self._waited = 0.0
         self._steps = 0

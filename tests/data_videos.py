@@ -9,6 +9,9 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipeline.augment import ClipMaker
+from data_pipeline.plan import ClipPlan
+
 Frames = NDArray[np.uint8]
 
 FAST_START = {"movflags": "faststart"}
@@ -61,6 +64,22 @@ def sequential_frames(path: Path) -> list[Frames]:
     """Every frame as a decode from the start gives it: uint8 [H, W, C]."""
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def make_clip(
+    frames: list[av.VideoFrame],
+    plan: ClipPlan,
+    clip_size: tuple[int, int],
+    pixel_aspect: float = 1.0,
+) -> Frames:
+    """Decoded frames as a clip: uint8 [T, C, H, W]; `clip_size` is (H, W)."""
+    clip = np.empty((len(frames), 3, *clip_size), np.uint8)
+    maker = ClipMaker(plan, clip, pixel_aspect)
+    # Any order will do.
+    for place in reversed(range(len(frames))):
+        maker.put(place, frames[place])
+    maker.finish()
+    return clip
 
 
 def write_annotations(folder: Path, names: list[str], **extra: Any) -> Path:

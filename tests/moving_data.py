@@ -1,10 +1,10 @@
 """Clips made on the fly, so that the training loop can be tested without files or Ray."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from taehv.interfaces import Batch
+from taehv.interfaces import Batch, Verdict
 
 
 def moving_clip(sample: int, num_frames: int = 9, size: int = 32) -> np.ndarray:
@@ -24,7 +24,9 @@ class MovingData:
     def __init__(self, num_frames: int = 9, size: int = 32) -> None:
         self.num_frames, self.size = num_frames, size
 
-    def training(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
+    def training(
+        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+    ) -> Iterable[Batch]:
         return (self._batch(samples, 0) for samples in schedule)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
@@ -39,4 +41,6 @@ class MovingData:
             "sample": samples,
             "video": [f"moving_{s}" for s in samples],
             "rejected": [],
+            "verdicts": [],
+            "decoded": len(samples) * self.num_frames,
         }

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from taehv import distributed
+from taehv import checkpoint, distributed
 from taehv.config import TrainConfig, TrainingConfig
 from taehv.interfaces import Hooks
 from taehv.model import ModelConfig
+from taehv.run_folder import RunFolder
 from taehv.seraena import SeraenaConfig
 from taehv.training import Summary, train
 from tests.moving_data import MovingData
@@ -62,7 +63,14 @@ def run(
     """Train in this process (or as this worker of a group)."""
     torch.set_num_threads(threads)
     run_dir.mkdir(exist_ok=True, parents=True)
-    return train(config, MovingData(), SampleLog(run_dir, stop_at), run_dir, resume_from)
+    hooks = SampleLog(run_dir, stop_at)
+    return train(config, MovingData(), hooks, RunFolder(str(run_dir)), resume_from)
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint."""
+    name = checkpoint.latest_valid(RunFolder(str(run_dir)))
+    return None if name is None else run_dir / name
 
 
 def samples_by_step(run_dir: Path) -> dict[int, list[int]]:

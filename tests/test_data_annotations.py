@@ -1,79 +1,84 @@
-"""The annotation file: what is read, and what is said about one that cannot be read."""
+"""The annotation file: which paths it lists, and what is said about one that is wrong."""
 
 import json
 import logging
-from pathlib import Path
+from io import BytesIO
+from typing import Any
 
 import pytest
 
-from data_pipeline.annotations import read_annotations
+from data_pipeline.annotations import stream_paths
 from data_pipeline.errors import DataError
-from tests.data_videos import write_annotations
 
 
-def test_paths_hints_and_root(tmp_path: Path) -> None:
-    file = tmp_path / "annotations.json"
+def paths(content: Any) -> list[str]:
+    text = content if isinstance(content, str) else json.dumps(content)
+    return list(stream_paths(BytesIO(text.encode()), "videos.json"))
+
+
+def test_a_path_is_that_of_the_entry_and_else_its_full_path() -> None:
     entries = [
         {"path": "a.mp4", "frames": 30, "caption": "rain"},
-        {"full_path": "/data/b.mp4", "duration": 2.0},
-        {"path": "c/d.mp4", "full_path": "/elsewhere/d.mp4", "frames": "many"},
+        {"full_path": "/data/b.mp4", "duration": float("nan")},
+        {"path": "c/d.mp4", "full_path": "/elsewhere/d.mp4", "tags": [{"path": "x"}]},
+        {"path": None, "full_path": "é 🚗.mp4"},
     ]
-    file.write_text(json.dumps({"total": 3, "list": entries}))
-    table = read_annotations(str(file))
-    assert table.column("path").to_pylist() == ["a.mp4", "/data/b.mp4", "c/d.mp4"]
-    assert table.column("frames").to_pylist() == [30, None, None]
-    assert table.schema.metadata[b"root"].decode() == str(tmp_path)
-
-
-def test_no_video_is_touched(tmp_path: Path) -> None:
-    table = read_annotations(str(write_annotations(tmp_path, ["absent.mp4"])))
-    assert table.num_rows == 1
+    expected = ["a.mp4", "/data/b.mp4", "c/d.mp4", "é 🚗.mp4"]
+    assert paths({"total": 4, "list": entries}) == expected
+    assert paths({"list": entries}) == expected
+    other = {"info": {"list": [1], "path": "no"}, "list": entries, "license": None, "total": 4}
+    assert paths(json.dumps(other, indent=4)) == expected
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"list": [}', r"is not JSON: .* at line 1, column 11"),
-        ('{"list":\n [{"path": "a"},]}', r"is not JSON: .* at line 2, column \d+"),
+        ('{"list": [}', r"is not JSON: Expecting value at line 1, column 11"),
+        ('{"list":\n [{"path": "a"},]}', r"is not JSON: .* at line 2, column 17"),
         ("", r"is not JSON: .* at line 1, column 1"),
+        ('{"list": [{"path": "a"}]} {}', r"is not JSON: Extra data at line 1, column 27"),
         ('["a.mp4"]', r"holds a list at the top; expected \{\"total\""),
         ("3", "holds a number at the top"),
+        ("null", "holds null at the top"),
         ('{"videos": []}', r"has no key 'list' \(keys: 'videos'\)"),
+        ("{}", r"has no key 'list' \(keys: none\)"),
         ('{"list": {"path": "a"}}', "holds an object as 'list'"),
+        ('{"list": true}', "holds true or false as 'list'"),
         ('{"total": 0, "list": []}', "lists no videos"),
+        ('{"list": [{"path": "a"}], "list": [{"path": "b"}]}', "has the key 'list' twice"),
         ('{"list": [{"path": "a"}, {"video": "b"}]}', r"entry 1 .* neither 'path' nor 'full_path'"),
         ('{"list": ["a.mp4"]}', "entry 0 .* is a text"),
+        ('{"list": [{"path": "a"}, null]}', "entry 1 .* is null"),
         ('{"list": [{"path": 7}]}', "entry 0 .* has 7 as 'path'"),
         ('{"list": [{"path": ""}]}', "entry 0 .* has '' as 'path'"),
+        ('{"list": [{"path": "\\udcff.mp4"}]}', "entry 0 .* is not Unicode text"),
     ],
 )
-def test_a_wrong_file_is_told_apart(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "annotations.json"
-    file.write_text(text)
+def test_a_wrong_file_is_told_apart(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
-        read_annotations(str(file))
-    assert str(file) in str(raised.value)
+        paths(text)
+    assert "the annotation file videos.json" in str(raised.value)
 
 
-def test_bytes_that_are_no_text(tmp_path: Path) -> None:
-    file = tmp_path / "annotations.json"
-    file.write_bytes(b'{"list": "\xff\xfe"}')
-    with pytest.raises(DataError, match="byte 10 is not UTF-8"):
-        read_annotations(str(file))
+def test_a_message_shows_a_few_of_many_keys() -> None:
+    with pytest.raises(DataError, match=r"keys: 'k0', 'k1', 'k2', 'k3', 'k4'\)"):
+        paths({f"k{index}": {"path": "a.mp4"} for index in range(1000)})
 
 
-def test_missing_file_and_folder_name_the_key_to_set(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"absent\.json does not exist; set data\.annotations"):
-        read_annotations(str(tmp_path / "absent.json"))
-    with pytest.raises(DataError, match="cannot be read"):
-        read_annotations(str(tmp_path))
-    file = write_annotations(tmp_path, ["a.mp4"])
-    with pytest.raises(DataError, match=r"nowhere does not exist; set data\.root"):
-        read_annotations(str(file), str(tmp_path / "nowhere"))
+def test_bytes_that_are_no_text() -> None:
+    with pytest.raises(DataError, match="is not JSON: byte 10 is not UTF-8"):
+        list(stream_paths(BytesIO(b'{"list": "\xff\xfe"}'), "videos.json"))
 
 
-def test_a_wrong_total_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = write_annotations(tmp_path, ["a.mp4", "b.mp4"], total=500)
+def test_a_wrong_total_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        assert read_annotations(str(file)).num_rows == 2
-    assert "'total' is 500 and lists 2 videos" in caplog.text
+        entries = [{"path": "a.mp4"}, {"path": "b.mp4"}]
+        assert paths({"total": 2, "list": entries}) == ["a.mp4", "b.mp4"]
+        assert not caplog.text
+        for text in (
+            json.dumps({"total": 500, "list": entries}),
+            json.dumps({"list": entries, "total": 500}),
+        ):
+            caplog.clear()
+            assert paths(text) == ["a.mp4", "b.mp4"]
+            assert "'total' is 500 and lists 2 videos" in caplog.text

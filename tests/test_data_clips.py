@@ -1,5 +1,6 @@
 """Clips and batches: what is delivered, whatever the workers, restarts and broken files."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,19 @@ import numpy as np
 import pytest
 
 from data_pipeline.batches import Batch, Samples, iter_batches
-from data_pipeline.clips import ClipSource, Rejection, load_clip, open_sources
+from data_pipeline.clips import (
+    ClipSource,
+    Rejection,
+    Verdict,
+    Window,
+    WindowTask,
+    load_window,
+    open_sources,
+)
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.plan import plan_clip
+from data_pipeline.guard import TimedOutError
+from data_pipeline.window import WindowClips, WindowRequest, read_window
 from tests.data_videos import (
     moving_frames,
     sequential_frames,
@@ -54,15 +64,34 @@ def by_sample(batches: list[Batch]) -> dict[int, tuple[bytes, str]]:
     }
 
 
+def load(source: ClipSource, sample: int) -> Window:
+    """The window of a sample, with that clip alone."""
+    place = source.order.locate(sample)
+    return load_window(source, WindowTask(place.window, (place.clip,), (sample,)), read_window)
+
+
 def test_a_clip_is_uint8_and_contiguous_and_names_its_video(dataset: Path) -> None:
-    training, validation = open_sources(small_config(dataset), seed=0)
-    for source in (training, validation):
-        clip = load_clip(source, 3)
-        assert clip.frames.shape == (5, 3, 16, 24)
-        assert clip.frames.dtype == np.uint8
-        assert clip.frames.flags.c_contiguous
-        assert clip.video in set(source.videos)
-        assert clip.rejected == ()
+    for source in open_sources(small_config(dataset), 0, GLOBAL_BATCH):
+        window = load(source, 3)
+        assert window.frames.shape == (1, 5, 3, 16, 24)
+        assert window.frames.dtype == np.uint8
+        assert window.frames.flags.c_contiguous
+        assert window.video in {source.videos.name(k) for k in range(len(source.videos))}
+        assert window.samples == (3,)
+        assert window.rejected == ()
+        assert window.verdicts == ()
+        assert window.decoded >= 5
+
+
+def test_the_clips_of_a_window_are_the_same_read_together_or_alone(dataset: Path) -> None:
+    source, _ = open_sources(small_config(dataset), 0, GLOBAL_BATCH)
+    key = source.order.locate(0).window
+    together = load_window(source, WindowTask(key, (0, 1, 2, 3), (0, 1, 2, 3)), read_window)
+    for clip in range(4):
+        alone = load_window(source, WindowTask(key, (clip,), (clip,)), read_window)
+        np.testing.assert_array_equal(alone.frames[0], together.frames[clip])
+    assert len({frames.tobytes() for frames in together.frames}) == 4
+    assert together.decoded <= source.order.window_frames + 12
 
 
 def test_the_clip_holds_the_planned_frames(tmp_path: Path) -> None:
@@ -70,22 +99,23 @@ def test_the_clip_holds_the_planned_frames(tmp_path: Path) -> None:
     path = write_video(tmp_path / "a.mp4", moving_frames(30, 48, 64), gop=7, lossless=True)
     annotations = write_annotations(tmp_path, ["a.mp4"])
     config = small_config(annotations, height=48, width=64)
-    training, validation = open_sources(config, seed=0)
+    training, validation = open_sources(config, 0, GLOBAL_BATCH)
     frames = sequential_frames(path)
-    for source, span in ((training, range(0, 22)), (validation, range(22, 30))):
+    for videos, span in ((training.videos, range(0, 22)), (validation.videos, range(22, 30))):
+        plain = ClipSource(videos, dataclasses.replace(validation.order))
         for sample in range(6):
-            plan = plan_clip(0, sample, 1, 0, config, augment=False)
-            first = span[0] + int(plan.start * (len(span) - 4))
-            clip = load_clip(ClipSource(source.videos, config, 0, augment=False), sample)
+            start = plain.order.window(plain.order.locate(sample).window, 0).start
+            first = span[0] + int(start * (len(span) - 4))
+            clip = load(plain, sample).frames[0]
             expected = np.stack(frames[first : first + 5]).transpose(0, 3, 1, 2).astype(int)
-            assert np.abs(clip.frames - expected).mean() < 1.0
+            assert np.abs(clip - expected).mean() < 1.0
             other = np.stack(frames[first + 1 : first + 6] if first < 25 else frames[:5])
-            assert np.abs(clip.frames - other.transpose(0, 3, 1, 2).astype(int)).mean() > 2.0
+            assert np.abs(clip - other.transpose(0, 3, 1, 2).astype(int)).mean() > 2.0
 
 
 @pytest.mark.parametrize("workers", [2, 3, 4])
 def test_batches_are_the_same_for_any_number_of_workers(dataset: Path, workers: int) -> None:
-    source, _ = open_sources(small_config(dataset), seed=1)
+    source, _ = open_sources(small_config(dataset), 1, GLOBAL_BATCH)
     alone = by_sample(list(iter_batches(source, iter(rows(range(4), 0, 1)))))
     together: dict[int, tuple[bytes, str]] = {}
     for rank in range(workers):
@@ -97,16 +127,16 @@ def test_batches_are_the_same_for_any_number_of_workers(dataset: Path, workers: 
 
 
 def test_a_resumed_stream_goes_on_where_it_stopped(dataset: Path) -> None:
-    source, _ = open_sources(small_config(dataset), seed=1)
+    source, _ = open_sources(small_config(dataset), 1, GLOBAL_BATCH)
     whole = by_sample(list(iter_batches(source, iter(rows(range(4), 0, 1)))))
-    again, _ = open_sources(small_config(dataset), seed=1)
+    again, _ = open_sources(small_config(dataset), 1, GLOBAL_BATCH)
     resumed = by_sample(list(iter_batches(again, iter(rows(range(2, 4), 0, 1)))))
     assert resumed == {n: clip for n, clip in whole.items() if n >= 2 * GLOBAL_BATCH}
 
 
 def test_surplus_slots_are_zero_and_read_nothing(tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path, ["absent.mp4", "absent_too.mp4"])
-    source, _ = open_sources(small_config(annotations), seed=0)
+    source, _ = open_sources(small_config(annotations), 0, GLOBAL_BATCH)
     [batch] = iter_batches(source, iter([np.array([-1, -1])]))
     assert batch["frames"].shape == (2, 5, 3, 16, 24)
     assert not batch["frames"].any()
@@ -117,17 +147,17 @@ def test_surplus_slots_are_zero_and_read_nothing(tmp_path: Path) -> None:
 
 def test_unusable_videos_are_replaced_and_reported(dataset: Path, tmp_path: Path) -> None:
     shutil.copytree(dataset.parent, tmp_path, dirs_exist_ok=True)
-    sound, _ = open_sources(small_config(dataset), seed=2)
-    source, _ = open_sources(small_config(tmp_path / dataset.name), seed=2)
-    absent, corrupt, short = list(source.videos)[:3]
+    sound, _ = open_sources(small_config(dataset), 2, GLOBAL_BATCH)
+    source, _ = open_sources(small_config(tmp_path / dataset.name), 2, GLOBAL_BATCH)
+    absent, corrupt, short = (source.videos.name(k) for k in range(3))
     (tmp_path / absent).unlink()
     (tmp_path / corrupt).write_bytes(b"nothing of a video")
     write_video(tmp_path / short, moving_frames(3))
     reasons = {absent: "missing", corrupt: "cannot be opened", short: "too short: has 3 frames"}
 
     seen = set()
-    for sample in range(3 * len(source.videos)):
-        before, after = load_clip(sound, sample), load_clip(source, sample)
+    for sample in range(5 * len(source.videos)):
+        before, after = load(sound, sample), load(source, sample)
         assert after.video not in reasons
         if before.video in reasons:
             assert after.rejected[0].video == before.video
@@ -141,18 +171,43 @@ def test_unusable_videos_are_replaced_and_reported(dataset: Path, tmp_path: Path
             assert rejection.reason.startswith(reasons[rejection.video])
     assert seen == set(reasons)
 
-    [batch] = iter_batches(source, iter([np.arange(len(source.videos), dtype=np.int64)]))
+    [batch] = iter_batches(source, iter([np.arange(40, dtype=np.int64)]))
     assert {rejection["video"] for rejection in batch["rejected"]} == set(reasons)
 
 
 def test_a_clip_that_no_video_can_give_is_an_error(tmp_path: Path) -> None:
     annotations = write_annotations(tmp_path, [f"absent_{k}.mp4" for k in range(80)])
-    source, _ = open_sources(small_config(annotations), seed=0)
+    source, _ = open_sources(small_config(annotations), 0, GLOBAL_BATCH)
     with pytest.raises(DataError) as raised:
-        load_clip(source, 5)
+        load(source, 5)
     message = str(raised.value)
     count = min(len(source.videos), 64)
     assert f"{count} of {count} videos tried are unusable" in message
     assert message.count(": missing") == 3
     assert "data.root" in message
     assert str(tmp_path) in message
+
+
+def test_a_time_out_is_a_verdict_that_is_not_tried_again(dataset: Path) -> None:
+    source, _ = open_sources(small_config(dataset), 2, GLOBAL_BATCH)
+    place = source.order.locate(0)
+    task = WindowTask(place.window, (place.clip,), (0,))
+    slow = source.videos.location(source.order.window(place.window, 0).video)
+    tried: list[str] = []
+
+    def read(request: WindowRequest) -> WindowClips:
+        tried.append(request.location)
+        if request.location == slow and len(tried) == 1:
+            raise TimedOutError("no clip after 60 s")
+        return read_window(request)
+
+    first = load_window(source, task, read)
+    assert first.verdicts == ((*place.window, 0),)
+    assert first.rejected[0].reason == "no clip after 60 s"
+    # The next life of the run: the video would be quick enough now, and is not asked.
+    verdicts: frozenset[Verdict] = frozenset(first.verdicts)
+    again = load_window(dataclasses.replace(source, verdicts=verdicts), task, read)
+    assert tried == [slow, tried[1], tried[1]]
+    assert again.video == first.video
+    assert again.verdicts == first.verdicts
+    np.testing.assert_array_equal(again.frames, first.frames)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data_pipeline import synthetic
-from data_pipeline.clips import load_clip, open_sources
+from data_pipeline.batches import iter_batches
+from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.scene import Scene
 from data_pipeline.synthetic import SyntheticConfig, ensure_synthetic, main, write_video
@@ -26,10 +27,10 @@ def test_the_command_writes_a_dataset_that_loads(
     assert capsys.readouterr().out == f"{annotations}\n"
     assert json.loads(annotations.read_text())["total"] == 3
     config = DataConfig(annotations=str(annotations), height=32, width=32, num_frames=5)
-    for source in open_sources(config, seed=0):
-        clip = load_clip(source, 0)
-        assert clip.rejected == ()
-        assert clip.frames.std() > 10
+    for source in open_sources(config, seed=0, batch=2):
+        (batch,) = iter_batches(source, iter([np.arange(2)]))
+        assert batch["rejected"] == []
+        assert min(frames.std() for frames in batch["frames"]) > 10
 
 
 def test_the_seed_decides_the_frames(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def test_the_names_that_users_type() -> None:
         " --train.resume latest"
     )
     config = parse(line.split(), "")
-    assert flatten(config)["cluster.workers"] == 2
+    assert flatten(config)["cluster.workers"] == "2"
     assert config.data.num_frames == 9
     assert config.train.resume == "latest"
 

@@ -16,6 +16,7 @@ from taehv import checkpoint, journal
 from taehv.model import TAEHV
 from tests.data_videos import moving_frames, write_video
 from tests.jobs_run import REPOSITORY, TINY, finish, start, wait_for
+from tests.small_run import latest
 
 METRICS = {
     "train/loss",
@@ -29,6 +30,7 @@ METRICS = {
     "train/clips_per_second",
     "train/data_wait_fraction",
 }
+SOME_BAD = "--data.max-bad-fraction 0.3"
 SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
 
 
@@ -54,8 +56,9 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     from mlflow.tracking import MlflowClient
 
     run_dir = tmp_path / "runs" / "a"
-    line = f"--data.annotations {videos} --train.run-dir {run_dir} --train.max-steps 6".split()
-    more = ("--cluster.workers", "2", "--train.validation-clips", "4")
+    line = f"{SOME_BAD} --data.annotations {videos} --train.run-dir {run_dir}".split()
+    line += ["--train.max-steps", "6"]
+    more = ["--cluster.workers", "2", "--train.validation-clips", "4"]
     code, output = finish(start(home, *TINY, *line, *more))
     assert code == 0, output
 
@@ -88,7 +91,7 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     config = read_yaml(run_dir / "config.yaml")
     weights = torch.load(run_dir / "final_model.pth", weights_only=True)
     TAEHV(config.model).load_state_dict(weights, strict=True)
-    assert checkpoint.latest_valid(run_dir) == checkpoint.step_folder(run_dir, 6)
+    assert latest(run_dir) == checkpoint.step_folder(run_dir, 6)
     for told in ("8x down and up", "overall:", str(run_dir.name), "mlflow ui"):
         assert told in output
 
@@ -97,12 +100,24 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     assert "holds a run already" in output
 
 
+def test_too_many_bad_videos_stop_the_run(videos: Path, tmp_path: Path, home: Path) -> None:
+    """Two of eight; the run ends at the next row, with a checkpoint and the list."""
+    run_dir = tmp_path / "runs" / "bad"
+    line = f"--data.annotations {videos} --train.run-dir {run_dir} --train.max-steps 9999"
+    code, output = finish(start(home, *TINY, *line.split()))
+    assert code == 1, output
+    assert "more than data.max_bad_fraction (0.05) of the 8 videos" in output
+    listed = (run_dir / "quarantine.jsonl").read_text()
+    assert "missing.mp4" in listed or "broken.mp4" in listed
+    assert latest(run_dir) is not None
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     run_dir = tmp_path / "runs" / "b"
     rows_file = run_dir / "metrics.jsonl"
-    line = f"--data.annotations {videos} --train.run-dir {run_dir}".split()
+    line = f"{SOME_BAD} --data.annotations {videos} --train.run-dir {run_dir}".split()
     job = start(home, *TINY, *line, "--train.max-steps", "100000")
     wait_for(lambda: len(journal.read(rows_file)) > 3, job)
     assert _listening_beyond_loopback(job.pid) == []
@@ -110,7 +125,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     code, output = finish(job, 60)
     assert code == 130, output
     assert "--train.resume latest" in output
-    newest = checkpoint.latest_valid(run_dir)
+    newest = latest(run_dir)
     assert newest is not None
     stopped_at = checkpoint.step_of(newest)
     assert journal.read(rows_file)[-1]["step"] == stopped_at

@@ -184,7 +184,7 @@ def test_the_replay_buffer_is_bounded_and_replaces_at_random() -> None:
     assert all(len(memory) == 5 for memory in replay.memory.values())
     assert sum(t.nbytes for m in replay.memory.values() for e in m for t in e) <= entry * 20
     assert len({frozenset(steps) for steps in held}) > 1
-    state = replay.state()
+    state = replay.snapshot()()
     assert state["slot.2.images"].dtype == torch.float16
     copy = ReplayBuffer(entry * 4 * 5 + 3, slots=4, seed=0)
     copy.load(2, state, torch.device("cpu"))

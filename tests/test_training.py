@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import shutil
 from pathlib import Path
@@ -12,18 +13,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taehv import checkpoint, distributed, journal, training
+from taehv import checkpoint, distributed, journal
+from taehv import step as one_step
 from taehv.config import TrainingConfig
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
 from taehv.losses import LossConfig, squared_error
 from taehv.metrics import psnr
 from taehv.model import TAEHV
+from taehv.run_folder import RunFolder
+from taehv.step import LOSSES
 from taehv.teacher import TeacherConfig
-from taehv.training import LOSSES, train
+from taehv.training import train
 from taehv.weights import load_weights
 from tests.moving_data import MovingData
-from tests.small_run import run, samples_by_step, small_config, with_train
+from tests.small_run import latest, run, samples_by_step, small_config, with_train
 from tests.small_teacher import save_small_teacher
 from tests.workers import run_workers
 
@@ -93,7 +97,7 @@ def test_zero_stages_agree(reference: Path, tmp_path: Path, stage: Literal[0, 2]
 def test_resume_is_exact(reference: Path, tmp_path: Path) -> None:
     config = small_config(checkpoint_every=3)
     assert run(config, tmp_path, stop_at=3).finished is False
-    resume_from = checkpoint.latest_valid(tmp_path)
+    resume_from = latest(tmp_path)
     assert resume_from is not None
     assert checkpoint.step_of(resume_from) == 3
     assert run(config, tmp_path, resume_from=resume_from).finished
@@ -114,8 +118,9 @@ def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     config = small_config(checkpoint_every=2, max_steps=2)
     run(config, tmp_path)
     file = tmp_path / "metrics.jsonl"
-    journal.append(file, {"step": 5, "train/loss": 1.0})
-    run(with_train(config, max_steps=3), tmp_path, resume_from=checkpoint.latest_valid(tmp_path))
+    with file.open("a") as rows:
+        rows.write(json.dumps({"step": 5, "train/loss": 1.0}) + "\n")
+    run(with_train(config, max_steps=3), tmp_path, resume_from=latest(tmp_path))
     assert [row["step"] for row in journal.read(file)] == [0, 1, 2, 3]
 
 
@@ -123,15 +128,15 @@ def test_a_damaged_checkpoint_is_passed_over(
     reference: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(reference / "checkpoints", tmp_path / "checkpoints")
-    newest, older = checkpoint.folders(tmp_path)
+    newest, older = (tmp_path / name for name in checkpoint.names(RunFolder(str(tmp_path))))
     damaged = newest / "generator.safetensors"
     content = bytearray(damaged.read_bytes())
     content[-1] ^= 1
     damaged.write_bytes(content)
-    assert checkpoint.latest_valid(tmp_path) == older
+    assert latest(tmp_path) == older
     assert "generator.safetensors does not match its checksum" in caplog.text
     (older / checkpoint.MANIFEST).unlink()
-    assert checkpoint.latest_valid(tmp_path) is None
+    assert latest(tmp_path) is None
 
 
 def test_exported_weights_give_the_validation_figure(reference: Path) -> None:
@@ -187,9 +192,9 @@ def poisoned_run(folder: Path, config: TrainingConfig) -> None:
         return squared_error(output, target) * factor
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "squared_error", sometimes_no_number)
+        patch.setattr(one_step, "squared_error", sometimes_no_number)
         with pytest.raises(TrainingError) as caught:
-            train(config, MovingData(), Hooks(), folder)
+            train(config, MovingData(), Hooks(), RunFolder(str(folder)))
     message = str(caught.value)
     assert "not finite at step 2, for sample 16 (moving_16)" in message
     (folder / f"rank_{distributed.rank()}").write_text(message)
@@ -203,4 +208,4 @@ def test_a_loss_that_is_not_finite_stops_all_workers(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [0, 1, 2]
     for row in rows:
         assert all(math.isfinite(value) for value in row.values())
-    assert checkpoint.latest_valid(tmp_path) == checkpoint.step_folder(tmp_path, 2)
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 2)

@@ -1,0 +1,226 @@
+"""Windows read in a process of their own, which a broken file may hang or crash.
+
+Inside of FFmpeg nothing of the same process can stop a decoder that hangs, and nothing outlives
+one that crashes. So a child process reads the windows; it is killed and replaced where it has to
+be. The child loads little, starts fast and keeps no state.
+
+Over its standard input come requests: a length and a pickle. Over its standard output go replies:
+a kind, a number and a length, and that many bytes, of clips or of a text.
+"""
+
+import ctypes
+import os
+import pickle
+import resource
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.window import WindowClips, WindowRequest, read_window
+
+COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
+"""Starts a child; what the working directory holds plays no part."""
+
+MEMORY_BYTES = 8 * 2**30
+"""Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
+
+STOP_SECONDS = 5.0
+"""For a killed child to be gone. One that waits for a dead file server goes later."""
+
+REQUEST = struct.Struct("<q")
+REPLY = struct.Struct("<cqq")
+CLIPS, UNUSABLE, BUG = b"C", b"U", b"B"
+"""Kinds of replies. The number is that of decoded frames, and 0 in the other two."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class TimedOutError(UnusableVideoError):
+    """A video whose clips were not there within the time limit."""
+
+
+class WindowReader:
+    """Reads windows in a child process; a context manager.
+
+    For use by one thread: that of the first read, with whose end the child ends, too.
+    """
+
+    def __init__(self, command: Sequence[str] = COMMAND) -> None:
+        """`command` starts a child that runs `main`."""
+        self._command = command
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read(self, request: WindowRequest, seconds: float) -> WindowClips:
+        """`read_window(request)`, within a time limit that covers all it takes.
+
+        Raises UnusableVideoError where the video cannot give the clips, crashes the decoder or
+        takes it too much memory; TimedOutError where the time is over; RuntimeError where the
+        fault is the program's.
+        """
+        if self._child is not None and self._child.poll() is not None:
+            self.close()
+        if self._child is None:
+            self._child = self._start()
+        link = _Link(self._child, time.monotonic() + seconds)
+        sound = False
+        try:
+            body = pickle.dumps(request)
+            link.send(REQUEST.pack(len(body)) + body)
+            kind, number, length = REPLY.unpack(link.receive(bytearray(REPLY.size)))
+            if kind == CLIPS:
+                frames = np.empty(request.shape, np.uint8)
+                link.receive(frames.reshape(-1).data)
+                sound = True
+                return WindowClips(frames, number)
+            text = link.receive(bytearray(length)).tobytes().decode()
+            sound = kind == UNUSABLE
+        except TimeoutError:
+            raise TimedOutError(f"no clip after {seconds:g} s; its decoder was stopped") from None
+        except (EOFError, BrokenPipeError):
+            raise _end_of(self._child) from None
+        finally:
+            if not sound:
+                self.close()
+        if kind == BUG:
+            raise RuntimeError(f"reading {request.location} failed:\n{text}")
+        raise UnusableVideoError(text)
+
+    def close(self) -> None:
+        """End the child. A later read starts another."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                pipe.close()
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(STOP_SECONDS)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        folders = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        child = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            # Ctrl-C is for the parent to act on.
+            process_group=0,
+            env=os.environ
+            | {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "OPENBLAS_NUM_THREADS": "1"},
+        )
+        for pipe in (child.stdin, child.stdout):
+            assert pipe is not None
+            os.set_blocking(pipe.fileno(), False)
+        return child
+
+
+class _Link:
+    """The two pipes to a child, up to a moment of the monotonic clock."""
+
+    def __init__(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        self._requests, self._replies = child.stdin.fileno(), child.stdout.fileno()
+        self._deadline = deadline
+
+    def send(self, message: bytes) -> None:
+        """Raises TimeoutError, or BrokenPipeError where the child is gone."""
+        view = memoryview(message)
+        while view:
+            self._wait(self._requests, select.POLLOUT)
+            view = view[os.write(self._requests, view) :]
+
+    def receive(self, buffer: bytearray | memoryview) -> memoryview:
+        """Fill the buffer, and return it. Raises TimeoutError, or EOFError without a child."""
+        whole = view = memoryview(buffer)
+        while view:
+            self._wait(self._replies, select.POLLIN)
+            count = os.readv(self._replies, [view])
+            if count == 0:
+                raise EOFError
+            view = view[count:]
+        return whole
+
+    def _wait(self, pipe: int, event: int) -> None:
+        poll = select.poll()
+        poll.register(pipe, event)
+        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+
+
+def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError:
+    """What a child's unasked end means: only a signal is the video's fault."""
+    try:
+        code = child.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        return RuntimeError("the process that reads videos closed its pipes")
+    if code >= 0:
+        return RuntimeError(f"the process that reads videos ended with exit code {code}")
+    return UnusableVideoError(f"crashed the decoder ({signal.Signals(-code).name})")
+
+
+def main() -> None:
+    """The child: answer requests until there are no more."""
+    _confine()
+    requests, replies = sys.stdin.buffer, os.dup(1)
+    # What else is printed must not mix with the replies.
+    os.dup2(2, 1)
+    sys.excepthook = lambda *error: _reply(
+        replies, BUG, 0, "".join(traceback.format_exception(*error)).encode()
+    )
+    while header := requests.read(REQUEST.size):
+        request = pickle.loads(requests.read(*REQUEST.unpack(header)))
+        try:
+            clips = read_window(request)
+        except UnusableVideoError as error:
+            _reply(replies, UNUSABLE, 0, str(error).encode())
+        except MemoryError:
+            _reply(replies, UNUSABLE, 0, b"needs too much memory")
+        else:
+            _reply(replies, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
+            del clips
+
+
+def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> None:
+    for part in (REPLY.pack(kind, number, len(body)), body):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(pipe, view) :]
+
+
+def _confine() -> None:
+    """Limit what a broken file can do, and end with the parent even while FFmpeg hangs."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

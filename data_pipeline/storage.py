@@ -1,0 +1,267 @@
+"""Where data lies: in a folder (local or mounted), or on S3 as `s3://bucket/key`.
+
+An S3 location may end in `?endpoint_override=HOST:PORT&scheme=http&region=NAME`, any part of it;
+what it does not say comes from AWS_ENDPOINT_URL, AWS_REGION and the other AWS variables and files.
+Keys are written as they are, without percent escapes.
+
+Importing this module is cheap: PyArrow is loaded when the first S3 location is opened.
+"""
+
+import io
+import os
+import posixpath
+import re
+from collections import OrderedDict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
+
+from data_pipeline.errors import DataError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+S3_SCHEME = "s3://"
+BLOCK_BYTES = 512 * 1024
+CACHED_BLOCKS = 8
+MAX_BLOCKS_AHEAD = 8
+"""Blocks that one request may ask for. No more than are cached, or the first would be lost."""
+
+CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
+
+_OPTION = r"(?:endpoint_override|scheme|region)=[^&?]*"
+_S3_LOCATION = re.compile(
+    rf"s3://(?P<bucket>[^/?]+)/?(?P<key>.*?)(?P<options>\?{_OPTION}(?:&{_OPTION})*)?", re.DOTALL
+)
+
+
+class OutsideRootError(ValueError):
+    """A path of the annotations that would lead out of the data root."""
+
+
+def is_s3(location: str) -> bool:
+    """Whether a location is on S3 rather than in a folder."""
+    return location.startswith(S3_SCHEME)
+
+
+def absolute(location: str) -> str:
+    """The same location whatever the working directory."""
+    return location if is_s3(location) else os.path.abspath(location)  # noqa: PTH100
+
+
+def parent(location: str) -> str:
+    """The folder that a file lies in."""
+    if not is_s3(location):
+        return posixpath.dirname(location)
+    bucket, key, options = _parse(location)
+    return _S3Location(bucket, posixpath.dirname(key), options).text()
+
+
+def resolve(root: str, path: str) -> str:
+    """Where the video `path` of the annotations lies, inside of the data root.
+
+    A local result is absolute, so that FFmpeg takes no "name:rest" for a protocol, and free of
+    symbolic links, so that what was checked is what is opened.
+
+    Raises OutsideRootError where the path leads out of the root: by `..`, by naming another
+    folder or bucket, or, in a folder, by a symbolic link.
+    """
+    return _resolve_s3(root, path) if is_s3(root) else _resolve_local(root, path)
+
+
+def open_media(location: str) -> "str | RangeReader":
+    """What PyAV opens a video by: the path itself, or a reader of an S3 object to be closed.
+
+    Raises FileNotFoundError where there is no such S3 object, OSError where S3 does not answer.
+    """
+    if not is_s3(location):
+        return location
+    file_system, path = _open_s3(location)
+    return RangeReader(location, file_system.open_input_file(path))
+
+
+def open_stream(location: str) -> BinaryIO:
+    """A file opened to be read once, from its start. Raises OSError."""
+    if is_s3(location):
+        file_system, path = _open_s3(location)
+        return cast("BinaryIO", file_system.open_input_stream(path))
+    return Path(location).open("rb")
+
+
+def version(location: str) -> str:
+    """A text that changes when the file does, from its size and time or ETag. Raises OSError."""
+    if is_s3(location):
+        file_system, path = _open_s3(location)
+        with file_system.open_input_stream(path) as stream:
+            facts = stream.metadata()
+        # Not every store has ETags.
+        tag: bytes = facts.get("ETag") or facts["Last-Modified"]
+        return f"{facts['Content-Length'].decode()} {tag.decode()}"
+    status = Path(location).stat()
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+class RangeReader(io.RawIOBase):
+    """An S3 object as a seekable file, fetched in blocks as they are needed.
+
+    The last blocks are kept. Who reads on where the last request ended gets twice as many
+    blocks by the next one, so that a long read takes few requests and a jump fetches little.
+    """
+
+    requests: int
+    """Requests sent so far."""
+
+    bytes_read: int
+    """Bytes fetched so far."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        """`file` is an open file of PyArrow; opening it took one request."""
+        self.name = name
+        self._file = file
+        self._size: int = file.size()
+        self.requests, self.bytes_read = 1, 0
+        self._position = 0
+        self._blocks: OrderedDict[int, bytes] = OrderedDict()
+        self._next_block, self._blocks_ahead = -1, 1
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """The position, in bytes."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position, from the start, the position or the end; nothing is fetched."""
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"position {start + offset} is before the start of {self.name}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: "Buffer") -> int:
+        """Fill the buffer up to the next border of a block.
+
+        Raises OSError where S3 does not answer or the object has become shorter.
+        """
+        if self.closed:
+            raise ValueError(f"{self.name} is closed")
+        target = memoryview(buffer).cast("B")
+        if self._position >= self._size:
+            return 0
+        number, offset = divmod(self._position, BLOCK_BYTES)
+        part = self._block(number)[offset : offset + len(target)]
+        target[: len(part)] = part
+        self._position += len(part)
+        return len(part)
+
+    def close(self) -> None:
+        """Give up the connection and the blocks."""
+        super().close()
+        self._blocks.clear()
+        self._file.close()
+
+    def _block(self, number: int) -> bytes:
+        if number not in self._blocks:
+            self._fetch(number)
+        self._blocks.move_to_end(number)
+        return self._blocks[number]
+
+    def _fetch(self, number: int) -> None:
+        reads_on = number == self._next_block
+        self._blocks_ahead = min(2 * self._blocks_ahead, MAX_BLOCKS_AHEAD) if reads_on else 1
+        start = number * BLOCK_BYTES
+        length = min(self._blocks_ahead * BLOCK_BYTES, self._size - start)
+        data = self._file.read_at(length, start)
+        self.requests += 1
+        self.bytes_read += len(data)
+        if len(data) < length:
+            raise OSError(f"{self.name} ends before its {self._size} bytes")
+        for offset in range(0, length, BLOCK_BYTES):
+            block = data[offset : offset + BLOCK_BYTES]
+            self._blocks[number + offset // BLOCK_BYTES] = block
+        while len(self._blocks) > CACHED_BLOCKS:
+            self._blocks.popitem(last=False)
+        self._next_block = number + self._blocks_ahead
+
+
+class _S3Location(NamedTuple):
+    bucket: str
+    key: str
+    options: str
+    """From the question mark on; empty where there are none."""
+
+    def text(self) -> str:
+        return f"{S3_SCHEME}{self.bucket}/{self.key}{self.options}"
+
+
+def _parse(location: str) -> _S3Location:
+    match = _S3_LOCATION.fullmatch(location)
+    if match is None:
+        raise DataError(f"{location!r} names no S3 bucket; write s3://bucket/key")
+    return _S3Location(match["bucket"], match["key"], match["options"] or "")
+
+
+def _resolve_local(root: str, path: str) -> str:
+    if is_s3(path) or "\0" in path:
+        raise _outside(root, path)
+    folder = os.path.realpath(root)
+    location = os.path.realpath(os.path.join(folder, path))  # noqa: PTH118
+    if os.path.commonpath((folder, location)) != folder:
+        raise _outside(root, path, f" (it leads to {location})")
+    return location
+
+
+def _resolve_s3(root: str, path: str) -> str:
+    bucket, prefix, options = _parse(root)
+    prefix = prefix.strip("/")
+    folder = f"{S3_SCHEME}{bucket}/{prefix}/" if prefix else f"{S3_SCHEME}{bucket}/"
+    inner = path.removeprefix(folder)
+    if is_s3(inner) or inner.startswith("/") or ".." in inner.split("/"):
+        raise _outside(root, path)
+    key = posixpath.normpath(posixpath.join(prefix, inner))
+    return _S3Location(bucket, key, options).text()
+
+
+def _outside(root: str, path: str, target: str = "") -> OutsideRootError:
+    return OutsideRootError(
+        f"{path!r} leaves the data root {root}{target}; "
+        "set data.root to a folder that holds all videos"
+    )
+
+
+def _open_s3(location: str) -> tuple[Any, str]:
+    """The PyArrow file system of an S3 location, and its path there."""
+    bucket, key, text = _parse(location)
+    options = dict(option.split("=", 1) for option in text[1:].split("&") if option)
+    environment = os.environ.get
+    endpoint = options.get("endpoint_override") or (
+        environment("AWS_ENDPOINT_URL_S3") or environment("AWS_ENDPOINT_URL") or ""
+    )
+    named_scheme, _, host = endpoint.rpartition("://")
+    scheme = options.get("scheme") or named_scheme or "https"
+    region = options.get("region") or (
+        environment("AWS_REGION") or environment("AWS_DEFAULT_REGION") or ""
+    )
+    return _file_system(bucket, host.rstrip("/"), scheme, region), f"{bucket}/{key}"
+
+
+@lru_cache(maxsize=16)
+def _file_system(bucket: str, endpoint: str, scheme: str, region: str) -> Any:
+    """A connection to S3, kept for the next video of the same bucket."""
+    from pyarrow import fs
+
+    if not region and not endpoint:
+        region = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        endpoint_override=endpoint or None,
+        scheme=scheme,
+        region=region or None,
+        connect_timeout=CONNECT_SECONDS,
+        request_timeout=REQUEST_SECONDS,
+    )

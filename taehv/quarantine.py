@@ -1,0 +1,45 @@
+"""`quarantine.jsonl`: the videos that could not be used, each once, with its reason."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+
+from taehv import distributed, journal
+from taehv.interfaces import RejectedVideo
+from taehv.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+NAME = "quarantine.jsonl"
+
+
+class Quarantine:
+    """The list of a run, kept from one of its lives to the next. The main worker holds it.
+
+    Args:
+        run: the run's folder; the file is made when the first video is added.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self._run = run
+        known = journal.read(run.retrieve(NAME)) if distributed.is_main() else []
+        self._videos = {str(row["video"]) for row in known}
+
+    def __len__(self) -> int:
+        return len(self._videos)
+
+    def add(self, rejected: Iterable[RejectedVideo]) -> list[RejectedVideo]:
+        """List the videos that are not yet listed, and give those."""
+        new = {entry["video"]: entry for entry in rejected if entry["video"] not in self._videos}
+        if not new:
+            return []
+        self._videos.update(new)
+        try:
+            with (self._run.local / NAME).open("a") as file:
+                file.writelines(json.dumps(entry) + "\n" for entry in new.values())
+            self._run.publish(NAME)
+        except OSError as error:
+            log.warning("%s/%s cannot be written: %s", self._run, NAME, error)
+        return list(new.values())

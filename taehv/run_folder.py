@@ -1,0 +1,120 @@
+"""A run's folder, on a file system or on `s3://`, which programs that write files know nothing of.
+
+Files are written to `local`. For a folder of a file system that is the folder itself, and nothing
+more is to be done. For one on S3 it is a folder of this process, and `publish` sends what was
+written there, each file whole or not at all. The store and its credentials are those that pyarrow
+knows: the environment (AWS_*), or the address (`s3://bucket/run?endpoint_override=host:port`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+from pyarrow import fs
+
+
+class RunFolder:
+    """The folder at `address`.
+
+    Every method may raise OSError where the disk or the store refuses.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/")
+        self.is_remote = "://" in address
+        if not self.is_remote:
+            self.local = Path(address)
+            return
+        self._store, self._base = fs.FileSystem.from_uri(address)
+        self.local = Path(tempfile.mkdtemp(prefix="taehv_run_"))
+        self._clean_up = weakref.finalize(self, shutil.rmtree, self.local, ignore_errors=True)
+
+    def __str__(self) -> str:
+        return self.address
+
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
+        return RunFolder, (self.address,)
+
+    def address_of(self, name: str) -> str:
+        """Where `name` is, for the user to read and for others to open."""
+        place, question, options = self.address.partition("?")
+        return f"{place.rstrip('/')}/{name}{question}{options}"
+
+    def publish(self, name: str) -> None:
+        """Send the file `name` to the store."""
+        if self.is_remote:
+            with (
+                (self.local / name).open("rb") as source,
+                self._store.open_output_stream(self._remote(name)) as target,
+            ):
+                shutil.copyfileobj(source, target, 2**22)
+
+    def retrieve(self, name: str) -> Path:
+        """The local path of the file or folder `name`, brought from the store where it is.
+
+        What the store does not have is not there afterwards.
+        """
+        path = self.local / name
+        if not self.is_remote:
+            return path
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        for file in self._files(name):
+            target = self.local / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with (
+                self._store.open_input_stream(self._remote(file)) as source,
+                target.open("wb") as copy,
+            ):
+                shutil.copyfileobj(source, copy, 2**22)
+        return path
+
+    def entries(self, name: str) -> list[str]:
+        """The names, without their folder, of what the folder `name` holds; sorted."""
+        if not self.is_remote:
+            folder = self.local / name
+            return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        selector = fs.FileSelector(self._remote(name), allow_not_found=True)
+        return sorted(info.base_name for info in self._store.get_file_info(selector))
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file `name`."""
+        if not self.is_remote:
+            return (self.local / name).is_file()
+        return bool(self._store.get_file_info(self._remote(name)).type == fs.FileType.File)
+
+    def remove(self, name: str) -> None:
+        """Remove the file or folder `name`, here and in the store, if it is there."""
+        path = self.local / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+        if self.is_remote:
+            kind = self._store.get_file_info(self._remote(name)).type
+            if kind == fs.FileType.Directory:
+                self._store.delete_dir(self._remote(name))
+            elif kind == fs.FileType.File:
+                self._store.delete_file(self._remote(name))
+
+    def _remote(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}".rstrip("/")
+
+    def _files(self, name: str) -> list[str]:
+        """All files that `name` is or holds, named from this folder."""
+        remote = self._remote(name)
+        info = self._store.get_file_info(remote)
+        if info.type == fs.FileType.File:
+            return [name]
+        selector = fs.FileSelector(remote, allow_not_found=True, recursive=True)
+        found = self._store.get_file_info(selector)
+        return [
+            name + "/" + entry.path[len(remote) + 1 :]
+            for entry in found
+            if entry.type == fs.FileType.File
+        ]

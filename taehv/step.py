@@ -1,0 +1,171 @@
+"""One step of training: both networks over the global batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taehv import distributed
+from taehv.discriminator import commit_statistics
+from taehv.engines import gradient_norm_before_step, set_learning_rate
+from taehv.errors import DivergedError
+from taehv.interfaces import Batch
+from taehv.losses import squared_error
+from taehv.seraena import choose_shown, corrected_targets, discriminator_loss
+from taehv.slots import SURPLUS
+from taehv.state import TrainState
+from taehv.teacher import Teacher
+
+LOSSES = (
+    "train/loss",
+    "train/reconstruction_loss",
+    "train/encoder_loss",
+    "train/seraena_loss",
+    "train/discriminator_loss",
+)
+"""Columns of a step's losses; the first is the weighted sum that the generator descends."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a worker has to tell the others along with a step's losses."""
+
+    stop: bool = False
+    """It wants the run to stop."""
+    written: bool = False
+    """It has written its part of a checkpoint."""
+
+
+NO_SIGNALS = Signals()
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What one step measured, the same on every worker."""
+
+    losses: Tensor
+    """float32 [global batch, len(LOSSES)], by slot."""
+    learning_rate: float
+    gradient_norm: float
+    stop_wanted: bool
+    """By any worker."""
+    all_have_written: bool
+    """Every worker's part of the checkpoint that is being saved is written."""
+
+    def row(self) -> dict[str, float]:
+        means = self.losses.mean(0).tolist()
+        return dict(zip(LOSSES, means, strict=True)) | {
+            "train/learning_rate": self.learning_rate,
+            "train/gradient_norm": self.gradient_norm,
+        }
+
+
+def train_step(
+    state: TrainState, batch: Batch, teacher: Teacher | None, signals: Signals = NO_SIGNALS
+) -> StepOutcome:
+    """One step of both networks over the global batch. A collective.
+
+    The correction is taken from the discriminator as the last step left it, so that each pass
+    over the generator is forward and backward at once, however many passes a step has.
+
+    Raises:
+        DivergedError: on all workers alike, before any weight moves, where a loss is not finite.
+    """
+    config, layout, adversary = state.config, state.layout, state.adversary
+    device = distributed.device()
+    slots = layout.slots(distributed.rank())
+    # Engines average over passes and workers; a step's gradient is the mean over the batch.
+    share = layout.workers * layout.passes / layout.global_batch_size
+    losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=device)
+    learning_rate = state.learning_rate_scale * config.optim.learning_rate_at(
+        state.step, config.train.max_steps
+    )
+    set_learning_rate(state.engine, learning_rate)
+
+    for one_pass in range(layout.passes):
+        part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
+        frames = torch.from_numpy(batch["frames"][part]).to(device).float() / 255
+        own_slots = slots[part].tolist()
+        weights = torch.tensor([float(s != SURPLUS) for s in own_slots], device=device)
+        groups = len(own_slots) // layout.slots_per_group
+        taught = teacher.encode(frames) if teacher else None
+        fed = taught if config.loss.decoder_input == "teacher" else None
+
+        encoded, decoded = state.engine(frames, fed)
+        latents = encoded if fed is None else fed
+        frames, decoded = state.generator.alignment.pair(frames, decoded)
+        zero = torch.zeros_like(weights)
+        reconstruction = squared_error(decoded, frames)
+        encoder = squared_error(encoded, taught) if taught is not None else zero
+        seraena = zero
+        if adversary:
+            target = corrected_targets(
+                adversary.network, frames, decoded, latents, config.seraena, groups
+            )
+            seraena = squared_error(decoded, target)
+        total = (
+            config.loss.reconstruction * reconstruction
+            + config.loss.encoder * encoder
+            + config.loss.seraena * seraena
+        )
+        state.engine.backward((total * weights).sum() * share)
+
+        discrimination = zero
+        if adversary:
+            shown = choose_shown(
+                frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
+            )
+            group_weights = weights[:: layout.slots_per_group].tolist()
+            scores = adversary.engine(shown.images, shown.context, group_weights)
+            discrimination = discriminator_loss(scores, shown.target, len(own_slots))
+            adversary.engine.backward((discrimination * weights).sum() * share)
+
+        table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
+        real = [position for position, slot in enumerate(own_slots) if slot != SURPLUS]
+        losses[[own_slots[position] for position in real]] = table[real]
+        if one_pass < layout.passes - 1:
+            state.engine.step()
+            if adversary:
+                adversary.engine.step()
+
+    losses, stop_wanted, all_have_written = _agree(losses, signals)
+    _refuse_non_finite(losses, batch, state.step)
+    norm = gradient_norm_before_step(state.engine, state.generator)
+    state.engine.step()
+    if norm is None:
+        norm = float(state.engine.get_global_grad_norm() or 0.0)
+    if adversary:
+        adversary.engine.step()
+        commit_statistics(adversary.network, layout.groups)
+    state.ema.update(state.generator, state.step)
+    state.step += 1
+    return StepOutcome(losses, learning_rate, norm, stop_wanted, all_have_written)
+
+
+def _agree(losses: Tensor, signals: Signals) -> tuple[Tensor, bool, bool]:
+    """All slots' losses on every worker, whether any worker wants to stop, and whether all have
+    written, in one message."""
+    own = losses.new_tensor([float(signals.stop), float(signals.written)])
+    message = distributed.sum_over_workers(torch.cat([losses.flatten(), own]))
+    stop, written = message[-2:].tolist()
+    return message[:-2].view_as(losses), stop > 0, written == distributed.world_size()
+
+
+def _refuse_non_finite(losses: Tensor, batch: Batch, step: int) -> None:
+    bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+    if not bad:
+        return
+    videos: dict[int, str] = {}
+    for part in distributed.gather_objects(
+        dict(zip(batch["sample"].tolist(), batch["video"], strict=True))
+    ):
+        videos |= part
+    samples = [step * len(losses) + slot for slot in bad]
+    named = ", ".join(f"{sample} ({videos[sample]})" for sample in samples[:8])
+    raise DivergedError(
+        f"the loss is not finite at step {step}, for sample {named}"
+        f"{' and more' if len(samples) > 8 else ''}; the weights were not moved. Go on from the "
+        "last checkpoint with a lower --optim.learning-rate, or look at these videos"
+    )

@@ -1,0 +1,101 @@
+"""The training loop's side of the clips: their batches, what they cost, and what came of videos."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from taehv import distributed
+from taehv.interfaces import Batch, Data, Hooks, RejectedVideo, Verdict
+from taehv.quarantine import Quarantine
+from taehv.run_folder import RunFolder
+from taehv.slots import SURPLUS, SlotLayout
+
+
+class Supply:
+    """This worker's batches from `start` to `stop`, and an account of them for all workers.
+
+    Args:
+        data: where clips come from.
+        layout: which samples are whose.
+        start, stop: the steps to be made.
+        verdicts: those of the run so far; what comes in is added.
+        run: where the list of unusable videos is kept.
+        hooks: told of every video that is added to the list.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        layout: SlotLayout,
+        start: int,
+        stop: int,
+        verdicts: set[Verdict],
+        run: RunFolder,
+        hooks: Hooks,
+    ) -> None:
+        schedule = layout.schedule(distributed.rank(), start, stop)
+        self._batches: Iterator[Batch] = iter(data.training(schedule, sorted(verdicts)))
+        self._verdicts = verdicts
+        self._quarantine = Quarantine(run)
+        self._hooks = hooks
+        self._rejected: list[RejectedVideo] = []
+        self._own_verdicts: set[Verdict] = set()
+        self._reset()
+
+    def next(self) -> Batch:
+        """The next step's batch."""
+        started = time.perf_counter()
+        batch = next(self._batches)
+        self._waited += time.perf_counter() - started
+        self._decoded += batch["decoded"]
+        self._used += int((batch["sample"] != SURPLUS).sum()) * batch["frames"].shape[1]
+        self.note(batch)
+        return batch
+
+    def note(self, batch: Batch) -> None:
+        """Remember what a batch, of training or validation, says of unusable videos."""
+        self._rejected += batch["rejected"]
+        self._own_verdicts.update(batch["verdicts"])
+
+    def share(self) -> None:
+        """Tell all workers which videos each has given up since the last call. A collective."""
+        rejected, verdicts = zip(
+            *distributed.gather_objects((self._rejected, self._own_verdicts)), strict=True
+        )
+        self._rejected, self._own_verdicts = [], set()
+        self._verdicts.update(*verdicts)
+        if distributed.is_main():
+            new = self._quarantine.add(entry for part in rejected for entry in part)
+            if new:
+                self._hooks.on_quarantined(new, len(self._quarantine))
+
+    def row(self) -> dict[str, float]:
+        """What all workers' clips cost since the last call. A collective, the same on all but
+        for the videos given up so far, which the main worker knows.
+
+        The part of the time that the slowest worker waited for batches, and the frames decoded
+        per frame used.
+        """
+        self.share()
+        seconds = time.perf_counter() - self._started
+        waited, decoded, used = zip(
+            *distributed.gather_objects((self._waited, self._decoded, self._used)), strict=True
+        )
+        self._reset()
+        return {
+            "train/data_wait_fraction": max(waited) / seconds,
+            "train/decoded_frames_per_used_frame": sum(decoded) / max(1, sum(used)),
+            "train/skipped_videos": float(len(self._quarantine)),
+        }
+
+    def close(self) -> None:
+        """No more batches are wanted."""
+        close = getattr(self._batches, "close", None)
+        if close is not None:
+            close()
+
+    def _reset(self) -> None:
+        self._started = time.perf_counter()
+        self._waited = 0.0
+        self._decoded = self._used = 0

@@ -1,0 +1,275 @@
+"""A window reader outlives what a file does to its decoder, and tells faults apart."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.guard import TimedOutError, WindowReader
+from data_pipeline.plan import CENTRE
+from data_pipeline.window import WindowRequest, read_window
+from tests.data_videos import moving_frames, write_video
+from tests.s3_server import s3_server
+
+SECONDS = 30.0
+
+BROKEN_CHILD = """
+import os, signal, sys, time
+from data_pipeline import guard
+
+def hang_in_c():
+    # Nothing of Python runs while it waits, as inside of a decoder that holds the interpreter.
+    signal.pthread_sigmask(signal.SIG_BLOCK, set(signal.Signals) - {signal.SIGKILL})
+    import ctypes
+    ctypes.PyDLL(None).sleep(1000)
+
+def break_down(request):
+    match request.location:
+        case "hang": hang_in_c()
+        case "crash": os.kill(os.getpid(), signal.SIGSEGV)
+        case "abort": os.abort()
+        case "exit": os._exit(7)
+        case "bug": return {}["no such key"]
+        case "memory": return bytes(2**40)
+        case "print": print("something", flush=True)
+    return read_window(request)
+
+read_window, guard.read_window = guard.read_window, break_down
+guard.main()
+"""
+"""Breaks down for certain locations, in the ways that FFmpeg or a bug can bring about."""
+
+BROKEN = (sys.executable, "-c", BROKEN_CHILD)
+
+
+@pytest.fixture(scope="module")
+def request_(tmp_path_factory: pytest.TempPathFactory) -> WindowRequest:
+    """For a sound video."""
+    path = write_video(tmp_path_factory.mktemp("data") / "a.mp4", moving_frames(30))
+    return WindowRequest(
+        location=str(path),
+        span=(0.0, 1.0),
+        start=0.3,
+        window_frames=20,
+        clips=(CENTRE, replace(CENTRE, offset=0.7, flip=True)),
+        num_frames=5,
+        height=16,
+        width=24,
+    )
+
+
+@pytest.fixture
+def reader() -> Iterator[WindowReader]:
+    with WindowReader(BROKEN) as reader:
+        yield reader
+
+
+def child_of(reader: WindowReader) -> int:
+    assert reader._child is not None
+    return reader._child.pid
+
+
+def is_running(process: int) -> bool:
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except FileNotFoundError:
+        return False
+    return "State:\tZ" not in status
+
+
+def check_sound(reader: WindowReader, request: WindowRequest) -> None:
+    expected = read_window(request)
+    window = reader.read(request, SECONDS)
+    assert window.decoded == expected.decoded
+    assert window.frames.flags.writeable
+    np.testing.assert_array_equal(window.frames, expected.frames)
+
+
+def test_clips_are_those_of_a_read_in_this_process(request_: WindowRequest) -> None:
+    with WindowReader() as reader:
+        check_sound(reader, request_)
+        child = child_of(reader)
+        check_sound(reader, replace(request_, start=0.9, clips=(CENTRE,)))
+        assert child_of(reader) == child
+    assert not is_running(child)
+
+
+def test_a_bad_video_costs_no_process(request_: WindowRequest, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    with WindowReader() as reader:
+        check_sound(reader, request_)
+        child = child_of(reader)
+        for location, reason in ((bad, "cannot be opened: "), (tmp_path / "absent", "missing")):
+            with pytest.raises(UnusableVideoError, match=reason) as raised:
+                reader.read(replace(request_, location=str(location)), SECONDS)
+            assert not isinstance(raised.value, TimedOutError)
+        check_sound(reader, request_)
+        assert child_of(reader) == child
+
+
+def test_a_hanging_decoder_is_stopped(reader: WindowReader, request_: WindowRequest) -> None:
+    check_sound(reader, request_)
+    child = child_of(reader)
+    begin = time.monotonic()
+    with pytest.raises(TimedOutError, match=r"no clip after 0.5 s; its decoder was stopped"):
+        reader.read(replace(request_, location="hang"), 0.5)
+    assert time.monotonic() - begin < 3
+    assert not is_running(child)
+    check_sound(reader, request_)
+
+
+@pytest.mark.parametrize(("fault", "name"), [("crash", "SIGSEGV"), ("abort", "SIGABRT")])
+def test_a_crash_is_a_verdict_on_the_video(
+    reader: WindowReader, request_: WindowRequest, fault: str, name: str
+) -> None:
+    for _ in range(2):
+        with pytest.raises(UnusableVideoError, match=rf"crashed the decoder \({name}\)"):
+            reader.read(replace(request_, location=fault), SECONDS)
+        check_sound(reader, request_)
+
+
+def test_too_much_memory_is_a_verdict_on_the_video(
+    reader: WindowReader, request_: WindowRequest
+) -> None:
+    for broken in (
+        replace(request_, location="memory"),
+        replace(request_, height=2**16, width=2**16),
+    ):
+        with pytest.raises(UnusableVideoError, match="needs too much memory"):
+            reader.read(broken, SECONDS)
+        check_sound(reader, request_)
+
+
+def test_a_bug_is_no_verdict_on_the_video(reader: WindowReader, request_: WindowRequest) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)bug failed:.*in break_down.*KeyError: 'no such"):
+        reader.read(replace(request_, location="bug"), SECONDS)
+    with pytest.raises(RuntimeError, match="ended with exit code 7"):
+        reader.read(replace(request_, location="exit"), SECONDS)
+    check_sound(reader, request_)
+
+
+def test_a_child_that_cannot_start_is_no_verdict_on_the_video(request_: WindowRequest) -> None:
+    reader = WindowReader((sys.executable, "-c", "raise SystemExit('no such module')"))
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
+        reader.read(request_, SECONDS)
+
+
+def test_what_is_printed_does_not_mix_with_the_clips(
+    reader: WindowReader, request_: WindowRequest
+) -> None:
+    with pytest.raises(UnusableVideoError, match="missing"):
+        reader.read(replace(request_, location="print"), SECONDS)
+    check_sound(reader, request_)
+
+
+def test_a_child_that_died_between_two_reads_is_replaced(
+    reader: WindowReader, request_: WindowRequest
+) -> None:
+    check_sound(reader, request_)
+    child = child_of(reader)
+    os.kill(child, signal.SIGKILL)
+    while is_running(child):
+        time.sleep(0.01)
+    check_sound(reader, request_)
+
+
+def test_the_time_limit_covers_the_start_and_the_transfer(request_: WindowRequest) -> None:
+    slow = (sys.executable, "-c", "import time; time.sleep(1000)")
+    with WindowReader(slow) as reader, pytest.raises(TimedOutError):
+        reader.read(request_, 0.3)
+    half = (
+        "import os, time; from data_pipeline.guard import CLIPS, REPLY\n"
+        "os.write(1, REPLY.pack(CLIPS, 9, 10**6) + bytes(1000)); time.sleep(1000)"
+    )
+    with WindowReader((sys.executable, "-c", half)) as reader, pytest.raises(TimedOutError):
+        reader.read(request_, 2.0)
+
+
+def test_a_big_reply_arrives_whole(request_: WindowRequest) -> None:
+    with WindowReader() as reader:
+        check_sound(reader, replace(request_, clips=(CENTRE,) * 8, height=720, width=960))
+
+
+def test_a_window_of_large_frames_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:
+    picture = moving_frames(2, 720, 1280)
+    path = write_video(tmp_path / "a.mp4", picture[np.arange(50) % 2], codec="mpeg4", b_frames=0)
+    request = WindowRequest(
+        location=str(path),
+        span=(0.0, 1.0),
+        start=0.0,
+        window_frames=50,
+        clips=(CENTRE,),
+        num_frames=50,
+        height=32,
+        width=32,
+    )
+    with WindowReader() as reader:
+        reader.read(replace(request, num_frames=2), SECONDS)
+        before = peak_memory(child_of(reader))
+        reader.read(request, SECONDS)
+        # All frames together are 69 MB.
+        assert peak_memory(child_of(reader)) - before < 10e6
+
+
+def test_a_video_on_s3(request_: WindowRequest) -> None:
+    with s3_server() as server, WindowReader() as reader:
+        server.put("videos/a.mp4", Path(request_.location).read_bytes())
+        remote = replace(request_, location=f"s3://videos/a.mp4{server.options}")
+        clips = reader.read(remote, SECONDS).frames
+        np.testing.assert_array_equal(clips, read_window(request_).frames)
+        with pytest.raises(UnusableVideoError, match="missing"):
+            reader.read(replace(remote, location=f"s3://videos/b.mp4{server.options}"), SECONDS)
+
+
+def peak_memory(process: int) -> float:
+    """In bytes."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return float(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+PARENT = """
+import pickle, sys
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.guard import WindowReader
+from tests.test_data_guard import BROKEN, child_of
+
+reader = WindowReader(BROKEN)
+for request in pickle.loads(bytes.fromhex(sys.argv[1])):
+    try:
+        reader.read(request, 1000)
+    except UnusableVideoError:
+        print(child_of(reader), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("last", ["hang", "absent"], ids=["hanging", "waiting"])
+def test_the_child_ends_with_its_parent(request_: WindowRequest, last: str) -> None:
+    requests = [replace(request_, location=location) for location in ("absent", last)]
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, pickle.dumps(requests).hex()],
+        cwd=Path(__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        time.sleep(0.3)
+        assert is_running(child)
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while is_running(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

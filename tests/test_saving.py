@@ -1,0 +1,140 @@
+"""Checkpoints: asynchronous, whole or not there, the best kept, failures counted."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from taehv import checkpoint, journal
+from taehv.errors import TrainingError
+from taehv.interfaces import Hooks
+from taehv.run_folder import RunFolder
+from taehv.saving import Saver, Snapshot
+from taehv.training import train
+from tests.moving_data import MovingData
+from tests.small_run import latest, run, small_config
+
+
+def snapshot(step: int, best: tuple[float, int] | None = None, seconds: float = 0.0) -> Snapshot:
+    def tensors() -> dict[str, torch.Tensor]:
+        time.sleep(seconds)
+        return {"x": torch.full((1000,), float(step))}
+
+    return Snapshot(step, {"step": step, "best": best}, {"generator": tensors}, {"note": "a"})
+
+
+def save(saver: Saver, step: int, best: tuple[float, int] | None = None) -> None:
+    saver.begin(snapshot(step, best))
+    saver.finish()
+
+
+def test_a_save_goes_on_beside_the_training(tmp_path: Path) -> None:
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0)
+    saver.begin(snapshot(1, seconds=0.5))
+    assert not saver.has_written()
+    assert latest(tmp_path) is None
+    while not saver.has_written():
+        time.sleep(0.01)
+    assert latest(tmp_path) is None
+    saver.conclude()
+    assert not saver.has_written()
+    saver.finish()
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
+    assert saver.last_good == 1
+    saver.close()
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    saver = Saver(RunFolder(str(tmp_path)), keep=2, most_failures=0)
+    for step in range(1, 7):
+        save(saver, step, best=(20.0, 2) if step >= 2 else None)
+    names = [Path(name).name for name in checkpoint.names(RunFolder(str(tmp_path)))]
+    assert names == ["step_00000006", "step_00000005", "step_00000002"]
+
+
+@pytest.mark.parametrize("file", ["generator.safetensors", "note", checkpoint.MANIFEST])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
+def test_any_damage_to_any_file_is_seen(tmp_path: Path, file: str, damage: str) -> None:
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0)
+    save(saver, 1)
+    save(saver, 2)
+    path = checkpoint.step_folder(tmp_path, 2) / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    elif damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
+
+
+def test_a_false_entry_in_the_manifest_is_seen(tmp_path: Path) -> None:
+    save(Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0), 1)
+    path = checkpoint.step_folder(tmp_path, 1) / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["info"]["step"] = 7
+    path.write_text(json.dumps(manifest))
+    assert latest(tmp_path) is None
+
+
+def test_a_save_that_fails_is_told_and_too_many_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=2)
+    save(saver, 1)
+    folder = tmp_path / checkpoint.FOLDER
+    folder.rename(tmp_path / "elsewhere")
+    folder.write_text("no folder")
+    save(saver, 2)
+    assert "checkpoint of step 2 could not be written" in caplog.text
+    assert "last good one is the one of step 1" in caplog.text
+    save(saver, 3)
+    with pytest.raises(TrainingError, match="3 saves in a row have failed"):
+        save(saver, 4)
+
+
+def test_a_save_that_works_again_ends_the_row_of_failures(tmp_path: Path) -> None:
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=1)
+    folder, aside = tmp_path / checkpoint.FOLDER, tmp_path / "aside"
+    folder.mkdir()
+    for step in (1, 3, 5):
+        folder.rename(aside)
+        folder.write_text("no folder")
+        save(saver, step)
+        folder.unlink()
+        aside.rename(folder)
+        save(saver, step + 1)
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 6)
+
+
+def test_the_best_validation_has_a_checkpoint_and_weights(tmp_path: Path) -> None:
+    run(small_config(max_steps=7, validation_every=2, keep_checkpoints=1), tmp_path)
+    rows = journal.read(tmp_path / "metrics.jsonl")
+    scores = {row["step"]: row["val_ema/psnr"] for row in rows if "val_ema/psnr" in row}
+    assert sorted(scores) == [0, 2, 4, 6, 7]
+    best = max(scores, key=lambda step: scores[step])
+    assert checkpoint.find_fault(checkpoint.step_folder(tmp_path, best)) is None
+    assert (tmp_path / "best_model.safetensors").is_file()
+    info = checkpoint.read_info(checkpoint.step_folder(tmp_path, 7))
+    assert info["best"] == [scores[best], best]
+
+
+def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = [10.0, 11.0, 10.9, 10.8, 12.0, 11.0, 11.0, 11.0]
+    # Both the raw and the averaged weights are scored at every validation.
+    values = iter([score for score in scores for _ in range(2)])
+
+    def score(*_: object) -> dict[str, float]:
+        return {"psnr": next(values)}
+
+    monkeypatch.setattr("taehv.validation.ValidationSet.score", score)
+    config = small_config(max_steps=50, validation_every=1, early_stopping_validations=3)
+    summary = train(config, MovingData(), Hooks(), RunFolder(str(tmp_path)))
+    assert summary.finished
+    assert summary.step == 7
+    assert (tmp_path / "final_model.pth").is_file()
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 7)
