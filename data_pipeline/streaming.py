@@ -117,9 +117,10 @@ def _stream(
                         collector.add(next(arriving))
                     yield collector.take(step.samples)
     finally:
-        if pending is not None:
-            pending.add_done_callback(_abandon)
-        pool.shutdown(wait=False)
+        # Waited for: a thread that meets a Ray that is shut down takes the process with it.
+        pool.shutdown(wait=True)
+        if pending is not None and pending.exception() is None:
+            pending.result().windows.close()
 
 
 def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Iterator[list[Step]]:
@@ -135,12 +136,6 @@ def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Ite
         size += new
     if segment:
         yield segment
-
-
-def _abandon(pending: Future[Segment]) -> None:
-    """Stop the decoding of a segment that nobody will read."""
-    if pending.exception() is None:
-        pending.result().windows.close()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,10 @@
 """Ray Data delivers what the plain iterator delivers, bit for bit."""
 
+import dataclasses
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from itertools import islice
@@ -10,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+from ray._private.internal_api import memory_summary
 
 from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import ClipSource, open_sources
@@ -139,3 +143,29 @@ def test_wrong_arguments_are_told_at_the_call(source: ClipSource) -> None:
     uneven = [np.array([0, 1]), np.array([2])]
     with pytest.raises(ValueError, match="the same number of samples"):
         next(stream_batches(source, iter(uneven)))
+
+
+def test_a_slow_consumer_finds_the_object_store_bounded(source: ClipSource) -> None:
+    """330 MB are wanted in all; two segments of 8 MB each, and their groups, are there at most."""
+    config = dataclasses.replace(source.config, height=96, width=128)
+    source = dataclasses.replace(source, order=dataclasses.replace(source.order, config=config))
+    steps = [np.arange(k * 60, (k + 1) * 60, dtype=np.int64) for k in range(30)]
+    segment_bytes = 2**23
+    before = _stored_bytes()
+    stream = stream_batches(source, iter(steps), segment_bytes=segment_bytes)
+    most = 0.0
+    for _ in islice(stream, 2):
+        time.sleep(2)
+        most = max(most, _stored_bytes() - before)
+    stream.close()
+    group = source.order.group_windows * source.order.clips_per_window * config.clip_bytes
+    wanted = 30 * 60 * config.clip_bytes
+    assert 10e6 < most < 2 * (segment_bytes + group) < wanted / 3
+
+
+def _stored_bytes() -> float:
+    """Bytes in the object store of this machine."""
+    summary = memory_summary(stats_only=True)
+    used = re.search(r"Plasma memory usage (\d+\.?\d*) MiB", summary)
+    assert used, summary
+    return float(used[1]) * 2**20
