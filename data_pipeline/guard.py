@@ -39,6 +39,9 @@ MEMORY_BYTES = 8 * 2**30
 STOP_SECONDS = 5.0
 """For a killed child to be gone. One that waits for a dead file server goes later."""
 
+READS = 2000
+"""Windows until a child is replaced: FFmpeg's memory falls to pieces, a few kB with each."""
+
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
 CLIPS, UNUSABLE, BUG = b"C", b"U", b"B"
@@ -61,6 +64,7 @@ class WindowReader:
         """`command` starts a child that runs `main`."""
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
+        self._reads = 0
 
     def __enter__(self) -> Self:
         return self
@@ -80,10 +84,11 @@ class WindowReader:
         takes it too much memory; TimedOutError where the time is over; RuntimeError where the
         fault is the program's.
         """
-        if self._child is not None and self._child.poll() is not None:
+        if self._child is not None and (self._reads == READS or self._child.poll() is not None):
             self.close()
         if self._child is None:
-            self._child = self._start()
+            self._child, self._reads = self._start(), 0
+        self._reads += 1
         link = _Link(self._child, time.monotonic() + seconds)
         sound = False
         try:

@@ -10,6 +10,7 @@ This is the only file that knows Ray Data. Ray must be initialised in the callin
 
 import json
 import logging
+import threading
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -30,6 +31,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.guard import WindowReader
 from data_pipeline.plan import WindowKey
 
+logger = logging.getLogger(__name__)
+
 LEAD = 4
 """The next segment is started when a LEAD-th of the current one is read: the clips of a window
 are spread over a segment, so decoding it is over long before its last step."""
@@ -42,6 +45,12 @@ MOST_STEPS = 1024
 
 BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 4
 """Bounds on what one task decodes: it takes turns with others, and is made again if it dies."""
+
+RAY_DATA_THREADS = "iter_threaded"
+"""What Ray Data calls the threads in which it fetches and formats blocks."""
+
+PATIENCE_SECONDS = 60.0
+"""A segment that has not begun to arrive after this long is worth a word."""
 
 ROOM = 8
 """Times a segment's size that Ray Data may fill. With less it holds back finished blocks, and while
@@ -92,6 +101,7 @@ def _stream(
     cpu_limit: float | None,
     segment_bytes: int,
 ) -> Generator[Batch]:
+    decode_cpus = source.config.decode_cpus
     decoder = _Decoder(ray.put(source), source, cpu_limit)
     segments = _segments(
         plan_steps(schedule, source.order), source.config.clip_bytes, segment_bytes
@@ -106,7 +116,7 @@ def _stream(
     pending = begin()
     try:
         while pending is not None:
-            segment = pending.result()
+            segment = _result(pending, decode_cpus)
             pending = None
             with closing(segment.windows):
                 arriving = chain(segment.first, segment.windows)
@@ -117,10 +127,30 @@ def _stream(
                         collector.add(next(arriving))
                     yield collector.take(step.samples)
     finally:
-        # Waited for: a thread that meets a Ray that is shut down takes the process with it.
+        # A thread that meets a Ray that is shut down takes the process with it, so all are waited
+        # for: that of the next segment, and those in which Ray Data fetches.
         pool.shutdown(wait=True)
         if pending is not None and pending.exception() is None:
             pending.result().windows.close()
+        for thread in threading.enumerate():
+            if thread.name == RAY_DATA_THREADS:
+                thread.join(timeout=10)
+
+
+def _result(pending: Future[Segment], decode_cpus: float) -> Segment:
+    """The segment; while it does not come, what may be the matter is told."""
+    while True:
+        try:
+            return pending.result(timeout=PATIENCE_SECONDS)
+        except TimeoutError:
+            if pending.done():
+                raise
+            logger.warning(
+                "no clip has come for %g s: a decoding task may be waiting for %g CPUs "
+                "(data.decode_cpus) on a node that may decode; `ray status` shows what is taken",
+                PATIENCE_SECONDS,
+                decode_cpus,
+            )
 
 
 def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Iterator[list[Step]]:
@@ -165,7 +195,12 @@ class _Decoder:
         where = {"label_selector": {key: value}} if key else {}
         with DataContext.current(self._context(len(tasks) * window_bytes)):
             delivered = iter(
-                ray.data.from_arrow([_to_table(block) for block in blocks])
+                # Of the ways into Ray Data, the one that starts no tasks of its own: `from_arrow`
+                # asks for a whole CPU per table, to look at its columns.
+                ray.data.from_items(
+                    [{"tasks": _to_text(block)} for block in blocks],
+                    override_num_blocks=len(blocks),
+                )
                 .map_batches(
                     partial(_decode_block, self.shared),
                     batch_size=None,
@@ -198,23 +233,14 @@ class _Decoder:
         return context
 
 
-def _to_table(tasks: list[WindowTask]) -> pa.Table:
-    return pa.table(
-        {
-            "epoch": [task.key.epoch for task in tasks],
-            "position": [task.key.position for task in tasks],
-            "clips": [task.clips for task in tasks],
-            "samples": [task.samples for task in tasks],
-        }
-    )
+def _to_text(tasks: list[WindowTask]) -> str:
+    return json.dumps([(task.key, task.clips, task.samples) for task in tasks])
 
 
-def _to_tasks(table: pa.Table) -> list[WindowTask]:
+def _to_tasks(text: str) -> list[WindowTask]:
     return [
-        WindowTask(
-            WindowKey(row["epoch"], row["position"]), tuple(row["clips"]), tuple(row["samples"])
-        )
-        for row in table.to_pylist()
+        WindowTask(WindowKey(*key), tuple(clips), tuple(samples))
+        for key, clips, samples in json.loads(text)
     ]
 
 
@@ -233,7 +259,8 @@ def _decode_block(shared: "ray.ObjectRef[ClipSource]", block: pa.Table) -> dict[
     config = source.config
     read = partial(_reader().read, seconds=config.decode_seconds)
     frames, facts = [], []
-    for task in _to_tasks(block):
+    tasks = _to_tasks(block.column("tasks")[0].as_py())
+    for task in tasks:
         try:
             window = load_window(source, task, read)
         except DataError as error:
@@ -251,7 +278,7 @@ def _decode_block(shared: "ray.ObjectRef[ClipSource]", block: pa.Table) -> dict[
         facts += [json.dumps(fact)] * len(task.clips)
     return {
         "frames": frames[0] if len(frames) == 1 else np.concatenate(frames),
-        "sample": np.concatenate(block.column("samples").to_numpy()),
+        "sample": np.array([sample for task in tasks for sample in task.samples], np.int64),
         "facts": np.array(facts, dtype=object),
     }
 

@@ -60,8 +60,9 @@ def shortage_explained(
     except torch.OutOfMemoryError as error:
         memory = DeviceMemory.measured(error)
         shortage = Shortage(config, layout, clip_shape(), memory, requested_bytes(error))
+        run_dir = f"--train.run-dir {config.train.run_dir} " if config.train.run_dir else ""
         raise MemoryShortageError(
-            f"{shortage}. Go on with --train.resume latest and {shortage.advice()}",
+            f"{shortage}. Go on with {run_dir}--train.resume latest and {shortage.advice()}",
             shortage=str(shortage),
             halved_pass=halved_pass(layout),
         ) from error

@@ -13,6 +13,8 @@
   short to tell, failure where it diverges.
 - against the trivial baselines: warning below 8x down and up, failure below the mean colour.
 
+What only an evaluation knows, speed and the teacher, is judged in `taehv.evaluation.judgement`.
+
 A figure that is not finite is a failure, whatever it measures.
 """
 
@@ -68,6 +70,22 @@ class Thresholds:
     divergence: float = 2.0
     """A moving average that ends this many times above its lowest value has diverged."""
 
+    encode_seconds: float = 0.12
+    """Encoding a clip of 12x128x128 on a GPU in less is a success, s."""
+
+    decode_seconds: float = 0.15
+    """Decoding it in less is a success, s."""
+
+    seconds_failure: float = 0.5
+    """Either of the two above this is a failure, s."""
+
+    teacher_gap: float = 0.05
+    """PSNR may lie below the teacher's by this part of it."""
+
+    teacher_speed_gain: float = 2.0
+    """Encoding and decoding should be faster than the teacher's by more than this many times its
+    speed: 2, or 200 %, is three times as fast."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -102,30 +120,40 @@ def judge(
 
     Raises KeyError where a figure is missing.
     """
+    return judge_scores(validation, baselines, limits) + judge_training(rows, limits)
+
+
+def judge_scores(
+    validation: Mapping[str, float], baselines: Mapping[str, float], limits: Thresholds
+) -> list[Finding]:
+    """What `judge` says of the scores."""
     mse, psnr, ssim = (float(validation[name]) for name in ("mse", "psnr", "ssim"))
     return [
         Finding(
             "MSE",
             mse,
             f"below {limits.mse_success:g}; failure above {limits.mse_failure:g}",
-            _level(mse, mse < limits.mse_success, mse > limits.mse_failure),
+            level_of(mse, mse < limits.mse_success, mse > limits.mse_failure),
         ),
         Finding(
             "PSNR, dB",
             psnr,
             f"above {limits.psnr_success:g}; failure below {limits.psnr_failure:g}",
-            _level(psnr, psnr > limits.psnr_success, psnr < limits.psnr_failure),
+            level_of(psnr, psnr > limits.psnr_success, psnr < limits.psnr_failure),
         ),
         Finding(
             "SSIM",
             ssim,
             f"above {limits.ssim_success:g}",
-            _level(ssim, ssim > limits.ssim_success, failed=False),
+            level_of(ssim, ssim > limits.ssim_success, failed=False),
         ),
         _judge_baselines(psnr, baselines),
-        *_judge_gradient_norm(rows, limits),
-        _judge_trend(rows, limits),
     ]
+
+
+def judge_training(rows: Sequence[Mapping[str, float]], limits: Thresholds) -> list[Finding]:
+    """What `judge` says of the training."""
+    return [*_judge_gradient_norm(rows, limits), _judge_trend(rows, limits)]
 
 
 def overall(findings: Sequence[Finding]) -> Level:
@@ -147,7 +175,8 @@ def format_verdict(findings: Sequence[Finding]) -> str:
     return "\n".join([table[0], rule, *table[1:], rule, f"overall: {overall(findings).upper()}"])
 
 
-def _level(figure: float, passed: bool, failed: bool) -> Level:
+def level_of(figure: float, passed: bool, failed: bool) -> Level:
+    """The level of a figure; one that is not finite is a failure."""
     if failed or not math.isfinite(figure):
         return "failure"
     return "pass" if passed else "warning"
@@ -159,7 +188,7 @@ def _judge_baselines(psnr: float, baselines: Mapping[str, float]) -> Finding:
         "PSNR against no network, dB",
         psnr,
         f"8x down and up {upper:.1f}; failure below mean colour {lower:.1f}",
-        _level(psnr, psnr >= upper, psnr < lower),
+        level_of(psnr, psnr >= upper, psnr < lower),
     )
 
 
@@ -182,12 +211,12 @@ def _judge_gradient_norm(
     if mean > unstable:
         wanted_mean += ": UNSTABLE"
     return (
-        Finding("gradient norm", mean, wanted_mean, _level(mean, mean <= notable, failed=False)),
+        Finding("gradient norm", mean, wanted_mean, level_of(mean, mean <= notable, failed=False)),
         Finding(
             "gradient norm's spread",
             spread,
             wanted_spread,
-            _level(spread, spread < limits.gradient_norm_spread, failed=False),
+            level_of(spread, spread < limits.gradient_norm_spread, failed=False),
         ),
     )
 
@@ -215,7 +244,7 @@ def _judge_trend(rows: Sequence[Mapping[str, float]], limits: Thresholds) -> Fin
     recent = whole & (steps > steps[-1] - window)
     slope = float(np.polyfit(steps[recent] - steps[-1], average[recent], deg=1)[0])
     diverged = slope > 0 and average[-1] > limits.divergence * average[whole].min()
-    return Finding(name, slope, wanted, _level(slope, slope < 0, bool(diverged)))
+    return Finding(name, slope, wanted, level_of(slope, slope < 0, bool(diverged)))
 
 
 def _series(

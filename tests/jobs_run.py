@@ -58,5 +58,7 @@ def wait_for(condition: "object", process: "subprocess.Popen[str]", seconds: flo
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, f"the job ended early:\n{process.communicate()[0]}"
-        assert time.monotonic() < end, "the job took too long"
+        if time.monotonic() > end:
+            process.send_signal(signal.SIGKILL)
+            raise AssertionError(f"the job took too long:\n{process.communicate()[0]}")
         time.sleep(0.2)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline import guard
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.guard import TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
@@ -183,6 +184,18 @@ def test_a_child_that_died_between_two_reads_is_replaced(
     check_sound(reader, request_)
 
 
+def test_a_child_is_replaced_before_it_has_grown(
+    request_: WindowRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "READS", 3)
+    children = []
+    with WindowReader() as reader:
+        for _ in range(7):
+            check_sound(reader, request_)
+            children.append(child_of(reader))
+    assert [children.count(child) for child in dict.fromkeys(children)] == [3, 3, 1]
+
+
 def test_the_time_limit_covers_the_start_and_the_transfer(request_: WindowRequest) -> None:
     slow = (sys.executable, "-c", "import time; time.sleep(1000)")
     with WindowReader(slow) as reader, pytest.raises(TimedOutError):
@@ -197,7 +210,7 @@ def test_the_time_limit_covers_the_start_and_the_transfer(request_: WindowReques
 
 def test_a_big_reply_arrives_whole(request_: WindowRequest) -> None:
     with WindowReader() as reader:
-        check_sound(reader, replace(request_, clips=(CENTRE,) * 8, height=720, width=960))
+        check_sound(reader, replace(request_, clips=(CENTRE,) * 8, height=360, width=480))
 
 
 def test_a_window_of_large_frames_is_never_in_memory_as_a_whole(tmp_path: Path) -> None:

@@ -165,7 +165,8 @@ def test_a_slow_consumer_finds_the_object_store_bounded(source: ClipSource) -> N
 
 def _stored_bytes() -> float:
     """Bytes in the object store of this machine."""
-    summary = memory_summary(stats_only=True)
+    address = ray.get_runtime_context().gcs_address
+    summary = memory_summary(address=address, stats_only=True)
     used = re.search(r"Plasma memory usage (\d+\.?\d*) MiB", summary)
     assert used, summary
     return float(used[1]) * 2**20

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import pickle
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from taehv.config import TrainingConfig
 from taehv.errors import MemoryShortageError, TrainingError
 from taehv.interfaces import Hooks
 from taehv.memory import DeviceMemory, Shortage, halved_pass, requested_bytes
-from taehv.model import TAEHV, ModelConfig
+from taehv.model import TAEHV
 from taehv.run_folder import RunFolder
 from taehv.slots import SlotLayout
 from taehv.teacher import TeacherConfig
 from taehv.training import train
 from tests.moving_data import MovingData
-from tests.small_run import run, samples_by_step, small_config, with_train
+from tests.small_run import run, small_config
 from tests.test_training import assert_close
 from tests.workers import run_workers
 
@@ -101,7 +101,7 @@ def test_a_suggested_pass_divides_a_workers_slots() -> None:
 
 
 def test_where_no_smaller_pass_would_do() -> None:
-    one_group = {"slots_per_group": 2, "max_clips_per_pass": 2}
+    one_group: dict[str, Any] = {"slots_per_group": 2, "max_clips_per_pass": 2}
     assert shortage(**one_group).advice() == "--train.gradient-checkpointing, a third slower"
     # sqrt(68 / 76) of 480 and 720, in multiples of 8.
     smaller = "--data.height 448 --data.width 680 (an estimate)"
@@ -187,6 +187,13 @@ def test_a_shortage_ends_the_run_with_a_clear_error(tmp_path: Path) -> None:
     message = str(caught.value)
     assert "a pass of 8 clips of 9x32x32 in fp32" in message
     assert "Go on with --train.resume latest and --train.max-clips-per-pass 4" in message
+
+
+def test_the_error_names_the_run_to_go_on_with(tmp_path: Path) -> None:
+    config = small_config(run_dir=str(tmp_path))
+    with small_gpu(most_clips=4), pytest.raises(TrainingError) as caught:
+        run(config, tmp_path)
+    assert f"Go on with --train.run-dir {tmp_path} --train.resume latest and " in str(caught.value)
 
 
 # The first step, before there is a checkpoint; and the fifth, as memory fills up: passes count.

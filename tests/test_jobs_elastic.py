@@ -1,0 +1,87 @@
+"""A run with a range of workers grows and shrinks with its cluster, and stays the same run."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from taehv import checkpoint, journal
+from tests.data_videos import write_dataset
+from tests.jobs_run import REPOSITORY, TINY, environment, finish, wait_for
+from tests.small_run import latest
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """One node with room for one training worker and its decoding."""
+    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+    cluster = Cluster()
+    cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=folder)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def job_on(cluster: Cluster, home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    home.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    token = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
+    return subprocess.Popen(
+        [sys.executable, "jobs/train.py", *TINY, *arguments],
+        cwd=REPOSITORY,
+        env=environment(home, RAY_ADDRESS=cluster.address, PYTHONPATH=paths, **token),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def workers_of(run_dir: Path) -> int:
+    """Of the newest checkpoint."""
+    folder = latest(run_dir)
+    return 0 if folder is None else int(checkpoint.read_info(folder)["workers"])
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_run_grows_and_shrinks(cluster: Cluster, tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path / "data", count=6)
+    run_dir = tmp_path / "runs" / "a"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --train.checkpoint-every 5"
+    size = "--cluster.workers 1-2 --cluster.resize-seconds 5 --train.max-steps 400"
+    job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
+    wait_for(lambda: workers_of(run_dir) == 1, job)
+    node = cluster.add_node(num_cpus=1)
+    wait_for(lambda: workers_of(run_dir) == 2, job)
+    cluster.remove_node(node, allow_graceful=False)
+    grown = checkpoint.step_of(latest(run_dir) or Path())
+    wait_for(
+        lambda: workers_of(run_dir) == 1 and checkpoint.step_of(latest(run_dir) or Path()) > grown,
+        job,
+        seconds=180,
+    )
+    code, output = finish(job, 300)
+    assert code == 0, output
+    assert "there is room for more workers" in output
+    assert "the training workers failed (1 of 3 times)" in output
+    steps = [row["step"] for row in journal.read(run_dir / "metrics.jsonl") if "train/loss" in row]
+    assert steps == list(range(1, 401))
+
+
+@pytest.mark.faults
+def test_waiting_for_workers_says_so_and_gives_up(cluster: Cluster, tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path / "data", count=3)
+    line = f"--data.annotations {annotations} --train.run-dir {tmp_path}/runs/b"
+    size = "--cluster.workers 2 --cluster.wait-minutes 0.1"
+    code, output = finish(job_on(cluster, tmp_path / "home", *line.split(), *size.split()), 120)
+    assert code == 1, output
+    assert "1 of the 2 workers that cluster.workers asks for can start" in output
+    assert "after 0.1 minutes" in output

@@ -1,0 +1,128 @@
+"""A pass too large for a GPU, under Ray: the next life has smaller ones, at no failure's cost."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.train.v2.api.exceptions import WorkerGroupError
+
+from jobs import driver as driver_module
+from jobs import worker
+from jobs.config import ClusterConfig, Config
+from jobs.driver import Driver, MostSkipped
+from jobs.pool import Shares
+from taehv.config import TrainConfig
+from taehv.errors import MemoryShortageError, TrainingError
+from taehv.run_folder import RunFolder
+
+SHORT = {"shortage": "a pass of 8 clips is too large", "clips_per_pass": 4}
+FINISHED = {"finished": True, "step": 6, "baselines": {}}
+
+
+class Remote:
+    """An actor's method, called here and now."""
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        self.remote = method
+
+
+class FakeMailbox:
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, Any]] = []
+        self.put = Remote(lambda kind, content: self.messages.append((kind, content)))
+        self.begin_life = Remote(lambda stop: None)
+        self.take = Remote(self._take)
+
+    def _take(self) -> list[tuple[str, Any]]:
+        messages, self.messages = self.messages, []
+        return messages
+
+
+class FakePool:
+    def wait(self, cancelled: Callable[[], bool]) -> Shares:
+        return Shares(2, False, 1.0, 1.0)
+
+    def could_grow(self, workers: int) -> bool:
+        return False
+
+
+class FakeTrainer:
+    """Workers that say something and end: well with a summary, else in an error."""
+
+    def __init__(self, mailbox: FakeMailbox, says: list[tuple[str, Any]]) -> None:
+        self.mailbox, self.says = mailbox, says
+
+    def fit(self) -> None:
+        for kind, content in self.says:
+            self.mailbox.put.remote(kind, content)
+        if not any(kind == "summary" for kind, _ in self.says):
+            raise WorkerGroupError("a worker has raised", {})
+
+
+@pytest.fixture
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> FakeMailbox:
+    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(driver_module, "going_nodes", lambda: set())
+    monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
+    return FakeMailbox()
+
+
+def drive(
+    mailbox: FakeMailbox, folder: Path, config: Config, lives: list[list[tuple[str, Any]]]
+) -> list[int]:
+    """Drive a run through `lives`; the limit on clips per pass that each of them is given."""
+    limits: list[int] = []
+
+    def make_trainer(config: Config, shares: Shares) -> Any:
+        limits.append(config.train.max_clips_per_pass)
+        assert config.train.global_batch_size == 8
+        return FakeTrainer(mailbox, lives[len(limits) - 1])
+
+    nobody: Any = None
+    pool: Any = FakePool()
+    driver = Driver(RunFolder(str(folder)), mailbox, nobody, nobody, MostSkipped(1.0, 1))
+    assert driver.drive(pool, config, make_trainer)["finished"]
+    return limits
+
+
+def config_with(max_failures: int) -> Config:
+    return Config(
+        train=TrainConfig(global_batch_size=8, auto_micro_batch=True),
+        cluster=ClusterConfig(max_failures=max_failures),
+    )
+
+
+def test_the_next_life_has_smaller_passes_and_no_failure_is_counted(
+    mailbox: FakeMailbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    smaller = SHORT | {"clips_per_pass": 2}
+    # Both workers of the first life say so.
+    lives = [[("out_of_memory", SHORT)] * 2, [("out_of_memory", smaller)], [("summary", FINISHED)]]
+    assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 4, 2]
+    assert caplog.text.count("a pass of 8 clips is too large; starting the workers again") == 2
+    assert "with train.max_clips_per_pass 4 (the global batch stays)" in caplog.text
+
+
+def test_a_death_after_a_shortage_is_a_failure(mailbox: FakeMailbox, tmp_path: Path) -> None:
+    lives: list[list[tuple[str, Any]]] = [[("out_of_memory", SHORT)], [], [("summary", FINISHED)]]
+    assert drive(mailbox, tmp_path, config_with(max_failures=1), lives) == [0, 4, 4]
+    with pytest.raises(TrainingError, match=r"cluster\.max_failures is 0"):
+        drive(mailbox, tmp_path, config_with(max_failures=0), lives)
+
+
+@pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])
+def test_a_worker_asks_for_smaller_passes_or_says_that_there_are_none(
+    mailbox: FakeMailbox, wanted: bool, halved: int
+) -> None:
+    error = MemoryShortageError("too large; try less", shortage="too large", halved_pass=halved)
+    config = config_with(max_failures=0)
+    config = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, auto_micro_batch=wanted)
+    )
+    worker._tell_shortage(mailbox, config, error)
+    asked = ("out_of_memory", {"shortage": "too large", "clips_per_pass": 4})
+    given_up = ("failure", "too large; try less")
+    assert mailbox.messages == [asked if wanted and halved else given_up]
