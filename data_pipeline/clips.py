@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from data_pipeline.augment import Frames
 from data_pipeline.config import DataConfig
-from data_pipeline.decode import UnusableVideoError
-from data_pipeline.errors import DataError
-from data_pipeline.guard import TimedOutError
+from data_pipeline.errors import DataError, MomentaryError, UnusableVideoError
 from data_pipeline.plan import Place, SampleOrder, WindowKey
 from data_pipeline.split import VideoSet, open_videos
 from data_pipeline.storage import OutsideRootError
@@ -23,7 +21,7 @@ Reader = Callable[[WindowRequest], WindowClips]
 """`window.read_window`, or a `guard.WindowReader` that outlives what a broken file does to it."""
 
 Verdict = tuple[int, ...]
-"""A time-out, as (epoch, position, attempt): that attempt at that window is not made again.
+"""A time-out or the like, as (epoch, position, attempt): that attempt is not made again.
 
 All other verdicts on a video come out the same whenever they are reached; this one depends on the
 moment, so a checkpoint keeps it.
@@ -87,7 +85,7 @@ class Window:
     """The videos that were tried before and could not be used."""
 
     verdicts: tuple[Verdict, ...]
-    """The attempts that ran into the time limit, now or in an earlier life of the run."""
+    """The attempts that failed for reasons of the moment, now or in an earlier life of the run."""
 
 
 def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource, ClipSource]:
@@ -120,12 +118,12 @@ def load_window(source: ClipSource, task: WindowTask, read: Reader) -> Window:
         verdict = (*task.key, attempt)
         try:
             if verdict in source.verdicts:
-                raise TimedOutError("ran into the time limit before")
+                raise MomentaryError("could not be used before this run was interrupted")
             clips = read(_request(source, task, attempt))
         except (UnusableVideoError, OutsideRootError) as error:
             logger.debug("%s is unusable: %s", video, error)
             rejected.append(Rejection(video, str(error)))
-            if isinstance(error, TimedOutError):
+            if isinstance(error, MomentaryError):
                 verdicts.append(verdict)
             continue
         return Window(

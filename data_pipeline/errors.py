@@ -7,3 +7,10 @@ class DataError(RuntimeError):
 
 class UnusableVideoError(Exception):
     """A video from which no clip can be made; the text is the reason, without the path."""
+
+
+class MomentaryError(UnusableVideoError):
+    """A video that could not be used just now: a time-out, a store that does not answer.
+
+    All other verdicts on a video come out the same whenever they are reached; this one does not.
+    """

@@ -27,7 +27,7 @@ from typing import Self
 
 import numpy as np
 
-from data_pipeline.errors import UnusableVideoError
+from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.window import WindowClips, WindowRequest, read_window
 
 COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
@@ -44,14 +44,18 @@ READS = 2000
 
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
-CLIPS, UNUSABLE, BUG = b"C", b"U", b"B"
-"""Kinds of replies. The number is that of decoded frames, and 0 in the other two."""
+CLIPS, UNUSABLE, MOMENTARY, BUG = b"C", b"U", b"M", b"B"
+"""Kinds of replies. The number is that of decoded frames, and 0 in the other three."""
 
 PR_SET_PDEATHSIG = 1
 
 
-class TimedOutError(UnusableVideoError):
+class TimedOutError(MomentaryError):
     """A video whose clips were not there within the time limit."""
+
+
+class CrashedError(UnusableVideoError):
+    """A video at which the decoder's process was ended by a signal."""
 
 
 class WindowReader:
@@ -80,10 +84,18 @@ class WindowReader:
     def read(self, request: WindowRequest, seconds: float) -> WindowClips:
         """`read_window(request)`, within a time limit that covers all it takes.
 
+        A child that dies is replaced and the window read again, once: it may have been killed.
+
         Raises UnusableVideoError where the video cannot give the clips, crashes the decoder or
         takes it too much memory; TimedOutError where the time is over; RuntimeError where the
         fault is the program's.
         """
+        try:
+            return self._read(request, seconds)
+        except CrashedError:
+            return self._read(request, seconds)
+
+    def _read(self, request: WindowRequest, seconds: float) -> WindowClips:
         if self._child is not None and (self._reads == READS or self._child.poll() is not None):
             self.close()
         if self._child is None:
@@ -101,7 +113,7 @@ class WindowReader:
                 sound = True
                 return WindowClips(frames, number)
             text = link.receive(bytearray(length)).tobytes().decode()
-            sound = kind == UNUSABLE
+            sound = kind != BUG
         except TimeoutError:
             raise TimedOutError(f"no clip after {seconds:g} s; its decoder was stopped") from None
         except (EOFError, BrokenPipeError):
@@ -111,7 +123,7 @@ class WindowReader:
                 self.close()
         if kind == BUG:
             raise RuntimeError(f"reading {request.location} failed:\n{text}")
-        raise UnusableVideoError(text)
+        raise (MomentaryError if kind == MOMENTARY else UnusableVideoError)(text)
 
     def close(self) -> None:
         """End the child. A later read starts another."""
@@ -185,7 +197,7 @@ def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError
         return RuntimeError("the process that reads videos closed its pipes")
     if code >= 0:
         return RuntimeError(f"the process that reads videos ended with exit code {code}")
-    return UnusableVideoError(f"crashed the decoder ({signal.Signals(-code).name})")
+    return CrashedError(f"crashed the decoder ({signal.Signals(-code).name})")
 
 
 def main() -> None:
@@ -201,6 +213,8 @@ def main() -> None:
         request = pickle.loads(requests.read(*REQUEST.unpack(header)))
         try:
             clips = read_window(request)
+        except MomentaryError as error:
+            _reply(replies, MOMENTARY, 0, str(error).encode())
         except UnusableVideoError as error:
             _reply(replies, UNUSABLE, 0, str(error).encode())
         except MemoryError:

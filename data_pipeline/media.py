@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import av
 from av.container import Flags
 
-from data_pipeline.errors import UnusableVideoError
+from data_pipeline.errors import MomentaryError, UnusableVideoError
 
 MAX_PIXELS = 2**26
 """Of a frame; 8K has half as many. A damaged header may claim any size."""
@@ -50,9 +50,10 @@ def verdict(fault: str) -> Iterator[None]:
         raise UnusableVideoError("missing") from error
     except MemoryError as error:
         raise UnusableVideoError("needs too much memory") from error
-    except (av.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UnusableVideoError(f"{fault}: {reason}") from error
+    except av.FFmpegError as error:
+        raise UnusableVideoError(f"{fault}: {error.strerror or error}") from error
+    except OSError as error:
+        raise MomentaryError(f"{fault}: {error.strerror or error}") from error
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:

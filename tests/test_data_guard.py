@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import guard
-from data_pipeline.errors import UnusableVideoError
+from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.guard import TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
 from data_pipeline.window import WindowRequest, read_window
@@ -39,6 +39,9 @@ def break_down(request):
         case "crash": os.kill(os.getpid(), signal.SIGSEGV)
         case "abort": os.abort()
         case "exit": os._exit(7)
+        case location if os.path.exists(location + ".killed_once"):
+            os.unlink(location + ".killed_once")
+            os.kill(os.getpid(), signal.SIGKILL)
         case "bug": return {}["no such key"]
         case "memory": return bytes(2**40)
         case "print": print("something", flush=True)
@@ -127,6 +130,24 @@ def test_a_hanging_decoder_is_stopped(reader: WindowReader, request_: WindowRequ
     assert time.monotonic() - begin < 3
     assert not is_running(child)
     check_sound(reader, request_)
+
+
+def test_a_child_that_is_killed_costs_no_video(
+    reader: WindowReader, request_: WindowRequest
+) -> None:
+    expected = reader.read(request_, SECONDS)
+    Path(request_.location + ".killed_once").touch()
+    again = reader.read(request_, SECONDS)
+    assert not Path(request_.location + ".killed_once").exists()
+    np.testing.assert_array_equal(again.frames, expected.frames)
+
+
+def test_a_store_that_does_not_answer_is_a_matter_of_the_moment(
+    request_: WindowRequest,
+) -> None:
+    location = "s3://bucket/a.mp4?endpoint_override=127.0.0.1:9&scheme=http"
+    with s3_server(), WindowReader() as reader, pytest.raises(MomentaryError):
+        reader.read(replace(request_, location=location), 120.0)
 
 
 @pytest.mark.parametrize(("fault", "name"), [("crash", "SIGSEGV"), ("abort", "SIGABRT")])
