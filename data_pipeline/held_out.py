@@ -16,9 +16,9 @@ from data_pipeline.decode import VideoFile
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.media import open_video, verdict
 from data_pipeline.plan import CENTRE, ClipPlan, visiting_order
-from data_pipeline.split import VideoSet, span_frames
+from data_pipeline.split import VideoSet
 from data_pipeline.storage import OutsideRootError, open_media
-from data_pipeline.window import WindowRequest, place_clips
+from data_pipeline.window import WindowRequest, place_clips, span_frames
 
 CHUNK_FRAMES = 16
 """Frames of a whole video that are decoded at a time."""

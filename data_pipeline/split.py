@@ -98,16 +98,6 @@ class VideoSet:
         return storage.resolve(self.root, self.name(index))
 
 
-def span_frames(span: tuple[float, float], num_frames: int) -> tuple[int, int]:
-    """The frames [first, end) of a span in a file of `num_frames` frames.
-
-    Spans that meet at a fraction share no frame whatever the count, since both sides round the
-    same product.
-    """
-    first, end = (round(fraction * num_frames) for fraction in span)
-    return first, end
-
-
 def open_videos(
     annotations: str, root: str, fraction: float, seed: int
 ) -> tuple[VideoSet, VideoSet]:

@@ -13,8 +13,9 @@ import pytest
 
 from data_pipeline import split
 from data_pipeline.errors import DataError
-from data_pipeline.split import VideoSet, open_videos, span_frames
+from data_pipeline.split import VideoSet, open_videos
 from data_pipeline.storage import OutsideRootError
+from data_pipeline.window import span_frames
 from tests.data_videos import write_annotations
 
 REPOSITORY = Path(__file__).parents[1]
