@@ -79,6 +79,8 @@ def make_trainer(
         scaling_config=ScalingConfig(
             num_workers=shares.workers,
             use_gpu=shares.use_gpu,
+            # On CPUs each worker decodes beside itself; packed, they would leave no room for that.
+            placement_strategy="PACK" if shares.use_gpu else "SPREAD",
             resources_per_worker={
                 "CPU": shares.cpus_per_worker,
                 **({"GPU": 1} if shares.use_gpu else {}),
@@ -87,7 +89,11 @@ def make_trainer(
         run_config=RunConfig(
             # Ray's own record of the run; checkpoints and results are in the run's folder.
             storage_path=RunFolder(settings["run_dir"]).address_of("ray"),
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+            # Left to itself, Ray tries for ever, without a word, to start workers on a node that
+            # has gone.
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
         ),
     )
 

@@ -128,19 +128,34 @@ class Driver:
                     return summary
                 if ending.shortage is not None:
                     config = _with_smaller_passes(config, ending.shortage)
-                elif summary is None and not self._nodes & going_nodes():
-                    failures += 1
-                    if failures > config.cluster.max_failures:
-                        raise TrainingError(
-                            f"the training workers failed: {ending.error} (failure {failures}, "
-                            f"cluster.max_failures is {config.cluster.max_failures})"
-                        )
-                    log.warning(
-                        "the training workers failed (%d of %d times): %s; starting them again",
-                        failures,
-                        config.cluster.max_failures,
-                        ending.error,
-                    )
+                elif summary is None:
+                    pool.look_again()
+                    failures += self._judge(ending, failures, pool.possible(), shares, config)
+
+    def _judge(
+        self, ending: Ending, failures: int, possible: int, shares: Shares, config: Config
+    ) -> int:
+        """Whether a death counts as a failure, 0 or 1; nodes that go are none.
+
+        Raises:
+            TrainingError: where it was one too many.
+        """
+        if self._nodes & going_nodes() or possible < shares.workers:
+            log.warning("nodes have gone (%s); going on with what is left", ending.error)
+            return 0
+        most = config.cluster.max_failures
+        if failures == most:
+            raise TrainingError(
+                f"the training workers failed: {ending.error} (failure {failures + 1}, "
+                f"cluster.max_failures is {most})"
+            )
+        log.warning(
+            "the training workers failed (%d of %d times): %s; starting them again",
+            failures + 1,
+            most,
+            ending.error,
+        )
+        return 1
 
     def _live(
         self, trainer: TorchTrainer, pool: Pool, config: ClusterConfig, workers: int

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from taehv.interfaces import Hooks, RejectedVideo
 from taehv.journal import Row
@@ -48,6 +49,12 @@ class Mailbox:
     def has_failed(self) -> bool:
         """Whether a worker has told of something that only the user can mend."""
         return self._failed
+
+
+def open_mailbox() -> Any:
+    """The handle of a new mailbox on the driver's own node, with which it lives and dies."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
 class MailboxHooks(Hooks):

@@ -12,11 +12,19 @@ from typing import Any
 import ray
 from ray._private.state import state as ray_state
 from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config import ClusterConfig
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 30.0
+"""In which a node that lives has started a process, even when it is busy."""
+
+SILENCE_SECONDS = 120.0
+"""After which Ray knows whether a node that did not answer has gone."""
 
 TELL_SECONDS = 30.0
 """Between two lines about what is being waited for."""
@@ -44,6 +52,8 @@ class Pool:
 
     def __init__(self, config: ClusterConfig, decode_cpus: float, may_grow: bool) -> None:
         self._config, self._decode_cpus, self._may_grow = config, decode_cpus, may_grow
+        self._silent: set[str] = set()
+        self._silent_until = 0.0
 
     def wait(self, cancelled: Callable[[], bool]) -> Shares | None:
         """The shares of the next life, as soon as there is room for as many workers as must be.
@@ -81,13 +91,35 @@ class Pool:
                 log.info("%s; waited %d s", lacking, waited)
             time.sleep(1.0)
 
+    def look_again(self) -> None:
+        """After a failure: nodes that do not answer are not counted for a while. Ray takes half a
+        minute to notice that a node has gone, and would share what is left of it out until then."""
+        self._silent.clear()
+        nodes = [node["NodeID"] for node in self._staying_nodes()]
+        if len(nodes) < 2:
+            return
+        asked = {
+            _answer.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            ).remote(): node
+            for node in nodes
+        }
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        self._silent |= {asked[reference] for reference in silent}
+        self._silent_until = time.monotonic() + SILENCE_SECONDS
+        for reference in asked.keys() - set(silent):
+            try:
+                ray.get(reference)
+            except RayError:
+                self._silent.add(asked[reference])
+
     def could_grow(self, workers: int) -> bool:
         """Whether more than `workers` could run, and are wanted."""
         return min(self.possible(), self._most()) > workers
 
     def possible(self) -> int:
         """Workers that would fit on the nodes that stay."""
-        return sum(self._fit(node["Resources"]) for node in _staying_nodes())
+        return sum(self._fit(node["Resources"]) for node in self._staying_nodes())
 
     def _fit(self, resources: dict[str, float]) -> int:
         if self._use_gpu():
@@ -97,7 +129,7 @@ class Pool:
         return math.floor(room + 1e-6)
 
     def _shares(self, workers: int) -> Shares:
-        nodes = [node["Resources"] for node in _staying_nodes()]
+        nodes = [node["Resources"] for node in self._staying_nodes()]
         if self._use_gpu():
             cpus = sum(node.get("CPU", 0.0) for node in nodes) / workers
             if cpus <= self._decode_cpus:
@@ -123,7 +155,7 @@ class Pool:
     def _use_gpu(self) -> bool:
         if self._config.gpu != "auto":
             return self._config.gpu == "yes"
-        return any(node["Resources"].get("GPU", 0) for node in _staying_nodes())
+        return any(node["Resources"].get("GPU", 0) for node in self._staying_nodes())
 
     def _least(self) -> int:
         return self._config.fewest_workers or 1
@@ -131,13 +163,19 @@ class Pool:
     def _most(self) -> int:
         if self._config.most_workers:
             return self._config.most_workers
-        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in _staying_nodes())
+        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in self._staying_nodes())
         return (gpus if self._use_gpu() else 0) or 1
 
     def _needs(self) -> str:
         if self._use_gpu():
             return "with a GPU"
         return f"with {self._least_cpus() + self._decode_cpus:g} CPUs"
+
+    def _staying_nodes(self) -> list[dict[str, Any]]:
+        """Nodes that live, answer, and have not been given notice."""
+        silent = self._silent if time.monotonic() < self._silent_until else set()
+        left = going_nodes() | silent
+        return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left]
 
     def _request(self) -> None:
         """Tell the autoscaler what is wanted; it keeps that in mind while the job runs."""
@@ -152,9 +190,9 @@ def going_nodes() -> set[str]:
     return set(ray_state.get_draining_nodes())
 
 
-def _staying_nodes() -> list[dict[str, Any]]:
-    going = going_nodes()
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in going]
+@ray.remote(num_cpus=0, max_retries=0)
+def _answer() -> None:
+    """What a node that lives can run."""
 
 
 def _round_down(cpus: float) -> float:

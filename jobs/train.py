@@ -22,7 +22,7 @@ from jobs import cluster
 from jobs.checks import check, check_run_folder, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
 from jobs.driver import Driver, MostSkipped
-from jobs.mailbox import Mailbox
+from jobs.mailbox import open_mailbox
 from jobs.pool import Pool, Shares
 from jobs.progress import Progress
 from jobs.summary import closing_summary
@@ -75,7 +75,7 @@ def run(config: Config) -> int:
     progress = Progress(config.train.max_steps)
     try:
         with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
-            mailbox: Any = Mailbox.remote()  # type: ignore[attr-defined]
+            mailbox = open_mailbox()
             videos = len(training.videos) + len(validation.videos)
             most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
             driver = Driver(run_folder, mailbox, tracker, progress, most_skipped)

@@ -16,6 +16,8 @@ from tests.data_videos import write_dataset
 from tests.jobs_run import REPOSITORY, TINY, environment, finish, wait_for
 from tests.small_run import latest
 
+RAY = str(Path(sys.executable).with_name("ray"))
+
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
@@ -33,15 +35,19 @@ def cluster() -> Iterator[Cluster]:
 def job_on(cluster: Cluster, home: Path, *arguments: str) -> "subprocess.Popen[str]":
     home.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    token = {k: v for k, v in os.environ.items() if k.startswith("RAY_AUTH")}
     return subprocess.Popen(
         [sys.executable, "jobs/train.py", *TINY, *arguments],
         cwd=REPOSITORY,
-        env=environment(home, RAY_ADDRESS=cluster.address, PYTHONPATH=paths, **token),
+        env=environment(home, RAY_ADDRESS=cluster.address, PYTHONPATH=paths, **_token()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def _token() -> dict[str, str]:
+    """What a cluster of this environment asks for."""
+    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
 
 
 def workers_of(run_dir: Path) -> int:
@@ -71,7 +77,7 @@ def test_a_run_grows_and_shrinks(cluster: Cluster, tmp_path: Path) -> None:
     code, output = finish(job, 300)
     assert code == 0, output
     assert "there is room for more workers" in output
-    assert "the training workers failed (1 of 3 times)" in output
+    assert "nodes have gone" in output
     steps = [row["step"] for row in journal.read(run_dir / "metrics.jsonl") if "train/loss" in row]
     assert steps == list(range(1, 401))
 
@@ -85,3 +91,33 @@ def test_waiting_for_workers_says_so_and_gives_up(cluster: Cluster, tmp_path: Pa
     assert code == 1, output
     assert "1 of the 2 workers that cluster.workers asks for can start" in output
     assert "after 0.1 minutes" in output
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_node_that_is_given_notice_is_left_in_time(cluster: Cluster, tmp_path: Path) -> None:
+    """With no failure allowed: a notice is none."""
+    leaving = cluster.add_node(num_cpus=1)
+    annotations = write_dataset(tmp_path / "data", count=6)
+    run_dir = tmp_path / "runs" / "c"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --train.checkpoint-every 5"
+    size = "--cluster.workers 1-2 --cluster.max-failures 0 --train.max-steps 150"
+    job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
+    wait_for(lambda: workers_of(run_dir) == 2, job, seconds=180)
+    options = f"--address {cluster.address} --node-id {leaving.node_id}"
+    options += " --reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds 300"
+    drained = subprocess.run(
+        [RAY, "drain-node", *options.split(), "--reason-message", "spot reclaim"],
+        env=environment(tmp_path / "home", **_token()),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert drained.returncode == 0, drained.stderr
+    code, output = finish(job, 300)
+    assert code == 0, output
+    assert "a node has been given notice" in output
+    assert "failed" not in output
+    assert workers_of(run_dir) == 1
+    steps = [row["step"] for row in journal.read(run_dir / "metrics.jsonl") if "train/loss" in row]
+    assert steps == list(range(1, 151))

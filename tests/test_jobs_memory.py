@@ -48,6 +48,12 @@ class FakePool:
     def could_grow(self, workers: int) -> bool:
         return False
 
+    def look_again(self) -> None:
+        pass
+
+    def possible(self) -> int:
+        return 2
+
 
 class FakeTrainer:
     """Workers that say something and end: well with a summary, else in an error."""
