@@ -3,10 +3,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: train test test-slow test-faults check help
+.PHONY: train evaluate test test-slow test-faults check help
 
 help:
 	@echo "make train      train a small TAEHV on synthetic driving video, on this machine"
+	@echo "make evaluate   judge the newest run in runs/: scores, report, verdict"
 	@echo "make test       checks and tests"
 	@echo "make test-slow  the minutes-long suite: 'make train' itself, and its figures"
 	@echo "make test-faults  kills, full disks, stores that hang: the half-hour suite"
@@ -14,6 +15,11 @@ help:
 
 train: .venv/runs
 	$(BIN)/python jobs/train.py --config configs/small.yaml
+
+evaluate: .venv/runs
+	@weights=$$(ls -t runs/*/final_model.safetensors 2>/dev/null | head -n 1); \
+	test -n "$$weights" || { echo "no finished run in runs/: 'make train' makes one"; exit 1; }; \
+	$(BIN)/python jobs/evaluate.py --checkpoint "$$weights" --overwrite
 
 test: check
 	$(BIN)/python -m pytest -m "not slow and not faults"

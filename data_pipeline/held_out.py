@@ -166,8 +166,10 @@ def _pieces(
             piece = np.empty((len(indices), 3, *size), np.uint8)
             maker = ClipMaker(plan, piece, file.pixel_aspect)
 
-            def put(index: int, frame: av.VideoFrame, *, to: ClipMaker = maker) -> None:
-                to.put(index - indices.start, frame)  # noqa: B023
+            def put(
+                index: int, frame: av.VideoFrame, *, to: ClipMaker = maker, begin: int = first
+            ) -> None:
+                to.put(index - begin, frame)
 
             file.read(indices, put)
             yield piece

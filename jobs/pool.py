@@ -190,7 +190,7 @@ def going_nodes() -> set[str]:
     return set(ray_state.get_draining_nodes())
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _answer() -> None:
     """What a node that lives can run."""
 

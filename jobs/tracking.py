@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from jobs.tensorboard import EventFile
+
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -50,6 +52,10 @@ class TrackingConfig:
 
     retry_seconds: float = 60.0
     """A store that is down is not tried again before this, since every try may have to time out."""
+
+    tensorboard: bool = False
+    """Event files for TensorBoard besides, with the same names, in the run folder's `tensorboard/`;
+    also where `enabled` is off."""
 
 
 class Tracker:
@@ -84,6 +90,10 @@ class Tracker:
         self._metrics: list[Measured] = []
         self._artifacts: list[tuple[Path, str]] = []
         self._new_tags: list[tuple[str, str]] = []
+        self._versions: list[tuple[str, str, dict[str, str]]] = []
+        self.status_before: Status | None = None
+        """Of a run that is continued: how it had ended."""
+        self._events = EventFile(self._run_dir / "tensorboard") if config.tensorboard else None
         self._status: Status | None = None
 
     @classmethod
@@ -120,6 +130,8 @@ class Tracker:
 
         Not-a-number arrives as such; MLflow stores an infinity as the largest finite float.
         """
+        if self._events is not None:
+            self._events.log(row, step)
         if self._config.enabled:
             self._metrics += _measurements(row, step)
             self._deliver()
@@ -142,8 +154,20 @@ class Tracker:
             self._new_tags.append((name, value[:LONGEST_PARAMETER]))
             self._deliver()
 
+    def register(self, model: str, weights: Path, tags: Mapping[str, str]) -> None:
+        """Send a file of weights, and make it a version of a registered model, with these tags.
+
+        A version of this run with the same tag `sha256` is given the tags instead.
+        """
+        if self._config.enabled:
+            self._artifacts.append((weights.absolute(), "model"))
+            self._versions.append((model, weights.name, dict(tags)))
+            self._deliver()
+
     def finish(self, status: Status = "FINISHED") -> None:
         """Deliver what is left, and end the run."""
+        if self._events is not None:
+            self._events.close()
         if not self._config.enabled:
             return
         self._status = status
@@ -233,6 +257,7 @@ class Tracker:
         if run.info.lifecycle_stage != "active":
             logger.warning("MLflow run %s was deleted: beginning a new one", run_id)
             return None
+        self.status_before = run.info.status
         client.update_run(run_id, status="RUNNING")
         return run
 
@@ -280,9 +305,29 @@ class Tracker:
         while self._new_tags:
             self._client.set_tag(self.run_id, *self._new_tags[0])
             del self._new_tags[0]
+        while self._versions:
+            self._register_version(*self._versions[0])
+            del self._versions[0]
         if self._status is not None:
             self._client.set_terminated(self.run_id, self._status)
             self._status = None
+
+    def _register_version(self, model: str, file: str, tags: Mapping[str, str]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        client = self._client
+        try:
+            client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in client.search_model_versions(f"name = '{model}'"):
+            if version.run_id == self.run_id and version.tags.get("sha256") == tags.get("sha256"):
+                for name, value in tags.items():
+                    client.set_model_version_tag(model, version.version, name, value)
+                return
+        source = f"{client.get_run(self.run_id).info.artifact_uri}/model/{file}"
+        client.create_model_version(model, source, run_id=self.run_id, tags=dict(tags))
 
     def _lacking(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
         """The values of these rows whose name has nothing at their step in the store."""

@@ -28,7 +28,8 @@ class RunFolder:
         if not self.is_remote:
             self.local = Path(address)
             return
-        self._store, self._base = fs.FileSystem.from_uri(address)
+        store, self._base = fs.FileSystem.from_uri(address)
+        self._store = _impatient(store)
         self.local = Path(tempfile.mkdtemp(prefix="taehv_run_"))
         self._clean_up = weakref.finalize(self, shutil.rmtree, self.local, ignore_errors=True)
 
@@ -118,3 +119,14 @@ class RunFolder:
             for entry in found
             if entry.type == fs.FileType.File
         ]
+
+
+def _impatient(store: fs.FileSystem) -> fs.FileSystem:
+    """The same store, given up after three tries: as an address opens it, every request to one
+    that does not answer is tried for 100 s, while training waits for its last save."""
+    if not isinstance(store, fs.S3FileSystem):
+        return store
+    # What it is pickled as are its arguments; credentials that expire are still looked up.
+    _, (arguments,) = store.__reduce__()
+    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=3)
+    return fs.S3FileSystem(**arguments | {"retry_strategy": strategy})

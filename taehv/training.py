@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import torch
 
 from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
-from taehv.errors import DivergedError, MemoryShortageError
+from taehv.errors import DivergedError, MemoryShortageError, TrainingError
 from taehv.interfaces import Data, Hooks
 from taehv.memory import release, shortage_explained
 from taehv.recovery import last_good, with_halved_passes
@@ -127,6 +128,8 @@ class _Run:
         )
         self.meter = _Meter(self.config.global_batch_size)
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
+        self._best_weights: dict[str, torch.Tensor] | None = None
+        """Those that have yet to be written to best_model.*; the main worker's."""
 
     def go(self, resumed: bool) -> Summary:
         """Make the steps.
@@ -207,8 +210,22 @@ class _Run:
         if state.best is not None and psnr <= state.best[0]:
             return False
         state.best = (psnr, state.step)
-        self._export("best_model")
+        if distributed.is_main():
+            weights = state.ema.network.state_dict()
+            self._best_weights = {key: value.clone() for key, value in weights.items()}
+            self._export_best()
         return True
+
+    def _export_best(self) -> None:
+        """Write the best weights; those that cannot be written are tried again with later saves."""
+        if self._best_weights is None:
+            return
+        try:
+            self._export("best_model", self._best_weights)
+        except OSError as error:
+            log.warning("best_model.* cannot be written yet: %s", error)
+        else:
+            self._best_weights = None
 
     def _has_stagnated(self) -> bool:
         """Whether so many validations have brought nothing that the run is to end early."""
@@ -228,6 +245,7 @@ class _Run:
     def _save(self) -> None:
         self.supply.share()
         self.log.publish()
+        self._export_best()
         self.saver.begin(self.state.snapshot())
 
     def _end(self, finished: bool) -> None:
@@ -235,8 +253,9 @@ class _Run:
         self.saver.close()
         if self.teacher and self.validation.batches:
             _warn_of_slope(self.state, self.teacher, self.validation)
+        self._export_best()
         if finished:
-            self._export("final_model")
+            self._export_final()
         self.log.close()
         distributed.barrier()
 
@@ -246,13 +265,31 @@ class _Run:
         self.saver.close()
         self.supply.close()
 
-    def _export(self, name: str) -> None:
-        """The averaged weights, for others."""
-        if not distributed.is_main():
-            return
+    def _export_final(self) -> None:
+        """The averaged weights of the end. A collective.
+
+        Raises:
+            TrainingError: where they cannot be written.
+        """
+        fault = ""
+        if distributed.is_main():
+            try:
+                self._export("final_model", self.state.ema.network.state_dict())
+            except OSError as error:
+                fault = str(error)
+        fault = distributed.from_main(fault)
+        if fault:
+            good = self.saver.last_good
+            raise TrainingError(
+                f"final_model.* cannot be written ({fault}). Make room in, or see to, {self.run}, "
+                "and go on with --train.resume latest; the last good checkpoint is "
+                + ("none of this life's" if good is None else f"the one of step {good}")
+            )
+
+    def _export(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Weights for others."""
         files = [f"{name}.pth", f"{name}.safetensors"]
-        paths = [self.run.local / file for file in files]
-        export_weights(self.state.ema.network.state_dict(), *paths)
+        export_weights(weights, *(self.run.local / file for file in files))
         for file in files:
             self.run.publish(file)
 

@@ -169,7 +169,11 @@ def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
+        try:
+            write(temporary)
+        except (RuntimeError, SafetensorError) as error:
+            # How torch and safetensors speak of a full disk.
+            raise OSError(f"{path} cannot be written: {error}") from error
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         temporary.replace(path)

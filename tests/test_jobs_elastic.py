@@ -62,7 +62,7 @@ def test_a_run_grows_and_shrinks(cluster: Cluster, tmp_path: Path) -> None:
     annotations = write_dataset(tmp_path / "data", count=6)
     run_dir = tmp_path / "runs" / "a"
     line = f"--data.annotations {annotations} --train.run-dir {run_dir} --train.checkpoint-every 5"
-    size = "--cluster.workers 1-2 --cluster.resize-seconds 5 --train.max-steps 400"
+    size = "--cluster.workers 1-2 --cluster.resize-seconds 5 --train.max-steps 120"
     job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
     wait_for(lambda: workers_of(run_dir) == 1, job)
     node = cluster.add_node(num_cpus=1)
@@ -79,7 +79,7 @@ def test_a_run_grows_and_shrinks(cluster: Cluster, tmp_path: Path) -> None:
     assert "there is room for more workers" in output
     assert "nodes have gone" in output
     steps = [row["step"] for row in journal.read(run_dir / "metrics.jsonl") if "train/loss" in row]
-    assert steps == list(range(1, 401))
+    assert steps == list(range(1, 121))
 
 
 @pytest.mark.faults

@@ -1,0 +1,173 @@
+"""What an evaluation is told: the run's own configuration, beneath a YAML file, beneath options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from data_pipeline.config import DataConfig
+from jobs.config import Config, ConfigError, read_yaml
+from jobs.tracking import TrackingConfig
+from taehv.shapes import infer_config
+from taehv.teacher import TeacherConfig
+from taehv.variants import ModelConfig
+from taehv.verdict import Thresholds
+from taehv.weights import read_weights
+
+WEIGHTS = ("final_model.safetensors", "final_model.pth")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Everything that an evaluation is told.
+
+    Sections that a run's `config.yaml` beside the checkpoint has are taken from there; options
+    change them.
+    """
+
+    checkpoint: str = ""
+    """Weights to judge, .pth or .safetensors in the public keys, or a run's folder."""
+    output_dir: str = ""
+    """Folder for the results. Empty: `evaluation`, beside the checkpoint."""
+    overwrite: bool = False
+    """Replace the results that the folder holds."""
+
+    num_samples: int = 24
+    """Most held-out videos that are scored; 0: all."""
+    clips_per_video: int = 3
+    """Fixed clips of each, at even distances."""
+    whole_frames: bool = False
+    """Score every frame of a video in its own size, in constant memory, instead of clips."""
+    split: Literal["validation", "all"] = "validation"
+    """validation: the videos that the run kept out of training. all: every video of the list, for
+    a list that is a test set of its own."""
+    max_bad_fraction: float = 0.2
+    """Part of the videos that may turn out unusable before the evaluation is refused."""
+
+    baseline: str = ""
+    """Weights that the run started from; scored on the same clips."""
+    compare: tuple[str, ...] = ()
+    """More weights to be scored on the same clips."""
+    lpips: str = ""
+    """Weights of LPIPS (AlexNet): a state dict of `lpips.LPIPS(net="alex")`. Empty: no LPIPS."""
+
+    fail_on_verdict: bool = False
+    """Exit with 3 where the verdict is a failure."""
+    thresholds: str = ""
+    """YAML file of limits, by the names in `taehv.verdict.Thresholds`; what it leaves out holds."""
+
+    num_videos: int = 3
+    """Samples that comparison videos and latent pictures are written of."""
+    worst_clips: int = 6
+    """Worst clips that the report shows."""
+    register_as: str = "taehv"
+    """Model in MLflow's registry that these weights become a version of; empty: none."""
+
+    seed: int = 0
+    """Of the split, and of the videos that are chosen; the run's own by default."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto: bf16 on a GPU, fp32 on a CPU."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_samples", "num_videos", "worst_clips", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it cannot be negative")
+        for name in ("clips_per_video",):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
+    """The configuration that a command line asks for.
+
+    Raises TrainingError where the checkpoint cannot be read; ConfigError naming the key or the
+    file; SystemExit with 2 for an option that does not exist, with 0 after --help.
+    """
+    arguments = list(arguments)
+    checkpoint = _value_of(arguments, "--checkpoint")
+    defaults = _from_run(find_weights(checkpoint)) if checkpoint else EvaluateConfig()
+    try:
+        config = tyro.cli(EvaluateConfig, args=arguments, default=defaults, description=description)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if not config.checkpoint:
+        raise ConfigError("--checkpoint is missing: the weights to judge, or a run's folder")
+    return config
+
+
+def find_weights(place: str) -> Path:
+    """The weights file that a path means: of a folder, a run's final weights."""
+    path = Path(place)
+    if path.is_dir():
+        return next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
+    return path
+
+
+def run_config(weights: Path) -> Config | None:
+    """The configuration of the run that made the weights, where it lies beside them."""
+    file = weights.parent / "config.yaml"
+    return read_yaml(file) if file.is_file() else None
+
+
+def read_thresholds(path: str) -> Thresholds:
+    """Limits from a YAML file. Raises ConfigError."""
+    if not path:
+        return Thresholds()
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"--thresholds {path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--thresholds {path} is not YAML: {error}") from error
+    if not isinstance(content or {}, dict):
+        raise ConfigError(f"--thresholds {path}: expected lines such as `psnr_success: 25`")
+    known = [f.name for f in dataclasses.fields(Thresholds)]
+    for key in content or {}:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise ConfigError(f"--thresholds {path}: there is no limit {key}; did you mean {near}?")
+    try:
+        return TypeAdapter(Thresholds).validate_python(content or {})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"--thresholds {path}, {first['loc'][0]}: {first['msg']}") from error
+
+
+def _from_run(weights: Path) -> EvaluateConfig:
+    """Defaults for weights: the run's, where there is one; else the network that they fit."""
+    run = run_config(weights)
+    if run is None:
+        return EvaluateConfig(model=infer_config(read_weights(weights)))
+    started_from = run.model.pretrained
+    return EvaluateConfig(
+        seed=run.train.seed,
+        precision=run.train.precision,
+        data=run.data,
+        model=dataclasses.replace(run.model, pretrained=""),
+        teacher=run.teacher,
+        tracking=run.tracking,
+        baseline=started_from if Path(started_from).is_file() else "",
+    )
+
+
+def _value_of(arguments: list[str], option: str) -> str:
+    for position, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == option:
+            if separator:
+                return value
+            return arguments[position + 1] if position + 1 < len(arguments) else ""
+    return ""

@@ -1,0 +1,176 @@
+"""What an evaluation shows: comparison videos, latents, and stills of the worst clips."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from data_pipeline.clips import Reader
+from data_pipeline.held_out import HeldOutVideo, fixed_clips
+from jobs.evaluation.contestants import Contestants
+from jobs.evaluation.latent_picture import latent_png
+from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
+from jobs.evaluation.videos import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
+from taehv.evaluation.methods import Method
+
+CLIP_FPS = 8.0
+"""Of a clip's video: slow enough to see what flickers."""
+
+MOST_FRAMES = 240
+"""Of a whole video that is shown."""
+
+
+@dataclass(frozen=True)
+class WorstClip:
+    """A clip that the network reconstructs badly."""
+
+    video: int
+    """Index into the results."""
+    clip: int
+    frame: int
+    """Of the clip: the one that is shown, its worst."""
+    pictures: list[tuple[str, Path]]
+    """What each shows, and its file."""
+
+
+def write_samples(
+    chosen: Sequence[tuple[HeldOutVideo, VideoResult]],
+    sampling: Sampling,
+    contestants: Contestants,
+    read: Reader,
+    folder: Path,
+) -> None:
+    """test_K_original, _reconstructed and _comparison.mp4, and test_K_latents.png, of each."""
+    for number, (video, result) in enumerate(chosen):
+        network, stem = contestants.network, folder / "comparison_videos" / f"test_{number}"
+        fps = result.facts.fps if sampling.whole else CLIP_FPS
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(Mp4Writer(stem.with_name(f"{stem.name}_{kind}.mp4"), fps))
+                for kind in ("original", "reconstructed", "comparison")
+            ]
+            shown: list[Tensor] = []
+            for original, reconstructed in _pairs(
+                video, result, sampling, network, read, contestants.device
+            ):
+                first, second = _picture(original), _picture(reconstructed)
+                for writer, picture in zip(
+                    writers, (first, second, side_by_side(first, second)), strict=True
+                ):
+                    writer.add(picture)
+                if len(shown) < sampling.data.num_frames:
+                    shown.append(original)
+        with torch.no_grad():
+            latents = network.encode(torch.stack(shown, dim=1))
+        latent_png(latents[0], folder / "latent_visualizations" / f"test_{number}_latents.png")
+
+
+def worst_clips(
+    scored: Sequence[tuple[HeldOutVideo, VideoResult]],
+    sampling: Sampling,
+    contestants: Contestants,
+    read: Reader,
+    folder: Path,
+    count: int,
+) -> list[WorstClip]:
+    """The clips with the lowest PSNR, the worst first, each with stills of its worst frame.
+
+    Of a whole video only the stretch about its worst frame is reconstructed again: what came
+    long before hardly counts.
+    """
+    ranked = sorted(
+        (clip.scores["network"]["psnr"], v, c)
+        for v, (_, result) in enumerate(scored)
+        for c, clip in enumerate(result.clips)
+    )
+    found = []
+    for place, (_, v, c) in enumerate(ranked[:count]):
+        video, result = scored[v]
+        clip = result.clips[c]
+        worst = int(np.argmin(clip.per_frame["network"]["psnr"]))
+        frames, index = _around(video, result, sampling, read, contestants, c, worst)
+        pictures = _stills(frames, index, contestants, folder / f"clip_{place}")
+        found.append(WorstClip(v, c, worst, pictures))
+    return found
+
+
+def _stills(
+    frames: Tensor, index: int, contestants: Contestants, stem: Path
+) -> list[tuple[str, Path]]:
+    shown = [m for m in contestants.methods if m.key not in ("int8", "mean_colour")]
+    original = _picture(frames[:, index])
+    pictures: list[tuple[str, Picture]] = [("original", original)]
+    for method in shown:
+        picture = _picture(method.clip(frames)[:, index])
+        pictures.append((method.label, picture))
+        if method.key == "network":
+            pictures.append((f"difference x{DIFFERENCE_GAIN}", difference(original, picture)))
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = []
+    for number, (label, picture) in enumerate(pictures):
+        # Photographs in large, pixels in small.
+        suffix = "png" if max(picture.shape) <= 320 else "jpg"
+        file = stem.with_name(f"{stem.name}_{number}.{suffix}")
+        image = Image.fromarray(picture)
+        image.thumbnail((960, 960))
+        image.save(file, quality=88)
+        written.append((label, file))
+    return written
+
+
+def _around(
+    video: HeldOutVideo,
+    result: VideoResult,
+    sampling: Sampling,
+    read: Reader,
+    contestants: Contestants,
+    clip: int,
+    frame: int,
+) -> tuple[Tensor, int]:
+    """Frames [1, T, 3, H, W] that hold frame `frame` of a clip, and where it is among them."""
+    if not sampling.whole:
+        clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
+        read_clip = torch.from_numpy(clips[clip].frames)
+        return read_clip.to(contestants.device).float()[None] / 255, frame
+    count = result.facts.frames
+    first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
+    last = min(count, first + sampling.data.num_frames)
+    stretch = replace(video, span=(first / count, last / count))
+    pairs = stream_pairs(
+        stretch, result.facts, sampling.multiple, contestants.methods[-1], contestants.device
+    )[1]
+    frames = torch.stack([original for original, _ in pairs], dim=1)
+    return frames, result.clips[clip].first_frame + frame - first
+
+
+def _pairs(
+    video: HeldOutVideo,
+    result: VideoResult,
+    sampling: Sampling,
+    method: Method,
+    read: Reader,
+    device: torch.device,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first clip's frames, or the video's, each with its reconstruction; [1, 3, H, W]."""
+    if sampling.whole:
+        yield from stream_pairs(
+            video, result.facts, sampling.multiple, method, device, MOST_FRAMES
+        )[1]
+        return
+    clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
+    frames = torch.from_numpy(clips[0].frames).to(device).float()[None] / 255
+    yield from zip(frames.unbind(1), method.clip(frames).unbind(1), strict=True)
+
+
+def _picture(frame: Tensor) -> NDArray[np.uint8]:
+    """[1, 3, H, W] in [0, 1] -> HWC uint8."""
+    array: NDArray[np.uint8] = (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return array

@@ -1,0 +1,184 @@
+"""One video scored by all methods: the unit of work, whoever does it and wherever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data_pipeline.clips import Reader
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.held_out import HeldOutVideo, VideoFacts, fixed_clips, whole_frames
+from taehv.evaluation.frames import FrameScorer
+from taehv.evaluation.methods import Method, NetworkMethod
+from taehv.evaluation.rate import LatentStatistics
+from taehv.evaluation.scores import Scores, clip_scores, psnr_of
+from taehv.metrics import SSIM_WINDOW
+
+PIECE_FRAMES = 8
+"""Frames of a whole video that are scored at a time."""
+
+PER_FRAME = ("psnr", "ssim", "temporal", "flicker")
+"""What is kept of each frame."""
+
+OF_ORIGINAL = ("motion", "brightness", "static", "flicker_original")
+"""Scores that depend on the original alone."""
+
+
+@dataclass(frozen=True)
+class ClipResult:
+    """A clip, or a whole video."""
+
+    first_frame: int
+    frames: int
+    height: int
+    width: int
+    original: Scores
+    """What the original is like: see `OF_ORIGINAL`."""
+    scores: dict[str, Scores]
+    """By method."""
+    per_frame: dict[str, dict[str, list[float]]]
+    """By method and by score."""
+
+
+@dataclass(frozen=True)
+class VideoResult:
+    """A video with all its clips."""
+
+    video: str
+    facts: VideoFacts
+    clips: list[ClipResult]
+    latents: LatentStatistics
+    """The network's, over all the clips."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What is read of a video."""
+
+    data: DataConfig
+    clips_per_video: int
+    whole: bool
+    multiple: int
+    """Whole frames are cut to a multiple of this."""
+
+
+Perceptual = Callable[[Tensor, Tensor], Tensor]
+
+
+def score_video(
+    video: HeldOutVideo,
+    sampling: Sampling,
+    methods: list[Method],
+    read: Reader,
+    device: torch.device,
+    perceptual: Perceptual | None = None,
+) -> VideoResult:
+    """Score a video. The result depends on the arguments alone, and memory not on its length.
+
+    Raises UnusableVideoError where it cannot give its clips.
+    """
+    latents = LatentStatistics()
+    methods = [
+        m.passing(latents.observe) if isinstance(m, NetworkMethod) and m.key == "network" else m
+        for m in methods
+    ]
+    # Also before a whole video: what hangs or crashes the decoder does so in a guarded process.
+    if sampling.whole:
+        facts, _ = fixed_clips(video, replace(sampling.data, num_frames=1), 1, read)
+        clip = _score_whole(video, facts, sampling, methods, device, perceptual)
+        return VideoResult(video.name, facts, [clip], latents)
+    facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
+    results = []
+    for read_clip in clips:
+        frames = torch.from_numpy(read_clip.frames).to(device).float()[None] / 255
+        scorers = {}
+        for method in methods:
+            scorers[method.key] = FrameScorer(perceptual)
+            scorers[method.key].add(frames[0], method.clip(frames)[0])
+        t, _, height, width = read_clip.frames.shape
+        results.append(_result(read_clip.first_frame, (t, height, width), scorers))
+    return VideoResult(video.name, facts, results, latents)
+
+
+def _score_whole(
+    video: HeldOutVideo,
+    facts: VideoFacts,
+    sampling: Sampling,
+    methods: list[Method],
+    device: torch.device,
+    perceptual: Perceptual | None,
+) -> ClipResult:
+    """Each method reads the video for itself: kept for all, it would not fit in memory."""
+    scorers = {}
+    for method in methods:
+        scorers[method.key] = scorer = FrameScorer(perceptual)
+        size, pairs = stream_pairs(video, facts, sampling.multiple, method, device)
+        waiting: list[tuple[Tensor, Tensor]] = []
+        for pair in pairs:
+            waiting.append(pair)
+            if len(waiting) == PIECE_FRAMES:
+                _add(scorer, waiting)
+        _add(scorer, waiting)
+    first = round(video.span[0] * facts.frames)
+    return _result(first, size, scorers)
+
+
+def stream_pairs(
+    video: HeldOutVideo,
+    facts: VideoFacts,
+    multiple: int,
+    method: Method,
+    device: torch.device,
+    limit: int = 0,
+) -> tuple[tuple[int, int, int], Iterator[tuple[Tensor, Tensor]]]:
+    """(T, H, W), and each frame with its reconstruction, [1, 3, H, W] in [0, 1]."""
+    size, pieces = whole_frames(video, facts, multiple, limit)
+    if min(size[1:]) < SSIM_WINDOW:
+        raise UnusableVideoError(f"has frames of {size[1]}x{size[2]} pixels, too small for SSIM")
+
+    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
+        # Frames wait here for as long as the method takes to answer: a latent or two.
+        waiting: list[Tensor] = []
+
+        def frames() -> Iterator[Tensor]:
+            for piece in pieces:
+                for frame in torch.from_numpy(piece).to(device).float().div(255):
+                    waiting.append(frame[None])
+                    yield frame[None]
+
+        for reconstructed in method.stream(frames(), size[0]):
+            yield waiting.pop(0), reconstructed
+
+    return size, pairs()
+
+
+def _add(scorer: FrameScorer, waiting: list[tuple[Tensor, Tensor]]) -> None:
+    if waiting:
+        originals, reconstructions = zip(*waiting, strict=True)
+        scorer.add(torch.cat(originals), torch.cat(reconstructions))
+        waiting.clear()
+
+
+def _result(
+    first_frame: int, size: tuple[int, int, int], scorers: dict[str, FrameScorer]
+) -> ClipResult:
+    tables = {key: scorer.table() for key, scorer in scorers.items()}
+    scores = {key: clip_scores(table) for key, table in tables.items()}
+    per_frame = {
+        key: {
+            name: (psnr_of(table["mse"]) if name == "psnr" else table[name]).tolist()
+            for name in PER_FRAME
+        }
+        for key, table in tables.items()
+    }
+    first = next(iter(scores.values()))
+    original = {name: first[name] for name in OF_ORIGINAL}
+    own = {
+        key: {name: value for name, value in found.items() if name not in OF_ORIGINAL}
+        for key, found in scores.items()
+    }
+    return ClipResult(first_frame, *size, original, own, per_frame)

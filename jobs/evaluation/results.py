@@ -1,0 +1,242 @@
+"""metrics.json: everything that an evaluation found, in one documented object.
+
+    schema, version      "taehv-evaluation", 1; a change that a reader would stumble over is a new
+                         version
+    created, seconds     when, and how long it took
+    checkpoint           path, sha256, variant, parameters; run_dir, run_id, step of the run
+    data                 annotations, root, split, seed, mode ("clips" or "whole frames"), size,
+                         videos and clips that were scored; skipped: [{video, reason}]
+    environment          python, torch, device, precision
+    verdict              overall: pass | warning | failure; findings: [{name, figure, threshold,
+                         level}]; thresholds: the limits
+    methods              by key (network, int8, baseline, compare_0, teacher, down_and_up,
+                         mean_colour): label, file, scores: {score: {mean, low, high}}
+    differences          by key: the network minus that method, [{metric, mean, low, high,
+                         outcome}]; outcome is the network's: better | worse | no difference shown
+    rate                 bits per pixel (half, int8, source, raw), ratios, int8_psnr_cost: {mean,
+                         low, high}
+    latents              mean, std, channel_mean, channel_std, channel_min, channel_max
+    cost                 speed_clip: [T, H, W]; by method encode_seconds, decode_seconds,
+                         encode_peak_bytes, decode_peak_bytes, repeats
+    videos               [{video, frames, height, width, fps, bytes, clips: [{first_frame, frames,
+                         height, width, original, scores, per_frame}]}]
+
+Scores are those of `taehv.evaluation.scores.METRICS`: PSNR in dB from a clip's MSE, then the mean
+over clips; low and high are a 95 % bootstrap interval over videos. A value that does not exist is
+null.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs.evaluation.config import EvaluateConfig
+from jobs.evaluation.contestants import Contestants
+from jobs.evaluation.cost import Cost, costs, speed_of
+from jobs.evaluation.measure import Sampling, VideoResult
+from taehv import journal
+from taehv.evaluation.compare import compare
+from taehv.evaluation.intervals import Interval, bootstrap
+from taehv.evaluation.judgement import SPEED_CLIP, AgainstTeacher, judge_evaluation
+from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
+from taehv.evaluation.scores import METRICS, Scores
+from taehv.evaluation.timing import device_name
+from taehv.journal import Row
+from taehv.run_folder import RunFolder
+from taehv.verdict import Finding, Thresholds, overall
+
+SCHEMA, VERSION = "taehv-evaluation", 1
+
+
+NOT_COMPARED = ("network", "int8", "mean_colour")
+
+
+def assemble(
+    config: EvaluateConfig,
+    contestants: Contestants,
+    sampling: Sampling,
+    videos: Sequence[VideoResult],
+    skipped: list[dict[str, str]],
+    limits: Thresholds,
+) -> dict[str, Any]:
+    """All but `seconds`. Speed is measured here."""
+    seed, network = config.seed, contestants.network
+    scores = {m.key: intervals(videos, m.key, seed) for m in contestants.methods}
+    cost = costs(contestants)
+    rows = _training_rows(contestants)
+    findings = _judge(contestants, scores, cost, rows, limits)
+    latents = LatentStatistics()
+    for video in videos:
+        latents.merge(video.latents)
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checkpoint": _identity(contestants, rows),
+        "data": {
+            "annotations": config.data.annotations,
+            "root": config.data.root,
+            "split": config.split,
+            "seed": seed,
+            "validation_fraction": config.data.validation_fraction,
+            "mode": "whole frames" if sampling.whole else "clips",
+            "num_frames": sampling.data.num_frames,
+            "height": sampling.data.height,
+            "width": sampling.data.width,
+            "videos": len(videos),
+            "clips": sum(len(video.clips) for video in videos),
+            "skipped": skipped,
+        },
+        "environment": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "device": device_name(contestants.device),
+            "precision": "bf16" if network.dtype else "fp32",
+        },
+        "verdict": {
+            "overall": overall(findings),
+            "findings": [asdict(finding) for finding in findings],
+            "thresholds": asdict(limits),
+        },
+        "methods": {
+            m.key: {
+                "label": m.label,
+                "file": str(contestants.files.get(m.key, "")),
+                "scores": {name: asdict(interval) for name, interval in scores[m.key].items()},
+            }
+            for m in contestants.methods
+        },
+        "differences": {
+            m.key: [
+                asdict(difference)
+                for difference in compare(grouped(videos, "network"), grouped(videos, m.key), seed)
+            ]
+            for m in contestants.methods
+            if m.key not in NOT_COMPARED
+        },
+        "rate": _rate(videos, contestants, seed),
+        "latents": latents.summary(),
+        "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost},
+        "videos": [_plain(video) for video in videos],
+    }
+    strict: dict[str, Any] = _strict(found)
+    return strict
+
+
+def grouped(videos: Sequence[VideoResult], method: str) -> list[list[Scores]]:
+    """Per video, the scores of its clips by a method."""
+    return [[clip.scores[method] for clip in video.clips] for video in videos]
+
+
+def intervals(videos: Sequence[VideoResult], method: str, seed: int) -> dict[str, Interval]:
+    """Each score's mean over all clips, with its interval over videos."""
+    clips = grouped(videos, method)
+    return {
+        name: bootstrap([[clip[name] for clip in video] for video in clips], seed)
+        for name in METRICS
+        if name in clips[0][0]
+    }
+
+
+def _judge(
+    contestants: Contestants,
+    scores: dict[str, dict[str, Interval]],
+    cost: dict[str, Cost],
+    rows: Sequence[Row],
+    limits: Thresholds,
+) -> list[Finding]:
+    means = {key: {n: i.mean for n, i in found.items()} for key, found in scores.items()}
+    floor = {key: means[key]["psnr"] for key in ("mean_colour", "down_and_up")}
+    speed = speed_of(cost["network"], contestants.device)
+    against = None
+    if contestants.teacher is not None:
+        theirs = speed_of(cost["teacher"], contestants.device)
+        against = AgainstTeacher(
+            means["network"]["psnr"],
+            means["teacher"]["psnr"],
+            speed.encode + speed.decode,
+            theirs.encode + theirs.decode,
+        )
+    return judge_evaluation(means["network"], floor, rows, speed, against, limits)
+
+
+def _training_rows(contestants: Contestants) -> list[Row]:
+    """The log of the run that made the weights, where it lies beside them."""
+    run = RunFolder(str(contestants.files["network"].parent))
+    return journal.read_run(run) if run.exists("metrics.jsonl") else []
+
+
+def _identity(contestants: Contestants, rows: Sequence[Row]) -> dict[str, Any]:
+    weights, model = contestants.files["network"], contestants.network.model
+    id_file = weights.parent / "mlflow.json"
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "path": str(weights.absolute()),
+        "sha256": digest,
+        "variant": model.config.variant,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "run_dir": str(weights.parent.absolute()) if rows else None,
+        "run_id": json.loads(id_file.read_text())["run_id"] if id_file.is_file() else None,
+        "step": int(rows[-1]["step"]) if rows else None,
+    }
+
+
+def _rate(videos: Sequence[VideoResult], contestants: Contestants, seed: int) -> dict[str, Any]:
+    """What the latents cost to keep; means over the clips."""
+    rates, sources = [], []
+    for video in videos:
+        facts = video.facts
+        sources.append(8 * facts.bytes / (facts.frames * facts.height * facts.width))
+        for clip in video.clips:
+            size = (clip.frames, clip.height, clip.width)
+            rates.append(Rate.of(contestants.network.latent_shape(*size), math.prod(size)))
+    half = sum(rate.half for rate in rates) / len(rates)
+    int8 = sum(rate.int8 for rate in rates) / len(rates)
+    source = sum(sources) / len(sources)
+    pairs = zip(grouped(videos, "network"), grouped(videos, "int8"), strict=True)
+    cost = bootstrap(
+        [[n["psnr"] - q["psnr"] for n, q in zip(a, b, strict=True)] for a, b in pairs], seed
+    )
+    return {
+        "bits_per_pixel": {"half": half, "int8": int8, "source": source, "raw": RAW_BITS},
+        "raw_over_half": RAW_BITS / half,
+        "raw_over_int8": RAW_BITS / int8,
+        "source_over_half": source / half,
+        "source_over_int8": source / int8,
+        "int8_psnr_cost": asdict(cost),
+    }
+
+
+def _plain(video: VideoResult) -> dict[str, Any]:
+    return {
+        "video": video.video,
+        **asdict(video.facts),
+        "clips": [asdict(clip) for clip in video.clips],
+    }
+
+
+def write_json(results: dict[str, Any], path: Path) -> None:
+    """Write strict JSON."""
+    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+
+
+def _strict(value: Any) -> Any:
+    """As JSON has it: what is no number is null."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,86 @@
+"""What an evaluation prints: a line per sample, and a table that ends with the verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.evaluation.measure import VideoResult
+from taehv.evaluation.compare import FEWEST_VIDEOS
+from taehv.evaluation.scores import METRICS, mean_scores
+from taehv.verdict import Finding, format_verdict
+
+
+def sample_line(number: int, of: int, result: VideoResult, seconds: float) -> str:
+    """A video that has been scored."""
+    scores = mean_scores([clip.scores["network"] for clip in result.clips])
+    clips = len(result.clips)
+    counted = f"{result.clips[0].frames} frames" if clips == 1 else f"{clips} clips"
+    return (
+        f"[{number:>{len(str(of))}}/{of}] {result.video}  {counted}  {scores['psnr']:.2f} dB  "
+        f"SSIM {scores['ssim']:.4f}  {seconds:.1f} s"
+    )
+
+
+def closing_table(results: Mapping[str, Any]) -> str:
+    """All methods, what the differences show, the rate, the cost, and the verdict."""
+    parts = [_methods(results), ""]
+    outcomes = [
+        f"against {results['methods'][key]['label']}: "
+        f"{_told(differences, results['data']['videos'])}"
+        for key, differences in results["differences"].items()
+    ]
+    findings = [
+        Finding(**{**found, "figure": math.nan if found["figure"] is None else found["figure"]})
+        for found in results["verdict"]["findings"]
+    ]
+    rate = results["rate"]
+    bits = rate["bits_per_pixel"]
+    cost = results["cost"]["methods"]["network"]
+    parts += [
+        *outcomes,
+        f"latents: {bits['half']:.3g} bits per pixel in fp16 (a {rate['raw_over_half']:.0f}th of "
+        f"raw video), {bits['int8']:.3g} in int8 (a {rate['raw_over_int8']:.0f}th), which costs "
+        f"{_cell(rate['int8_psnr_cost']['mean'])} dB",
+        f"a clip of {'x'.join(map(str, results['cost']['speed_clip']))}: encode "
+        f"{cost['encode_seconds']:.3f} s, decode {cost['decode_seconds']:.3f} s "
+        f"({results['environment']['device']})",
+        "",
+        format_verdict(findings),
+    ]
+    return "\n".join(parts)
+
+
+def _methods(results: Mapping[str, Any]) -> str:
+    network = results["methods"]["network"]["scores"]
+    shown = [name for name in METRICS if name in network and network[name]["mean"] is not None]
+    data = results["data"]
+    kind = "held-out videos" if data["split"] == "validation" else "videos of the whole list"
+    title = f"{data['videos']} {kind}, {data['clips']} clips"
+    lines = [(title, *(METRICS[name].label for name in shown))]
+    for method in results["methods"].values():
+        scores = method["scores"]
+        lines.append((method["label"], *(_cell(scores[name]["mean"]) for name in shown)))
+    if network["psnr"]["low"] is not None:
+        spread = [(network[name]["high"] - network[name]["low"]) / 2 for name in shown]
+        lines.insert(2, ("  95 % interval", *(f"±{half:.2g}" for half in spread)))
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return "\n".join(
+        f"{line[0]:<{widths[0]}}"
+        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in lines
+    )
+
+
+def _cell(value: float | None) -> str:
+    return "none" if value is None else f"{value:#.4g}"
+
+
+def _told(differences: Sequence[Mapping[str, Any]], videos: int) -> str:
+    if videos < FEWEST_VIDEOS:
+        return f"no difference shown ({videos} videos; {FEWEST_VIDEOS} are the fewest to show one)"
+    by_outcome: dict[str, list[str]] = {}
+    for found in differences:
+        by_outcome.setdefault(found["outcome"], []).append(METRICS[found["metric"]].label)
+    return "; ".join(f"{outcome} in {', '.join(names)}" for outcome, names in by_outcome.items())

@@ -1,0 +1,88 @@
+"""How sure a mean over videos is: seeded bootstrap intervals.
+
+The clips of one video resemble each other, so whole videos are drawn, not clips: many clips of few
+videos say little about the next video, and the interval says so.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+LEVEL = 0.95
+
+Groups = Sequence[Sequence[float]]
+"""Per video, the values of its clips."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over clips, and where the mean over all such videos may lie, with 95 % confidence."""
+
+    mean: float
+    low: float
+    """NaN, as `high` is, where fewer than two videos have a value."""
+    high: float
+
+
+def bootstrap(groups: Groups, seed: int = 0) -> Interval:
+    """Mean over all values and its 95 % interval, videos being drawn with replacement.
+
+    The expanded percentile interval of Hesterberg 2015, "What teachers should know about the
+    bootstrap": a plain percentile interval is too narrow for few samples, by sqrt((n - 1) / n) and
+    by a normal in place of Student's t quantile; so it is taken at levels that make up for both.
+    Missing values (NaN) are left out. The same values and seed give the same interval.
+    """
+    sums, counts = _totals(groups)
+    if len(sums) == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    mean = float(sums.sum() / counts.sum())
+    videos = len(sums)
+    if videos < 2:
+        return Interval(mean, math.nan, math.nan)
+    drawn = np.random.default_rng(seed).integers(videos, size=(RESAMPLES, videos))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    widened = math.sqrt(videos / (videos - 1)) * t_quantile((1 + LEVEL) / 2, videos - 1)
+    tail = NormalDist().cdf(-widened)
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high))
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Quantile above 0 of Student's t, by bisection of its distribution function.
+
+    The function is a finite sum for a whole number of degrees of freedom: Abramowitz and Stegun
+    1972, 26.7.3 and 26.7.4.
+    """
+    low, high = 0.0, 1e4
+    while high - low > 1e-9 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
+    return high
+
+
+def _t_cdf(t: float, freedom: int) -> float:
+    angle = math.atan2(t, math.sqrt(freedom))
+    sine, cosine = math.sin(angle), math.cos(angle)
+    odd = freedom % 2 == 1
+    term = cosine if odd else 1.0
+    total = term if freedom > 1 else 0.0
+    for k in range(3 if odd else 2, freedom - 1, 2):
+        term *= cosine**2 * (k - 1) / k
+        total += term
+    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
+    return (1 + within) / 2
+
+
+def _totals(groups: Groups) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each video that has any."""
+    present = [[v for v in values if not math.isnan(v)] for values in groups]
+    kept = [values for values in present if values]
+    return (
+        np.array([sum(values) for values in kept], np.float64),
+        np.array([len(values) for values in kept], np.float64),
+    )

@@ -1,0 +1,183 @@
+"""What is scored: networks, the teacher, and what needs no network, all behind one face.
+
+Each gives back as many frames as went in, frame t belonging to frame t, so that the same clips are
+scored on the same frames whoever made them.
+
+Shape letters: N clips, T frames, C channels, H height, W width.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, islice, repeat
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from taehv import baselines
+from taehv.engines import autocast
+from taehv.errors import TrainingError
+from taehv.model import TAEHV
+from taehv.streaming import StreamingDecoder, StreamingEncoder
+from taehv.teacher import Teacher
+
+TEACHER_STRETCH = 49
+"""Frames of a long video that the teacher is given at once: 8k + 1, and what its pipeline makes."""
+
+
+def unchanged(latents: Tensor) -> Tensor:
+    """Latents as they are."""
+    return latents
+
+
+class Method(Protocol):
+    """Something that reconstructs video."""
+
+    key: str
+    """In metrics.json."""
+    label: str
+    """For people."""
+
+    def clip(self, frames: Tensor) -> Tensor:
+        """A clip at once. [N, T, 3, H, W] in [0, 1] -> the same shape, clamped."""
+        ...
+
+    def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """A video of any length, frame by frame in constant memory: [1, 3, H, W] each."""
+        ...
+
+
+class NetworkMethod:
+    """A TAEHV, and what is done to its latents on their way."""
+
+    def __init__(
+        self,
+        model: TAEHV,
+        key: str,
+        label: str,
+        dtype: torch.dtype | None = None,
+        through: Callable[[Tensor], Tensor] = unchanged,
+    ) -> None:
+        """dtype: of autocast, None for float32. through: NtChw latents -> NtChw latents.
+
+        Raises TrainingError for a decoder that does not give back each frame in its size.
+        """
+        if model.alignment.frame_step != 1 or model.space_upscale != model.space_downscale:
+            raise TrainingError(
+                f"{label}: its decoder gives back fewer or smaller frames than went in, so it "
+                "cannot be scored frame by frame; choose weights with full upscaling"
+            )
+        self.model, self.key, self.label, self.dtype = model.eval(), key, label, dtype
+        self.through = through
+
+    def passing(self, through: Callable[[Tensor], Tensor]) -> "NetworkMethod":
+        """The same network, its latents going through `through`."""
+        return NetworkMethod(self.model, self.key, self.label, self.dtype, through)
+
+    @torch.no_grad()
+    def clip(self, frames: Tensor) -> Tensor:
+        """See `Method.clip`. The alignment is that of `TAEHV.reconstruct_video`."""
+        num_frames = frames.shape[1]
+        decoded = self.decode(self.through(self.encode(frames)))
+        return self.model.alignment.pair(frames, decoded.float())[1][:, :num_frames]
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """[N, T, 3, H, W] -> NtChw, the end extended to a length that comes back whole."""
+        missing = self.model.alignment.padded_length(frames.shape[1]) - frames.shape[1]
+        extended = torch.cat([frames, *repeat(frames[:, -1:], missing)], dim=1)
+        with autocast(self.dtype):
+            return self.model.encode_video(extended).float()
+
+    def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, C, h, w) of the latents that `encode` gives."""
+        alignment, factor = self.model.alignment, self.model.space_downscale
+        latents = alignment.num_latents(alignment.padded_length(num_frames))
+        return latents, self.model.latent_channels, height // factor, width // factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """NtChw -> NTCHW, clamped."""
+        with autocast(self.dtype):
+            return self.model.decode_video(latents).float()
+
+    @torch.no_grad()
+    def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """See `Method.stream`."""
+        alignment = self.model.alignment
+        whole = alignment.padded_length(num_frames)
+        latents = alignment.num_latents(whole)
+        encoder, decoder = StreamingEncoder(self.model), StreamingDecoder(self.model, latents)
+        given = 0
+
+        def decoded(latent: Tensor | None) -> list[Tensor]:
+            if latent is None:
+                return []
+            passed = self.through(latent.float()[:, None])[:, 0]
+            with autocast(self.dtype):
+                return [frame.float() for frame in decoder.decode(passed)]
+
+        for frame in _extended(frames, whole):
+            with autocast(self.dtype):
+                latent = encoder.encode(frame)
+            for result in decoded(latent):
+                if given < num_frames:
+                    given += 1
+                    yield result
+        with autocast(self.dtype):
+            last = encoder.flush()
+        yield from decoded(last)[: num_frames - given]
+
+
+class TeacherMethod:
+    """The reference VAE, as a yardstick."""
+
+    key = "teacher"
+    label = "teacher (reference VAE)"
+
+    def __init__(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+
+    def clip(self, frames: Tensor) -> Tensor:
+        """See `Method.clip`."""
+        return self.teacher.reconstruct(frames).to(frames.device)
+
+    def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """See `Method.stream`; in stretches, each of which the teacher sees for itself."""
+        source = iter(frames)
+        while stretch := list(islice(source, TEACHER_STRETCH)):
+            yield from self.clip(torch.stack(stretch, dim=1)).unbind(1)
+
+
+class FrameMethod:
+    """Something that needs no network and knows no time."""
+
+    def __init__(self, key: str, label: str, work: Callable[[Tensor], Tensor]) -> None:
+        self.key, self.label = key, label
+        self._work = work
+
+    def clip(self, frames: Tensor) -> Tensor:
+        """See `Method.clip`."""
+        return self._work(frames)
+
+    def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """See `Method.stream`."""
+        for frame in frames:
+            yield self._work(frame[:, None])[:, 0]
+
+
+def no_network() -> list[FrameMethod]:
+    """What always stands beside a network."""
+    return [
+        FrameMethod("down_and_up", "8x down and up, bicubic", baselines.down_and_up),
+        FrameMethod("mean_colour", "mean colour of each frame", baselines.mean_colour),
+    ]
+
+
+def _extended(frames: Iterable[Tensor], length: int) -> Iterator[Tensor]:
+    """The frames, the last one repeated up to `length`."""
+    last: deque[Tensor] = deque(maxlen=1)
+    count = 0
+    for frame in frames:
+        count += 1
+        last.append(frame)
+        yield frame
+    yield from chain.from_iterable(repeat(last, length - count))

@@ -1,0 +1,44 @@
+"""Evaluations small enough for a test: an untrained network and a few short videos."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jobs import evaluate
+from taehv.model import ModelConfig, build_model
+from taehv.weights import export_weights
+from tests.data_videos import write_dataset
+
+SMALL = ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))
+CLIPS = ["--data.height", "32", "--data.width", "48", "--data.num-frames", "5"]
+
+
+def export_small(folder: Path, seed: int = 0, config: ModelConfig = SMALL) -> Path:
+    """Weights of an untrained network, the same for the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_weights(model.state_dict(), folder / "w.pth", folder / "w.safetensors")
+    return folder / "w.pth"
+
+
+def make_videos(folder: Path, count: int = 12, frames: int = 14) -> Path:
+    """Drifting colours; the annotation file."""
+    return write_dataset(folder, count, frames)
+
+
+def run(weights: Path, annotations: Path, output: Path, *more: str) -> int:
+    """`python jobs/evaluate.py` in this process, on all videos of the list; the exit code."""
+    words = (
+        f"--checkpoint {weights} --data.annotations {annotations} --output-dir {output}"
+        " --split all --clips-per-video 2 --num-videos 1 --worst-clips 3 --tracking.no-enabled"
+    )
+    return evaluate.main([*words.split(), *CLIPS, *more])
+
+
+def read_metrics(output: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((output / "metrics.json").read_text())
+    return loaded

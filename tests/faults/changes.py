@@ -1,0 +1,95 @@
+"""Changes to the program, inside a process of a test: slow saves, a loss that is no number, more
+digits."""
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from taehv import distributed, training
+from taehv import step as one_step
+from taehv.errors import DivergedError
+from taehv.losses import squared_error
+from taehv.state import TrainState
+from taehv.step import StepOutcome, train_step
+from taehv.teacher import Teacher
+
+
+def slow_saves(patch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Every tensor file of a checkpoint takes `seconds` longer."""
+
+    def slow(tensors: dict[str, Tensor], path: Path) -> None:
+        time.sleep(seconds)
+        save_file(tensors, path)
+
+    patch.setattr("taehv.checkpoint.save_file", slow)
+
+
+def poison(patch: pytest.MonkeyPatch, step: int, rank: int, notes: Path) -> None:
+    """Once, at `step`, the loss of worker `rank` is no number.
+
+    Every worker writes down whether its weights moved all the same.
+    """
+    armed = True
+    state_of_step: list[int] = []
+
+    def poisoned(output: Tensor, target: Tensor) -> Tensor:
+        nonlocal armed
+        bad = armed and state_of_step == [step] and distributed.rank() == rank
+        armed = armed and not bad
+        return squared_error(output, target) * (math.nan if bad else 1.0)
+
+    def watched(state: TrainState, *arguments: Any) -> StepOutcome:
+        state_of_step[:] = [state.step]
+        before = weights(state)
+        try:
+            return train_step(state, *arguments)
+        except DivergedError:
+            unmoved = all(torch.equal(before[k], v) for k, v in weights(state).items())
+            told = "unmoved" if unmoved else "moved"
+            (notes / f"weights_{distributed.rank()}.txt").write_text(told)
+            raise
+
+    patch.setattr(one_step, "squared_error", poisoned)
+    patch.setattr(training, "train_step", watched)
+
+
+def weights(state: TrainState) -> Mapping[str, Tensor]:
+    """Copies of all that a step moves."""
+    networks: dict[str, nn.Module] = {"generator": state.generator, "ema": state.ema.network}
+    if state.adversary:
+        networks["discriminator"] = state.adversary.network
+    return {
+        f"{name}.{key}": value.clone()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+    }
+
+
+def compute_in_double(patch: pytest.MonkeyPatch) -> None:
+    """float64 in the place of float32, by renaming: what is left of a difference between two ways
+    to add up the same numbers is then far below what a wrong number would make. For runs without
+    ZeRO and clipping: DeepSpeed's partitions and its norm are float32 whatever the network is."""
+    from deepspeed import get_accelerator
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    torch.set_default_dtype(torch.float64)
+    patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    patch.setattr(torch.nn.Module, "float", torch.nn.Module.double)
+    # DeepSpeed insists on float32 where neither half precision is on, and sends gradients as such.
+    patch.setattr(DeepSpeedEngine, "_DeepSpeedEngine__check_params", lambda *_: None)
+    patch.setattr(DeepSpeedEngine, "communication_data_type", torch.float64)
+    patch.setattr(get_accelerator(), "supported_dtypes", lambda: [torch.float64])
+
+    make = Teacher.__init__
+
+    def made_in_double(self: Teacher, vae: Any, latent_scale: float = 1.0) -> None:
+        make(self, vae.double(), latent_scale)
+
+    patch.setattr(Teacher, "__init__", made_in_double)

@@ -1,0 +1,101 @@
+"""A job through Ray, its processes, and their deaths."""
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from taehv import journal
+from tests import jobs_run
+from tests.faults.leftovers import environment_of, processes_of
+
+STEPS, SAVE_EVERY = 24, 3
+
+
+@dataclass
+class Job:
+    """`python jobs/train.py`, tied to a temporary folder of its own."""
+
+    annotations: Path
+    run: Path
+    temp: Path
+    process: "subprocess.Popen[str]"
+
+    @classmethod
+    def start(cls, annotations: Path, run: Path, temp: Path, *more: str, **variables: str) -> "Job":
+        home = temp / "home"
+        home.mkdir(exist_ok=True)
+        told = (
+            f"--data.annotations {annotations} --train.run-dir {run} --train.max-steps {STEPS}"
+            f" --train.checkpoint-every {SAVE_EVERY} --train.validation-every 12"
+            " --cluster.max-failures 9"
+        )
+        tracking = () if "--tracking.uri" in more else ("--tracking.no-enabled",)
+        line = [*jobs_run.TINY, *told.split(), *tracking, *more]
+        environment = jobs_run.environment(home, **environment_of(temp), **variables)
+        with (temp / f"{run.name}.log").open("a") as log:
+            process = subprocess.Popen(
+                [sys.executable, "jobs/train.py", *line],
+                cwd=jobs_run.REPOSITORY,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        return cls(annotations, run, temp, process)
+
+    @property
+    def output(self) -> str:
+        return (self.temp / f"{self.run.name}.log").read_text()
+
+    def wait(self, seconds: float = 240) -> int:
+        """The exit code."""
+        return self.process.wait(seconds)
+
+    def rows(self) -> int:
+        return len(journal.read(self.run / journal.NAME))
+
+    def find(self, kind: str) -> list[psutil.Process]:
+        """Processes of the job of this kind: `KINDS` says how each is known."""
+        return [process for process in processes_of(self.temp) if KINDS[kind](process)]
+
+    def kill_one(self, kind: str, chance: random.Random, seconds: float = 60) -> None:
+        """SIGKILL for one of this kind, as soon as there is one."""
+        end = time.monotonic() + seconds
+        while not (found := self.find(kind)):
+            assert self.process.poll() is None, f"the job ended early:\n{self.output}"
+            assert time.monotonic() < end, f"no {kind} in {seconds} s:\n{self.output}"
+            time.sleep(0.05)
+        chance.choice(found).kill()
+
+    def wait_for_rows(self, count: int, seconds: float = 120) -> None:
+        """Until metrics.jsonl has so many rows, while the job is running."""
+        end = time.monotonic() + seconds
+        while self.rows() < count:
+            assert self.process.poll() is None, f"the job ended early:\n{self.output}"
+            assert time.monotonic() < end, f"the job took too long:\n{self.output}"
+            time.sleep(0.05)
+
+
+def _is_titled(*titles: str) -> Callable[[psutil.Process], bool]:
+    return lambda process: any(title in _line(process) for title in titles)
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+KINDS: dict[str, Callable[[psutil.Process], bool]] = {
+    "training worker": _is_titled("RayTrainWorker"),
+    "decode task": _is_titled("ray::MapBatches", "_decode_block"),
+    "decoder": _is_titled("data_pipeline.guard"),
+}
+"""Ray gives its processes the name of what they run."""

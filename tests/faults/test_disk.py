@@ -1,0 +1,67 @@
+"""A disk that is full for a while, and one that stays full."""
+
+import pytest
+
+from taehv import checkpoint
+from tests.faults import record
+from tests.faults.bare_run import FAILED, FINISHED
+from tests.faults.bare_setting import STEPS, Setting
+from tests.faults.compare import assert_same_end, last_checkpoint, surviving_samples
+from tests.faults.disk import small_disk
+from tests.faults.lives import run_to_end, start, wait_until
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+MEGABYTES = 64
+
+
+def full_for_a_while(setting: Setting, first: int, last: int) -> None:
+    """Full from one step to another: warnings, no end, and what is written later is good."""
+    name = f"full_{first}_{last}"
+    with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
+        run = disk.folder / "run"
+        group = start(setting.life(name, run=str(run), pause=0.15))
+        assert wait_until(lambda: setting.steps_made(name) >= first, group)
+        disk.fill()
+        assert wait_until(lambda: setting.steps_made(name) >= last, group)
+        disk.empty()
+        assert group.wait() == [FINISHED]
+        log = (setting.notes(name) / "log.txt").read_text()
+        assert "training goes on (failure 1 of 3 in a row)" in log
+        assert_same_end(run, setting.run("reference"))
+        assert surviving_samples(setting.notes(name)) == list(range(8 * STEPS))
+    record.note("a disk full for a while", "saves fail, warned of; the run ends bit for bit")
+
+
+def full_for_good(setting: Setting, first: int) -> None:
+    """The run stops, naming the last good checkpoint, which is good; with room it goes on."""
+    name = f"full_{first}"
+    setting = setting.configured(max_failed_saves=1)
+    with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
+        run = disk.folder / "run"
+        group = start(setting.life(name, run=str(run), pause=0.15))
+        assert wait_until(lambda: setting.steps_made(name) >= first, group)
+        assert wait_until(lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}")), group)
+        disk.fill()
+        assert group.wait() == [FAILED]
+        message = (setting.notes(name) / "error_0.txt").read_text()
+        good = last_checkpoint(run)
+        assert f"the last good one is the one of step {checkpoint.step_of(good)}" in message
+        assert "2 saves in a row have failed, more than train.max_failed_saves (1)" in message
+        disk.empty()
+        run_to_end(setting.life(name, run=str(run)))
+        assert_same_end(run, setting.run("reference_one_failure"))
+        assert surviving_samples(setting.notes(name)) == list(range(8 * STEPS))
+    record.note("a disk full for good", "stops, naming a good checkpoint; bit for bit once freed")
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 8), (5, 10)])
+def test_a_disk_full_for_a_while(setting: Setting, first: int, last: int) -> None:
+    setting.undisturbed()
+    full_for_a_while(setting, first, last)
+
+
+@pytest.mark.parametrize("first", [3, 6])
+def test_a_disk_full_for_good(setting: Setting, first: int) -> None:
+    setting.configured(max_failed_saves=1).undisturbed("reference_one_failure")
+    full_for_good(setting, first)

@@ -1,0 +1,125 @@
+"""SIGKILL of the processes of a job through Ray."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.data_videos import moving_frames, write_annotations, write_video
+from tests.faults import record
+from tests.faults.compare import assert_same_end
+from tests.faults.job import STEPS, Job
+from tests.faults.leftovers import own_temp, wait_until_gone
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+
+UNHARMED = "the job ends bit for bit as the undisturbed one"
+
+GRACE = 30.0
+"""Seconds after which nothing of a job whose driver was killed may be left."""
+
+DECODED = ("decoded_frames_per_used_frame",)
+"""What was in a killed life's segments is decoded again."""
+
+
+def make_videos(folder: Path) -> Path:
+    """Large enough for decoding to take a while; the annotation file."""
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(4)]
+    for seed, name in enumerate(names):
+        write_video(folder / name, moving_frames(40, 360, 640, seed=seed))
+    return write_annotations(folder, names)
+
+
+def undisturbed(videos: Path, run: Path) -> None:
+    """A run that nothing happens to, and that leaves nothing behind but Ray's logs."""
+    with own_temp() as temp:
+        job = Job.start(videos, run, temp)
+        assert job.wait() == 0, job.output
+        assert wait_until_gone(temp, GRACE) == []
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_videos(tmp_path_factory.mktemp("data") / "videos")
+
+
+@pytest.fixture(scope="module")
+def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    undisturbed(videos, run)
+    return run
+
+
+@pytest.fixture
+def temp() -> Iterator[Path]:
+    # What a killed process of Ray Train had for its workers to meet stays; see the job's end.
+    with own_temp(may_leave_folders=True) as folder:
+        yield folder
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    return random.Random(int(os.environ.get("FAULTS_SEED", "0")))
+
+
+def kill_on_the_way(job: Job, kind: str, rows: list[int], chance: random.Random) -> None:
+    """One process of the kind, each time that the run has so many rows."""
+    for count in rows:
+        job.wait_for_rows(count)
+        job.kill_one(kind, chance)
+
+
+def kill_the_driver(job: Job, rows: int) -> Job:
+    """Nothing of the job outlives it; a new one goes on."""
+    job.wait_for_rows(rows)
+    job.process.kill()
+    job.wait()
+    assert wait_until_gone(job.temp, GRACE) == []
+    return Job.start(job.annotations, job.run, job.temp, "--train.resume", "latest")
+
+
+def assert_undisturbed(job: Job, reference: Path) -> None:
+    assert job.wait() == 0, job.output
+    assert_same_end(job.run, reference, besides=DECODED)
+    assert wait_until_gone(job.temp, GRACE) == []
+
+
+def test_training_workers(
+    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+) -> None:
+    job = Job.start(videos, tmp_path / "run", temp)
+    rows = sorted(chance.sample(range(1, STEPS - 2), 3))
+    kill_on_the_way(job, "training worker", rows, chance)
+    assert_undisturbed(job, reference)
+    record.note("kill -9 of a training worker", UNHARMED, 3)
+
+
+def test_decode_tasks(
+    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+) -> None:
+    job = Job.start(videos, tmp_path / "run", temp)
+    kill_on_the_way(job, "decode task", [0, 0, 0], chance)
+    assert_undisturbed(job, reference)
+    record.note("kill -9 of a decode task", UNHARMED, 3)
+
+
+def test_decoders(
+    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+) -> None:
+    job = Job.start(videos, tmp_path / "run", temp)
+    kill_on_the_way(job, "decoder", [0, 0, 0], chance)
+    assert_undisturbed(job, reference)
+    record.note("kill -9 of a decoder", UNHARMED, 3)
+
+
+def test_the_driver(
+    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+) -> None:
+    job = Job.start(videos, tmp_path / "run", temp)
+    for rows in sorted(chance.sample(range(1, STEPS - 2), 3)):
+        job = kill_the_driver(job, rows)
+    assert_undisturbed(job, reference)
+    record.note("kill -9 of the driver", f"no process left; resumed, {UNHARMED}", 3)

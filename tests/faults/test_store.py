@@ -1,0 +1,101 @@
+"""A run folder on S3, whose store refuses, or hangs, and comes back."""
+
+import shutil
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from taehv import checkpoint, journal
+from taehv.run_folder import RunFolder
+from tests.faults import record
+from tests.faults.bare_run import FINISHED
+from tests.faults.bare_setting import STEPS, Setting
+from tests.faults.compare import assert_same_end, surviving_samples
+from tests.faults.lives import LONGEST, run_as_script, wait_until
+from tests.faults.proxy import Proxy, proxy_to
+from tests.s3_server import S3Server, s3_server
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+LONGEST_SAVE = 60.0
+"""Seconds that a store which hangs may hold up a step."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3Server]:
+    with s3_server() as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[Proxy]:
+    with proxy_to(server.address) as made:
+        yield made
+
+
+def address_of(server: S3Server, proxy: Proxy, name: str) -> str:
+    """Of a new run, by way of the proxy."""
+    server.put(f"{name.replace('_', '-')}/bucket", b"")
+    return f"s3://{name.replace('_', '-')}/run?endpoint_override={proxy.address}&scheme=http"
+
+
+def assert_undisturbed(setting: Setting, name: str, address: str) -> None:
+    """The run on the store, brought here, is as the reference; its rows are in one file."""
+    run = RunFolder(address)
+    for part in (checkpoint.FOLDER, journal.NAME, "final_model.safetensors"):
+        run.retrieve(part)
+    assert_same_end(run.local, setting.run("reference"))
+    assert run.entries(journal.PARTS) == []
+    assert surviving_samples(setting.notes(name)) == list(range(8 * STEPS))
+
+
+def away_for_a_while(
+    setting: Setting, server: S3Server, proxy: Proxy, how: str, first: int, seconds: float
+) -> None:
+    """From a step on, for so long, the store refuses or hangs."""
+    name = f"{how}_{first}_{seconds:g}"
+    address = address_of(server, proxy, name)
+    process = run_as_script(setting.life(name, run=address, pause=0.3))
+    assert wait_until(lambda: setting.steps_made(name) >= first)
+    {"refuse": proxy.refuse, "hang": proxy.hang}[how]()
+    time.sleep(seconds)
+    proxy.pass_on()
+    back = time.monotonic()
+    assert process.wait(LONGEST) == FINISHED
+    assert time.monotonic() - back < LONGEST_SAVE
+    assert_undisturbed(setting, name, address)
+    log = (setting.notes(name) / "log.txt").read_text()
+    failed = "saves fail, warned of" if "training goes on (failure" in log else "nothing fails"
+    record.note(f"an S3 store that {how}s for {seconds:g} s", f"{failed}; ends bit for bit")
+
+
+def killed_and_gone_on_with(setting: Setting, server: S3Server, proxy: Proxy, step: int) -> None:
+    """A new process, which has nothing but the store, goes on."""
+    name = f"killed_{step}"
+    address = address_of(server, proxy, name)
+    process = run_as_script(setting.life(name, run=address, pause=0.3))
+    assert wait_until(lambda: setting.steps_made(name) >= step)
+    process.kill()
+    process.wait()
+    for left in setting.temp.glob("taehv_run_*"):
+        shutil.rmtree(left)  # the killed process could not
+    assert run_as_script(setting.life(name, run=address)).wait(LONGEST) == FINISHED
+    assert "going on from" in (setting.notes(name) / "log.txt").read_text()
+    assert_undisturbed(setting, name, address)
+    record.note("kill -9 of a run on S3", "resumed from the store alone; ends bit for bit")
+
+
+@pytest.mark.parametrize(
+    ("how", "seconds"), [("refuse", 3), ("refuse", 12), ("hang", 3), ("hang", 25)]
+)
+def test_a_store_that_is_away(
+    setting: Setting, server: S3Server, proxy: Proxy, how: str, seconds: float
+) -> None:
+    setting.undisturbed()
+    away_for_a_while(setting, server, proxy, how, 4, seconds)
+
+
+def test_a_process_killed(setting: Setting, server: S3Server, proxy: Proxy) -> None:
+    setting.undisturbed()
+    killed_and_gone_on_with(setting, server, proxy, 7)

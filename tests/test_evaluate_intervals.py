@@ -1,0 +1,85 @@
+"""Intervals: known quantiles, how often they hold the truth, and what a comparison says."""
+
+import numpy as np
+import pytest
+
+from taehv.evaluation.compare import FEWEST_VIDEOS, compare
+from taehv.evaluation.intervals import bootstrap, t_quantile
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"),
+    [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (99, 1.9842)],
+)
+def test_quantiles_of_students_t(freedom: int, quantile: float) -> None:
+    """Tabled values."""
+    assert t_quantile(0.975, freedom) == pytest.approx(quantile, abs=1e-4)
+
+
+@pytest.mark.parametrize(("videos", "least"), [(6, 0.9), (20, 0.91), (50, 0.92)])
+def test_the_interval_holds_the_truth_as_often_as_it_says(videos: int, least: float) -> None:
+    """Clips of one video share its mean: an interval over clips would hold it far less often."""
+    random, held, trials = np.random.default_rng(0), 0, 300
+    for trial in range(trials):
+        means = random.normal(25, 3, size=videos)
+        groups = [random.normal(mean, 0.5, size=4).tolist() for mean in means]
+        found = bootstrap(groups, seed=trial)
+        held += found.low <= 25 <= found.high
+    assert least <= held / trials <= 0.99
+
+
+def test_the_same_seed_gives_the_same_interval() -> None:
+    groups = np.random.default_rng(0).normal(size=(8, 3)).tolist()
+    assert bootstrap(groups, 1) == bootstrap(groups, 1)
+    assert bootstrap(groups, 1) != bootstrap(groups, 2)
+
+
+def test_the_mean_is_over_clips_and_missing_values_are_left_out() -> None:
+    found = bootstrap([[1.0, 2.0, 6.0], [float("nan")], [3.0]])
+    assert found.mean == 3
+    assert found.low <= 3 <= found.high
+
+
+def test_one_video_has_no_interval() -> None:
+    found = bootstrap([[1.0, 3.0]])
+    assert found.mean == 2
+    assert np.isnan([found.low, found.high]).all()
+    assert np.isnan(bootstrap([[float("nan")]]).mean)
+
+
+def scored(psnr: list[float], sharpness: float = 0.5) -> list[list[dict[str, float]]]:
+    return [
+        [{"psnr": p + k, "mse": 10 ** (-(p + k) / 10), "sharpness": sharpness} for k in range(2)]
+        for p in psnr
+    ]
+
+
+def outcomes(ours: list[float], theirs: list[float]) -> dict[str, str]:
+    return {d.metric: d.outcome for d in compare(scored(ours), scored(theirs))}
+
+
+def test_better_worse_and_no_difference_shown() -> None:
+    random = np.random.default_rng(0)
+    videos = random.normal(25, 5, size=12)
+    # Far less than the videos differ among each other: only the pairing shows it.
+    better = (videos + random.normal(0.3, 0.1, size=12)).tolist()
+    same = (videos + random.normal(0.0, 0.1, size=12)).tolist()
+    assert outcomes(better, videos.tolist())["psnr"] == "better"
+    assert outcomes(better, videos.tolist())["mse"] == "better"
+    assert outcomes(videos.tolist(), better)["psnr"] == "worse"
+    assert outcomes(same, videos.tolist())["psnr"] == "no difference shown"
+
+
+def test_few_videos_show_nothing() -> None:
+    few = [20.0 + k for k in range(FEWEST_VIDEOS - 1)]
+    assert set(outcomes([p + 3 for p in few], few).values()) == {"no difference shown"}
+    enough = [*few, 30.0]
+    assert outcomes([p + 3 for p in enough], enough)["psnr"] == "better"
+
+
+def test_sharpness_is_compared_by_its_distance_from_one() -> None:
+    psnr = [25.0] * 8
+    ours, theirs = scored(psnr, 0.9), scored(psnr, 1.3)
+    found = {d.metric: d for d in compare(ours, theirs)}["sharpness"]
+    assert found.outcome == "better"
+    assert found.mean == pytest.approx(-0.2)
