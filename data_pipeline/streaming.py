@@ -37,13 +37,13 @@ LEAD = 4
 """The next segment is started when a LEAD-th of the current one is read: the clips of a window
 are spread over a segment, so decoding it is over long before its last step."""
 
-SEGMENT_BYTES = 128 * 2**20
+SEGMENT_BYTES = 256 * 2**20
 """About the size of a segment; up to two segments of each stream are in the object store."""
 
 MOST_STEPS = 1024
 """Bound on the steps of a segment, however small the clips are."""
 
-BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 4
+BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 8
 """Bounds on what one task decodes: it takes turns with others, and is made again if it dies."""
 
 RAY_DATA_THREADS = "iter_threaded"

@@ -154,14 +154,15 @@ def gradient_norm_before_step(engine: Engine, network: nn.Module) -> float | Non
 def optimizer_state(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
     """AdamW's state, whole, by parameter name: the same for any number of workers.
 
-    A collective: ZeRO keeps a part on each worker, and every worker gets the whole.
+    A collective: ZeRO keeps a part on each worker, and every worker gets the whole. The tensors
+    are copies, on the CPU.
     """
     state: dict[str, Tensor] = {}
     for name, parameter in network.named_parameters():
         for moment in MOMENTS:
             value = _moment(engine, parameter, moment)
             if value is not None:
-                state[f"{name}.{moment}"] = value.detach().cpu().clone()
+                state[f"{name}.{moment}"] = value
     steps = [s["step"] for s in _adamw(engine).state.values() if "step" in s]
     state["step"] = torch.as_tensor(steps[0] if steps else 0.0).detach().cpu().clone()
     return state
@@ -187,13 +188,16 @@ def load_optimizer_state(engine: Engine, network: nn.Module, state: Mapping[str,
 
 
 def _moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor | None:
+    """A copy, on the CPU, of one of AdamW's moments."""
     if engine.zero_optimization_stage() == 0:
-        return engine.optimizer.state[parameter].get(moment)  # type: ignore[no-any-return]
+        value = engine.optimizer.state[parameter].get(moment)
+        return None if value is None else value.detach().to("cpu", copy=True)
     if not _adamw(engine).state:
         return None
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    return safe_get_full_optimizer_state(parameter, moment)  # type: ignore[no-any-return]
+    # Put together for the purpose, so a copy already.
+    return safe_get_full_optimizer_state(parameter, moment).detach().cpu()  # type: ignore[no-any-return]
 
 
 def _set_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor) -> None:

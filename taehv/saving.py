@@ -129,7 +129,10 @@ class Saver:
         checkpoint.write_manifest(self._run, save.step, save.info, records)
         log.info("checkpoint %s/%s is saved", self._run, checkpoint.name_of(save.step))
         best = save.info["best"]
-        checkpoint.prune(self._run, self._keep, best[1] if best else None)
+        try:
+            checkpoint.prune(self._run, self._keep, best[1] if best else None)
+        except OSError as error:
+            log.warning("old checkpoints of %s cannot be removed: %s", self._run, error)
 
     def _count_failure(self, step: int, fault: str) -> None:
         self._failures += 1

@@ -66,6 +66,7 @@ class TrainState:
         self.best: tuple[float, int] | None = None
         """The best validation PSNR of the averaged weights, in dB, and its step."""
         self.verdicts: set[Verdict] = set()
+        self._copies: dict[str, dict[str, Tensor]] = {}
         self.generator = _build_generator(config, resume_from).to(distributed.device())
         self.generator.gradient_checkpointing = config.train.gradient_checkpointing
         self.ema = Ema(self.generator, config.train.ema_decay)
@@ -85,7 +86,11 @@ class TrainState:
             self._load(resume_from)
 
     def snapshot(self) -> Snapshot:
-        """This worker's part of a checkpoint of this step, in copies. A collective."""
+        """This worker's part of a checkpoint of this step, in copies. A collective.
+
+        The copies of the last snapshot are written over, so that one must be saved by then: to
+        find fresh memory for them would take longer than to copy.
+        """
         rng = {"random.torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["random.cuda"] = torch.cuda.get_rng_state()
@@ -103,8 +108,8 @@ class TrainState:
             networks: dict[str, nn.Module] = {"generator": self.generator, "ema": self.ema.network}
             if adversary:
                 networks["discriminator"] = adversary.network
-            copies = {name: _copy(network.state_dict()) for name, network in networks.items()}
-            tensors |= {name: partial(dict, copy) for name, copy in (copies | optimizers).items()}
+            copies = {name: self._copy(name, network) for name, network in networks.items()}
+            tensors |= {name: partial(dict, part) for name, part in (copies | optimizers).items()}
             texts["config.yaml"] = to_yaml(self.config)
         info = {
             "step": self.step,
@@ -115,6 +120,16 @@ class TrainState:
             "best": self.best,
         }
         return Snapshot(self.step, info, tensors, texts)
+
+    def _copy(self, name: str, network: nn.Module) -> dict[str, Tensor]:
+        """Contiguous copies of the weights on the CPU, which training does not move."""
+        copies = self._copies.setdefault(name, {})
+        for key, value in network.state_dict().items():
+            copy = copies.get(key)
+            if copy is None:
+                copies[key] = copy = torch.empty(value.shape, dtype=value.dtype)
+            copy.copy_(value)
+        return copies
 
     def _build_adversary(self, resume_from: Path | None) -> Adversary:
         config = self.config
@@ -203,11 +218,6 @@ def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:
     generator = TAEHV(config.model)
     load_weights(generator, resume_from / "generator.safetensors")
     return generator
-
-
-def _copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous copies on the CPU, which training does not move."""
-    return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -246,6 +246,8 @@ class _Run:
         self.supply.share()
         self.log.publish()
         self._export_best()
+        # The snapshot is written over the last one.
+        self.saver.finish()
         self.saver.begin(self.state.snapshot())
 
     def _end(self, finished: bool) -> None:

@@ -76,6 +76,7 @@ def test_a_store_that_refuses(alone: Setting) -> None:
         test_store.away_for_a_while(alone, server, proxy, "refuse", 4, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_through_ray(tmp_path: Path) -> None:
     """A decoder, a decode task and a training worker, in one run."""

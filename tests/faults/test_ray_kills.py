@@ -2,6 +2,7 @@
 
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,8 @@ def kill_on_the_way(job: Job, kind: str, rows: list[int], chance: random.Random)
     for count in rows:
         job.wait_for_rows(count)
         job.kill_one(kind, chance)
+        # A window that is read again and kills its decoder again is taken for broken.
+        time.sleep(1.0)
 
 
 def kill_the_driver(job: Job, rows: int) -> Job:
