@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
@@ -23,6 +24,8 @@ def run_workers(workers: int, function: Callable[..., object], *arguments: Any) 
 def _enter(
     rank: int, workers: int, store: str, function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
+    # With more, workers that share few cores wait for each other's threads most of the time.
+    torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
     function(*arguments)

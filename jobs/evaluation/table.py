@@ -63,14 +63,19 @@ def _methods(results: Mapping[str, Any]) -> str:
         scores = method["scores"]
         lines.append((method["label"], *(_cell(scores[name]["mean"]) for name in shown)))
     if network["psnr"]["low"] is not None:
-        spread = [(network[name]["high"] - network[name]["low"]) / 2 for name in shown]
-        lines.insert(2, ("  95 % interval", *(f"±{half:.2g}" for half in spread)))
+        lines.insert(2, ("  95 % interval", *(_half_width(network[name]) for name in shown)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
         f"{line[0]:<{widths[0]}}"
         + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
         for line in lines
     )
+
+
+def _half_width(score: Mapping[str, float | None]) -> str:
+    """Of the interval; a score that too few videos have, such as flicker, has none."""
+    low, high = score["low"], score["high"]
+    return "none" if low is None or high is None else f"±{(high - low) / 2:.2g}"
 
 
 def _cell(value: float | None) -> str:
