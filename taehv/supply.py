@@ -50,13 +50,17 @@ class Supply:
         self._waited += time.perf_counter() - started
         self._decoded += batch["decoded"]
         self._used += int((batch["sample"] != SURPLUS).sum()) * batch["frames"].shape[1]
+        self._own_verdicts.update(batch["verdicts"])
         self.note(batch)
         return batch
 
     def note(self, batch: Batch) -> None:
-        """Remember what a batch, of training or validation, says of unusable videos."""
+        """Remember which videos a batch, of training or validation, found unusable.
+
+        The verdicts of validation are not kept: they name windows of another plan, and would be
+        taken for those of training.
+        """
         self._rejected += batch["rejected"]
-        self._own_verdicts.update(batch["verdicts"])
 
     def share(self) -> None:
         """Tell all workers which videos each has given up since the last call. A collective."""

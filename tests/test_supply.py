@@ -1,0 +1,59 @@
+"""The account of the clips: what is shared, what is listed, and what only training keeps."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from taehv import distributed, journal
+from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
+from taehv.run_folder import RunFolder
+from taehv.slots import SlotLayout
+from taehv.supply import Supply
+from tests.moving_data import MovingData
+
+
+class FaultyData(MovingData):
+    """Each batch comes with a video that could not be used just now."""
+
+    def training(
+        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+    ) -> Iterable[Batch]:
+        for number, batch in enumerate(super().training(schedule, verdicts)):
+            yield with_fault(batch, f"training_{number}.mp4", (0, number, 0))
+
+    def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
+        for number, batch in enumerate(super().validation(schedule)):
+            yield with_fault(batch, f"validation_{number}.mp4", (0, 100 + number, 0))
+
+
+def with_fault(batch: Batch, video: str, verdict: Verdict) -> Batch:
+    return {**batch, "rejected": [{"video": video, "reason": "slow"}], "verdicts": [verdict]}
+
+
+class Told(Hooks):
+    def __init__(self) -> None:
+        self.quarantined: list[tuple[list[RejectedVideo], int]] = []
+
+    def on_quarantined(self, rejected: Sequence[RejectedVideo], total: int) -> None:
+        self.quarantined.append((list(rejected), total))
+
+
+def test_validation_lists_its_videos_and_leaves_no_verdicts(tmp_path: Path) -> None:
+    distributed.initialise()
+    layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
+    data, told, verdicts = FaultyData(), Told(), set[Verdict]()
+    supply = Supply(data, layout, 0, 3, verdicts, RunFolder(str(tmp_path)), told)
+    for batch in data.validation(iter([np.array([0, 1])])):
+        supply.note(batch)
+    supply.next()
+    row = supply.row()
+    assert verdicts == {(0, 0, 0)}
+    assert row["train/skipped_videos"] == 2
+    assert row["train/decoded_frames_per_used_frame"] == 1.0
+    listed = [entry["video"] for entry in journal.read(tmp_path / "quarantine.jsonl")]
+    assert listed == ["validation_0.mp4", "training_0.mp4"]
+    supply.next()
+    supply.share()
+    assert verdicts == {(0, 0, 0), (0, 1, 0)}
+    assert [total for _, total in told.quarantined] == [2, 3]
