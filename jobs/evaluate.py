@@ -19,6 +19,7 @@ from data_pipeline.held_out import HeldOutVideo, choose_videos
 from data_pipeline.storage import OutsideRootError
 from data_pipeline.window import WindowClips, WindowRequest
 from jobs.config import ConfigError
+from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly
 from jobs.evaluation.config import EvaluateConfig, find_weights, parse, read_thresholds, run_config
 from jobs.evaluation.contestants import Contestants, load
 from jobs.evaluation.exhibits import worst_clips, write_samples
@@ -32,14 +33,10 @@ from taehv.errors import TrainingError
 
 log = logging.getLogger("jobs.evaluate")
 
-DONE, FAILED, BAD_CONFIG, VERDICT_IS_FAILURE = 0, 1, 2, 3
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; the exit code is that of the project's contract (0, 1, 2, 3, 130)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for room in ("jobs", "taehv", "data_pipeline"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    log_plainly()
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
         return run(config)

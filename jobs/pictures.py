@@ -5,33 +5,19 @@ Clips are uint8 NTCHW RGB, NumPy arrays or tensors on any device.
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
 
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from jobs.mp4 import BACKGROUND, DIFFERENCE_GAIN, GAP, SMALLEST_SIDE, Mp4Writer, Picture, difference
+
 Clips = NDArray[np.uint8] | torch.Tensor
-Picture = NDArray[np.uint8]
-"""HWC RGB, or one such frame after the other (THWC)."""
-
-DIFFERENCE_GAIN = 5
-"""Factor on the absolute difference; what passes 255 is cut off there."""
-
 CELL_SIDE = 144
 """Smallest width and height of a cell of the grid, pixels: room for its title."""
 
-VIDEO_SIDE = 256
-"""Smallest height of a clip in the video, pixels."""
-
-GAP = 4
-"""Pixels between neighbours; three times as many between the frames of the grid."""
-
-BACKGROUND = 24
 FONT_SIZE = 15
 """Smallest height of a title, pixels; it grows with the pictures."""
 
@@ -72,28 +58,15 @@ def comparison_mp4(original: Clips, reconstructed: Clips, path: Path, fps: float
         raise ValueError(f"fps must be above 0, got {fps}")
     first, second = _pair(original, reconstructed)
     num_frames, height = first.shape[1:3]
-    factor = max(-(-VIDEO_SIDE // height), 1)
+    factor = max(-(-SMALLEST_SIDE // height), 1)
 
     def picture(t: int) -> Picture:
         rows = [_triptych(a[t], b[t], factor) for a, b in zip(first, second, strict=True)]
         return _even(_joined(rows, axis=0, gap=GAP))
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The index stands first, so that a browser can start before it has the whole file.
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width = picture(0).shape[:2]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16", "preset": "veryfast"}
-        # Untagged, players guess the colours from the picture's size.
-        stream.codec_context.colorspace = Colorspace.ITU709
-        stream.codec_context.color_primaries = ColorPrimaries.BT709
-        stream.codec_context.color_trc = ColorTrc.BT709
-        stream.codec_context.color_range = ColorRange.MPEG
+    with Mp4Writer(path, fps) as video:
         for t in range(num_frames):
-            frame = av.VideoFrame.from_ndarray(picture(t), format="rgb24")
-            container.mux(stream.encode(frame.reformat(format="yuv420p", dst_colorspace="ITU709")))
-        container.mux(stream.encode())
+            video.add(picture(t))
 
 
 def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
@@ -114,11 +87,9 @@ def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
 
 def _triptych(original: Picture, reconstructed: Picture, factor: int) -> Picture:
     """Original, reconstruction and amplified difference of one frame, each enlarged by factor."""
-    distance = np.abs(original.astype(np.int16) - reconstructed.astype(np.int16))
-    difference = np.minimum(distance * DIFFERENCE_GAIN, 255).astype(np.uint8)
     cells = [
         cell.repeat(factor, axis=0).repeat(factor, axis=1)
-        for cell in (original, reconstructed, difference)
+        for cell in (original, reconstructed, difference(original, reconstructed))
     ]
     return _joined(cells, axis=1, gap=GAP)
 

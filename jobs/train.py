@@ -21,6 +21,7 @@ from data_pipeline.synthetic import ensure_synthetic
 from jobs import cluster
 from jobs.checks import check, check_run_folder, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
 from jobs.driver import Driver, MostSkipped
 from jobs.mailbox import open_mailbox
 from jobs.pool import Pool, Shares
@@ -35,14 +36,10 @@ from taehv.state import to_yaml
 
 log = logging.getLogger("jobs.train")
 
-DONE, FAILED, BAD_CONFIG = 0, 1, 2
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; the exit code is that of the project's contract (0, 1, 2, 130, 143)."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for room in ("jobs", "taehv", "data_pipeline"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    log_plainly()
     try:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
         return run(config)

@@ -18,7 +18,7 @@ from data_pipeline.held_out import HeldOutVideo, fixed_clips
 from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.latent_picture import latent_png
 from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
-from jobs.evaluation.videos import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
+from jobs.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
 from taehv.evaluation.methods import Method
 
 CLIP_FPS = 8.0

@@ -16,6 +16,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+"""HWC RGB, or one such frame after the other (THWC)."""
 
 DIFFERENCE_GAIN = 5
 """Factor on the absolute difference; what passes 255 is cut off there."""
@@ -24,6 +25,8 @@ SMALLEST_SIDE = 256
 """Smaller frames are enlarged by a whole factor: a pixel stays a pixel."""
 
 GAP = 4
+"""Pixels between neighbours."""
+
 BACKGROUND = 24
 
 
