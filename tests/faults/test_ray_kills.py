@@ -100,22 +100,19 @@ def test_training_workers(
     record.note("kill -9 of a training worker", UNHARMED, 3)
 
 
-def test_decode_tasks(
-    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+@pytest.mark.parametrize("kind", ["decode task", "decoder"])
+def test_decoding(
+    videos: Path,
+    reference: Path,
+    temp: Path,
+    tmp_path: Path,
+    chance: random.Random,
+    kind: str,
 ) -> None:
     job = Job.start(videos, tmp_path / "run", temp)
-    kill_on_the_way(job, "decode task", [0, 0, 0], chance)
+    kill_on_the_way(job, kind, [0, 0, 0], chance)
     assert_undisturbed(job, reference)
-    record.note("kill -9 of a decode task", UNHARMED, 3)
-
-
-def test_decoders(
-    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
-) -> None:
-    job = Job.start(videos, tmp_path / "run", temp)
-    kill_on_the_way(job, "decoder", [0, 0, 0], chance)
-    assert_undisturbed(job, reference)
-    record.note("kill -9 of a decoder", UNHARMED, 3)
+    record.note(f"kill -9 of a {kind}", UNHARMED, 3)
 
 
 def test_the_driver(
