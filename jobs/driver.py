@@ -101,8 +101,9 @@ class Driver:
 
     def drive(
         self, pool: Pool, config: Config, make_trainer: Callable[[Config, Shares], TorchTrainer]
-    ) -> Mapping[str, Any]:
-        """Run to the end and give the workers' summary (see `taehv.training.Summary`).
+    ) -> Mapping[str, Any] | None:
+        """Run to the end and give the workers' summary (see `taehv.training.Summary`); None where
+        the run was stopped while it waited for room.
 
         Args:
             pool: where workers can run.
@@ -118,7 +119,7 @@ class Driver:
             while True:
                 shares = pool.wait(cancelled=lambda: self.stopped_by is not None)
                 if shares is None:
-                    raise KeyboardInterrupt
+                    return None
                 trainer = make_trainer(config, shares)
                 ending = self._live(trainer, pool, config.cluster, shares.workers)
                 if self._failure is not None:

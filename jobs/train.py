@@ -95,23 +95,24 @@ def run(config: Config) -> int:
 
 def _conclude(
     run_folder: RunFolder,
-    summary: Mapping[str, Any],
+    summary: Mapping[str, Any] | None,
     stopped_by: signal.Signals | None,
     tracker: Tracker,
 ) -> int:
     """Hand the results to the tracker and the user."""
-    _end_tracking(tracker, run_folder, "FINISHED" if summary["finished"] else "KILLED")
+    finished = summary is not None and summary["finished"]
+    _end_tracking(tracker, run_folder, "FINISHED" if finished else "KILLED")
+    go_on = f"go on with: --train.run-dir {run_folder} --train.resume latest"
+    if summary is None:
+        assert stopped_by is not None
+        print(f"stopped while waiting for workers; {go_on}")
+        return 128 + stopped_by
     rows = journal.read_run(run_folder)
     print()
-    print(
-        closing_summary(
-            rows, summary["baselines"], run_folder, summary["finished"], tracker.open_hint()
-        )
-    )
-    if summary["finished"] or stopped_by is None:
+    print(closing_summary(rows, summary["baselines"], run_folder, finished, tracker.open_hint()))
+    if finished or stopped_by is None:
         return DONE
-    print(f"stopped at step {summary['step']}; go on with: --train.run-dir {run_folder} ", end="")
-    print("--train.resume latest")
+    print(f"stopped at step {summary['step']}; {go_on}")
     return 128 + stopped_by
 
 

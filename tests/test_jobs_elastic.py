@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,3 +122,20 @@ def test_a_node_that_is_given_notice_is_left_in_time(cluster: Cluster, tmp_path:
     assert workers_of(run_dir) == 1
     steps = [row["step"] for row in journal.read(run_dir / "metrics.jsonl") if "train/loss" in row]
     assert steps == list(range(1, 151))
+
+
+@pytest.mark.faults
+def test_a_run_that_waits_can_be_stopped(cluster: Cluster, tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path / "data", count=3)
+    run_dir = tmp_path / "runs" / "d"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --cluster.workers 2"
+    job = job_on(cluster, tmp_path / "home", *line.split())
+    wait_for((run_dir / "config.yaml").exists, job)
+    # Handlers stand before the waiting begins, which is told first.
+    assert job.stdout is not None
+    while "workers that cluster.workers asks for can start" not in job.stdout.readline():
+        assert job.poll() is None
+    job.send_signal(signal.SIGTERM)
+    code, output = finish(job, 60)
+    assert code == 143, output
+    assert "stopped while waiting for workers; go on with: " in output
