@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_CONFIG
-    except (TrainingError, DataError) as error:
+    except (TrainingError, DataError, OSError) as error:
+        # An OSError is a folder, a store or a cluster that refuses, and names it.
         print(f"error: {error}", file=sys.stderr)
         return FAILED
 

@@ -178,6 +178,7 @@ BAD_INPUT = {
     "no annotations": ("--data.annotations {tmp}/none.json", 1, "does not exist"),
     "not JSON": ("--data.annotations {tmp}/text.json", 1, "text.json"),
     "another form": ("--data.annotations {tmp}/form.json", 1, "form.json"),
+    "no folder for the run": ("--train.run-dir {tmp}/text.json/run", 1, "text.json/run"),
     "unknown option": ("--train.max-stepz 3", 2, "--train.max-steps"),
     "negative weight": ("--loss.seraena -1", 2, "loss.seraena is -1"),
     "size": ("--data.height 60", 2, "data.height is 60"),
