@@ -24,7 +24,7 @@ from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step_(\d{8})")

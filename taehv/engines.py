@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +21,8 @@ from taehv import distributed
 
 # Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Between a moment's name and the offset of a piece of it.
+_AT = "@"
 
 
 @dataclass(frozen=True)
@@ -151,25 +153,38 @@ def gradient_norm_before_step(engine: Engine, network: nn.Module) -> float | Non
     return float(torch.nn.utils.get_total_norm(gradients))
 
 
-def optimizer_state(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
-    """AdamW's state, whole, by parameter name: the same for any number of workers.
+def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
+    """The part of AdamW's state that this worker holds, by parameter, moment and offset.
 
-    A collective: ZeRO keeps a part on each worker, and every worker gets the whole. The tensors
-    are copies, on the CPU.
+    ZeRO cuts the flattened parameters into one run of elements per worker. A piece is named
+    `decoder.3.weight.exp_avg@512`: the elements of that moment from 512 on. The pieces of all
+    workers make up the whole, whatever their number. Not a collective, and no copies: the tensors
+    are the optimizer's own.
     """
-    state: dict[str, Tensor] = {}
+    adamw = _adamw(engine)
+    steps = [state["step"] for state in adamw.state.values() if "step" in state]
+    pieces = {"step": torch.as_tensor(steps[0] if steps else 0.0).detach()}
+    whole_everywhere = engine.zero_optimization_stage() == 0
+    if not steps or (whole_everywhere and not distributed.is_main()):
+        return pieces
     for name, parameter in network.named_parameters():
         for moment in MOMENTS:
-            value = _moment(engine, parameter, moment)
-            if value is not None:
-                state[f"{name}.{moment}"] = value
-    steps = [s["step"] for s in _adamw(engine).state.values() if "step" in s]
-    state["step"] = torch.as_tensor(steps[0] if steps else 0.0).detach().cpu().clone()
-    return state
+            held = _held(engine, parameter, moment)
+            if held is not None:
+                start, values = held
+                pieces[f"{name}.{moment}{_AT}{start}"] = values
+    return pieces
 
 
-def load_optimizer_state(engine: Engine, network: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Take over what `optimizer_state` gave, at this or another number of workers."""
+def load_optimizer_pieces(
+    engine: Engine, network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]
+) -> None:
+    """Take over what `optimizer_pieces` gave on all workers, at this or another number of them.
+
+    Raises:
+        ValueError: where the pieces do not make up the state of `network`.
+    """
+    state = _put_together(network, pieces)
     if not float(state["step"]):
         return
     adamw = _adamw(engine)
@@ -184,30 +199,54 @@ def load_optimizer_state(engine: Engine, network: nn.Module, state: Mapping[str,
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in network.named_parameters():
         for moment in MOMENTS:
-            _set_moment(engine, parameter, moment, state[f"{name}.{moment}"])
+            held = _held(engine, parameter, moment)
+            if held is not None:
+                start, values = held
+                values.copy_(state[f"{name}.{moment}"][start : start + values.numel()])
 
 
-def _moment(engine: Engine, parameter: nn.Parameter, moment: str) -> Tensor | None:
-    """A copy, on the CPU, of one of AdamW's moments."""
+def _put_together(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The whole state, each moment flat."""
+    state: dict[str, Tensor] = {"step": torch.zeros(())}
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for part in pieces:
+        for key, values in part.items():
+            name, _, start = key.partition(_AT)
+            if name == "step":
+                state["step"] = values
+            else:
+                found.setdefault(name, []).append((int(start), values))
+    if not float(state["step"]):
+        return state
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            key = f"{name}.{moment}"
+            in_order = sorted(found.pop(key, []), key=lambda piece: piece[0])
+            end = 0
+            for offset, values in in_order:
+                if offset != end:
+                    break
+                end += values.numel()
+            if end != parameter.numel():
+                raise ValueError(f"{key} is there to element {end} of {parameter.numel()}")
+            state[key] = torch.cat([values for _, values in in_order])
+    if found:
+        raise ValueError(f"the network has no {next(iter(found))}")
+    return state
+
+
+def _held(engine: Engine, parameter: nn.Parameter, moment: str) -> tuple[int, Tensor] | None:
+    """Where this worker's part of a moment starts, and the part: flat, the optimizer's own memory.
+
+    Without ZeRO every worker holds the whole.
+    """
     if engine.zero_optimization_stage() == 0:
-        value = engine.optimizer.state[parameter].get(moment)
-        return None if value is None else value.detach().to("cpu", copy=True)
-    if not _adamw(engine).state:
+        return 0, engine.optimizer.state[parameter][moment].detach().view(-1)
+    fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+    if fragment is None:
         return None
-    from deepspeed.utils import safe_get_full_optimizer_state
-
-    # Put together for the purpose, so a copy already.
-    return safe_get_full_optimizer_state(parameter, moment).detach().cpu()  # type: ignore[no-any-return]
-
-
-def _set_moment(engine: Engine, parameter: nn.Parameter, moment: str, value: Tensor) -> None:
-    value = value.to(parameter.device)
-    if engine.zero_optimization_stage() == 0:
-        engine.optimizer.state[parameter][moment].copy_(value)
-        return
-    from deepspeed.utils import safe_set_full_optimizer_state
-
-    safe_set_full_optimizer_state(parameter, value, moment)
+    values: Tensor = fragment.get_hp_fragment(optim_state_key=moment)
+    return fragment.lp_fragment_address.start, values.detach()
 
 
 def _adamw(engine: Engine) -> torch.optim.Optimizer:

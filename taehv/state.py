@@ -18,7 +18,7 @@ from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
 from taehv.discriminator import Discriminator
 from taehv.ema import Ema
-from taehv.engines import Engine, build_engine, load_optimizer_state, optimizer_state
+from taehv.engines import Engine, build_engine, load_optimizer_pieces, optimizer_pieces
 from taehv.errors import TrainingError
 from taehv.interfaces import Verdict
 from taehv.model import TAEHV, build_model
@@ -97,20 +97,23 @@ class TrainState:
         adversary = self.adversary
         replay = adversary.replay.snapshot() if adversary else dict
         tensors: dict[str, Callable[[], Mapping[str, Tensor]]] = {
-            f"worker_{distributed.rank():05d}": lambda: rng | _on_cpu(replay())
+            _own("worker"): lambda: rng | _on_cpu(replay())
         }
-        optimizers = {"generator_optimizer": optimizer_state(self.engine, self.generator)}
+        parts: dict[str, Mapping[str, Tensor]] = {
+            _own("generator_optimizer"): optimizer_pieces(self.engine, self.generator)
+        }
         if adversary:
-            state = optimizer_state(adversary.engine, adversary.network)
-            optimizers["discriminator_optimizer"] = state
+            pieces = optimizer_pieces(adversary.engine, adversary.network)
+            parts[_own("discriminator_optimizer")] = pieces
         texts = {}
         if distributed.is_main():
-            networks: dict[str, nn.Module] = {"generator": self.generator, "ema": self.ema.network}
+            parts["generator"] = self.generator.state_dict()
+            parts["ema"] = self.ema.network.state_dict()
             if adversary:
-                networks["discriminator"] = adversary.network
-            copies = {name: self._copy(name, network) for name, network in networks.items()}
-            tensors |= {name: partial(dict, part) for name, part in (copies | optimizers).items()}
+                parts["discriminator"] = adversary.network.state_dict()
             texts["config.yaml"] = to_yaml(self.config)
+        for name, part in parts.items():
+            tensors[name] = partial(dict, self._copy(name, part))
         info = {
             "step": self.step,
             "workers": self.layout.workers,
@@ -121,10 +124,10 @@ class TrainState:
         }
         return Snapshot(self.step, info, tensors, texts)
 
-    def _copy(self, name: str, network: nn.Module) -> dict[str, Tensor]:
-        """Contiguous copies of the weights on the CPU, which training does not move."""
+    def _copy(self, name: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Contiguous copies on the CPU, which training does not move."""
         copies = self._copies.setdefault(name, {})
-        for key, value in network.state_dict().items():
+        for key, value in part.items():
             copy = copies.get(key)
             if copy is None:
                 copies[key] = copy = torch.empty(value.shape, dtype=value.dtype)
@@ -181,20 +184,16 @@ class TrainState:
         self.best = (float(info["best"][0]), int(info["best"][1])) if info["best"] else None
         self.verdicts = {tuple(verdict) for verdict in info["verdicts"]}
         self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
-        load_optimizer_state(
-            self.engine, self.generator, load_file(folder / "generator_optimizer.safetensors")
-        )
-        own = folder / f"worker_{distributed.rank():05d}.safetensors"
+        _load_optimizer(folder, "generator_optimizer", self.engine, self.generator)
+        own = folder / f"{_own('worker')}.safetensors"
         if own.is_file():
             with safe_open(own, "pt") as file:
                 torch.set_rng_state(file.get_tensor("random.torch"))
                 if torch.cuda.is_available() and "random.cuda" in file.keys():  # noqa: SIM118
                     torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
         if self.adversary:
-            load_optimizer_state(
-                self.adversary.engine,
-                self.adversary.network,
-                load_file(folder / "discriminator_optimizer.safetensors"),
+            _load_optimizer(
+                folder, "discriminator_optimizer", self.adversary.engine, self.adversary.network
             )
             self._load_replay(folder, self.adversary.replay)
         if distributed.is_main():
@@ -210,6 +209,21 @@ class TrainState:
                     keys = (f"slot.{slot}.images", f"slot.{slot}.context")
                     tensors = {key: file.get_tensor(key) for key in keys}
                     replay.load(slot, tensors, distributed.device())
+
+
+def _own(name: str) -> str:
+    """The name, without suffix, of this worker's file of a kind."""
+    return f"{name}_{distributed.rank():05d}"
+
+
+def _load_optimizer(folder: Path, name: str, engine: Engine, network: nn.Module) -> None:
+    files = sorted(folder.glob(f"{name}_*.safetensors"))
+    try:
+        load_optimizer_pieces(engine, network, map(load_file, files))
+    except ValueError as error:
+        raise TrainingError(
+            f"{folder}/{name}_*.safetensors do not fit the network: {error}"
+        ) from error
 
 
 def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:

@@ -1,6 +1,7 @@
 """Whether two runs came to the same end."""
 
 import json
+import re
 from itertools import chain
 from pathlib import Path
 
@@ -33,12 +34,20 @@ def tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def state(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a checkpoint but the random states, wherever each worker wrote its own."""
-    return {
-        key.split(": ")[1] if key.startswith("worker_") else key: value
-        for key, value in tensors(folder).items()
-        if "random." not in key
-    }
+    """All tensors of a checkpoint but the random states, whole, whichever worker wrote what."""
+    whole: dict[str, Tensor] = {}
+    pieces: dict[str, list[tuple[int, Tensor]]] = {}
+    for key, value in tensors(folder).items():
+        file, name = key.split(": ")
+        kind = re.sub(r"_\d{5}\.safetensors$", "", file)
+        name, _, start = name.partition("@")
+        if start:
+            pieces.setdefault(f"{kind}: {name}", []).append((int(start), value))
+        elif "random." not in name:
+            whole[f"{kind}: {name}"] = value
+    for key, parts in pieces.items():
+        whole[key] = torch.cat([part for _, part in sorted(parts, key=lambda part: part[0])])
+    return whole
 
 
 def assert_equal(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
