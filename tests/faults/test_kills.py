@@ -74,9 +74,9 @@ def test_a_process_killed_at_random_moments(setting: Setting) -> None:
 def test_one_of_two_workers_killed(setting: Setting) -> None:
     setting.undisturbed(workers=2)
     kills = runs = 0
-    while kills < 8:
+    while kills < 20:
         name = f"killed_{runs}"
-        kills += kill_until_done(setting, name, most=4, workers=2)
+        kills += kill_until_done(setting, name, most=5, workers=2)
         assert_undisturbed(setting, name, "reference")
         runs += 1
     record.note("... the runs so disturbed", "end bit for bit as the undisturbed one", runs)
