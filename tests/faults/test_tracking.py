@@ -166,7 +166,8 @@ def test_a_server_that_is_away(
         assert "resuming the run sends them" in job.output
         proxy.pass_on()
         again = ("--tracking.uri", f"http://{proxy.address}", "--train.resume", "latest")
-        assert Job.start(videos, run, temp, *again).wait() == 0
+        job = Job.start(videos, run, temp, *again)
+        assert job.wait() == 0, job.output
     assert_complete(server, run)
     assert wait_until_gone(temp, GRACE) == []
     record.note(f"an MLflow server that {how} {moment}", "the run is unharmed, MLflow complete")
