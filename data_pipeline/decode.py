@@ -100,6 +100,15 @@ class VideoFile:
                     return
             self._read_from_start(indices, sink)
 
+    def walk(self, frames: range) -> Iterator[av.VideoFrame]:
+        """The frames of a range, one by one, by one decode from the first frame of the video.
+
+        For long stretches; `read` is the way to a few frames far into a file.
+        """
+        with verdict("cannot be decoded"):
+            for _, frame in self._walk(frames):
+                yield frame
+
     def _reopen(self) -> None:
         """Back to the first frame, also in formats that cannot seek."""
         self._container.close()
@@ -216,6 +225,10 @@ class VideoFile:
 
     def _read_from_start(self, indices: Sequence[int], sink: Sink) -> None:
         """By counting from the first frame."""
+        for index, frame in self._walk(indices):
+            sink(index, frame)
+
+    def _walk(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         wanted = frozenset(indices)
         count, damaged = 0, False
         for count, frame in enumerate(self._decode_all(), start=1):
@@ -224,7 +237,7 @@ class VideoFile:
             if count - 1 in wanted:
                 if damaged:
                     raise UnusableVideoError(f"frame {count - 1} is damaged")
-                sink(count - 1, frame)
+                yield count - 1, frame
             if count - 1 == indices[-1]:
                 return
         raise UnusableVideoError(

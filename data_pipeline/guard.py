@@ -1,11 +1,12 @@
-"""Windows read in a process of their own, which a broken file may hang or crash.
+"""Videos read in a process of their own, which a broken file may hang or crash.
 
 Inside of FFmpeg nothing of the same process can stop a decoder that hangs, and nothing outlives
-one that crashes. So a child process reads the windows; it is killed and replaced where it has to
-be. The child loads little, starts fast and keeps no state.
+one that crashes. So a child process reads the windows, or whole videos; it is killed and replaced
+where it has to be. The child loads little, starts fast and keeps no state.
 
 Over its standard input come requests: a length and a pickle. Over its standard output go replies:
-a kind, a number and a length, and that many bytes, of clips or of a text.
+a kind, a number and a length, and that many bytes, of clips or of a text. A whole video has many
+replies: a description of it, and pieces of its frames.
 """
 
 import ctypes
@@ -19,15 +20,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 
+from data_pipeline.augment import Frames
 from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.whole import WholeRequest, WholeVideo, plan_whole, whole_frames
 from data_pipeline.window import WindowClips, WindowRequest, read_window
 
 COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
@@ -44,8 +47,9 @@ READS = 2000
 
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
-CLIPS, UNUSABLE, MOMENTARY, BUG = b"C", b"U", b"M", b"B"
-"""Kinds of replies. The number is that of decoded frames, and 0 in the other three."""
+CLIPS, WHOLE, PIECE, UNUSABLE, MOMENTARY, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
+"""Kinds of replies. The number is that of decoded frames for clips, of frames for a piece of a
+whole video, and 0 in the others."""
 
 PR_SET_PDEATHSIG = 1
 
@@ -95,7 +99,46 @@ class WindowReader:
         except CrashedError:
             return self._read(request, seconds)
 
+    def read_whole(
+        self, request: WholeRequest, seconds: float
+    ) -> tuple[WholeVideo, Generator[Frames]]:
+        """`plan_whole(request)` and `whole_frames`, within a time limit for each piece.
+
+        The child waits while a piece is worked on; to close the generator early ends it.
+        Both may raise what `read` raises; nothing is read twice, since pieces have been given out.
+        """
+        replies = self._whole(request, seconds)
+        video = next(replies)
+        assert isinstance(video, WholeVideo)
+        return video, replies  # type: ignore[return-value]
+
+    def _whole(self, request: WholeRequest, seconds: float) -> Generator[WholeVideo | Frames]:
+        with self._asked(request, seconds, "frame") as link:
+            _, length = _answer_of(link, request, WHOLE)
+            video: WholeVideo = pickle.loads(link.receive(bytearray(length)))
+            yield video
+            left = video.frames
+            while left:
+                # What the receiver did in between is not the video's time.
+                link.deadline = time.monotonic() + seconds
+                number, _ = _answer_of(link, request, PIECE)
+                piece = np.empty((number, 3, video.height, video.width), np.uint8)
+                link.receive(piece.reshape(-1).data)
+                left -= number
+                yield piece
+
     def _read(self, request: WindowRequest, seconds: float) -> WindowClips:
+        with self._asked(request, seconds, "clip") as link:
+            decoded, _ = _answer_of(link, request, CLIPS)
+            frames = np.empty(request.shape, np.uint8)
+            link.receive(frames.reshape(-1).data)
+        return WindowClips(frames, decoded)
+
+    @contextmanager
+    def _asked(
+        self, request: WindowRequest | WholeRequest, seconds: float, wanted: str
+    ) -> Iterator["_Link"]:
+        """A request sent; the child is ended unless its answer is read to the end."""
         if self._child is not None and (self._reads == READS or self._child.poll() is not None):
             self.close()
         if self._child is None:
@@ -106,24 +149,20 @@ class WindowReader:
         try:
             body = pickle.dumps(request)
             link.send(REQUEST.pack(len(body)) + body)
-            kind, number, length = REPLY.unpack(link.receive(bytearray(REPLY.size)))
-            if kind == CLIPS:
-                frames = np.empty(request.shape, np.uint8)
-                link.receive(frames.reshape(-1).data)
-                sound = True
-                return WindowClips(frames, number)
-            text = link.receive(bytearray(length)).tobytes().decode()
-            sound = kind != BUG
+            yield link
+            sound = True
+        except UnusableVideoError:
+            sound = True
+            raise
         except TimeoutError:
-            raise TimedOutError(f"no clip after {seconds:g} s; its decoder was stopped") from None
+            raise TimedOutError(
+                f"no {wanted} after {seconds:g} s; its decoder was stopped"
+            ) from None
         except (EOFError, BrokenPipeError):
             raise _end_of(self._child) from None
         finally:
             if not sound:
                 self.close()
-        if kind == BUG:
-            raise RuntimeError(f"reading {request.location} failed:\n{text}")
-        raise (MomentaryError if kind == MOMENTARY else UnusableVideoError)(text)
 
     def close(self) -> None:
         """End the child. A later read starts another."""
@@ -162,7 +201,7 @@ class _Link:
         assert child.stdin is not None
         assert child.stdout is not None
         self._requests, self._replies = child.stdin.fileno(), child.stdout.fileno()
-        self._deadline = deadline
+        self.deadline = deadline
 
     def send(self, message: bytes) -> None:
         """Raises TimeoutError, or BrokenPipeError where the child is gone."""
@@ -185,8 +224,21 @@ class _Link:
     def _wait(self, pipe: int, event: int) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+        if not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
             raise TimeoutError
+
+
+def _answer_of(
+    link: _Link, request: WindowRequest | WholeRequest, wanted: bytes
+) -> tuple[int, int]:
+    """The next reply's number and length, if it is of the wanted kind; else what it says."""
+    kind, number, length = REPLY.unpack(link.receive(bytearray(REPLY.size)))
+    if kind == wanted:
+        return number, length
+    text = link.receive(bytearray(length)).tobytes().decode()
+    if kind == BUG:
+        raise RuntimeError(f"reading {request.location} failed:\n{text}")
+    raise (MomentaryError if kind == MOMENTARY else UnusableVideoError)(text)
 
 
 def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError:
@@ -212,16 +264,24 @@ def main() -> None:
     while header := requests.read(REQUEST.size):
         request = pickle.loads(requests.read(*REQUEST.unpack(header)))
         try:
-            clips = read_window(request)
+            _answer(replies, request)
         except MomentaryError as error:
             _reply(replies, MOMENTARY, 0, str(error).encode())
         except UnusableVideoError as error:
             _reply(replies, UNUSABLE, 0, str(error).encode())
         except MemoryError:
             _reply(replies, UNUSABLE, 0, b"needs too much memory")
-        else:
-            _reply(replies, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
-            del clips
+
+
+def _answer(pipe: int, request: WindowRequest | WholeRequest) -> None:
+    if isinstance(request, WindowRequest):
+        clips = read_window(request)
+        _reply(pipe, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
+        return
+    video = plan_whole(request)
+    _reply(pipe, WHOLE, 0, pickle.dumps(video))
+    for piece in whole_frames(request, video):
+        _reply(pipe, PIECE, len(piece), piece.reshape(-1).data)
 
 
 def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> None:

@@ -11,24 +11,30 @@ from pathlib import Path
 # Run as a script, Python looks for imports in jobs/ alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_pipeline.clips import Reader, open_sources
+import torch
+
+from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.config import DataConfig
-from data_pipeline.errors import DataError, UnusableVideoError
+from data_pipeline.errors import DataError
 from data_pipeline.guard import WindowReader
 from data_pipeline.held_out import HeldOutVideo, choose_videos
-from data_pipeline.storage import OutsideRootError
 from data_pipeline.window import WindowClips, WindowRequest
 from jobs.config import ConfigError
 from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly
-from jobs.evaluation.config import EvaluateConfig, find_weights, parse, read_thresholds, run_config
+from jobs.evaluation.config import EvaluateConfig, parse, read_thresholds
 from jobs.evaluation.contestants import Contestants, load
+from jobs.evaluation.cost import Costs
 from jobs.evaluation.exhibits import worst_clips, write_samples
-from jobs.evaluation.measure import Sampling, VideoResult, score_video
+from jobs.evaluation.measure import Sampling
 from jobs.evaluation.output import check_output, staged
 from jobs.evaluation.publish import publish
 from jobs.evaluation.results import assemble, write_json
+from jobs.evaluation.scoring import CostWorker, Scored, ScoringTask, ScoringWorker
 from jobs.evaluation.table import closing_table, sample_line
+from jobs.fan_out import FanOut, fan_out
+from jobs.given_weights import find_weights, run_config
 from jobs.report.page import write_report
+from taehv import distributed
 from taehv.errors import TrainingError
 
 log = logging.getLogger("jobs.evaluate")
@@ -42,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run(config)
     except ConfigError as error:
         return _refuse(error, BAD_CONFIG)
-    except (TrainingError, DataError, OutsideRootError) as error:
+    except (TrainingError, DataError, OSError) as error:
         return _refuse(error, FAILED)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
@@ -55,28 +61,39 @@ def run(config: EvaluateConfig) -> int:
     limits = read_thresholds(config.thresholds)
     weights = find_weights(config.checkpoint)
     output = Path(config.output_dir or weights.parent / "evaluation").absolute()
-    contestants = load(config)
+    # With Ray the networks go from here to the workers' devices.
+    device = torch.device("cpu") if config.ray.wanted else distributed.device()
+    contestants = load(config, device)
     sampling = Sampling(
         _fitting(config, contestants.multiple),
         config.clips_per_video,
         config.whole_frames,
         contestants.multiple,
     )
-    videos = _videos(config)
+    videos, refused = _videos(config)
     check_output(output, config.overwrite)
 
+    with fan_out(config.ray) as workers:
+        scored, skipped = _score_all(videos, refused, sampling, contestants, workers, config)
+        cost = _measure_cost(contestants, workers)
     with WindowReader() as reader, staged(output) as folder:
 
         def read(request: WindowRequest) -> WindowClips:
             return reader.read(request, config.data.decode_seconds)
 
-        scored, skipped = _score_all(videos, sampling, contestants, read, config)
+        found = [(entry.video, entry.result) for entry in scored if entry.result is not None]
         results = assemble(
-            config, contestants, sampling, [result for _, result in scored], skipped, limits
+            config,
+            contestants,
+            sampling,
+            [result for _, result in found],
+            [{"video": entry.video, "reason": entry.reason} for entry in skipped],
+            cost,
+            limits,
         )
-        write_samples(scored[: config.num_videos], sampling, contestants, read, folder)
+        write_samples(found[: config.num_videos], sampling, contestants, read, folder)
         worst = worst_clips(
-            scored, sampling, contestants, read, folder / "worst_clips", config.worst_clips
+            found, sampling, contestants, read, folder / "worst_clips", config.worst_clips
         )
         results["seconds"] = time.perf_counter() - begun
         write_json(results, folder / "metrics.json")
@@ -91,16 +108,16 @@ def run(config: EvaluateConfig) -> int:
     return VERDICT_IS_FAILURE if failed and config.fail_on_verdict else DONE
 
 
-def _videos(config: EvaluateConfig) -> list[HeldOutVideo]:
+def _videos(config: EvaluateConfig) -> tuple[list[HeldOutVideo], list[Rejection]]:
     """The held-out videos: those that the same seed and fraction keep out of training, or, of a
-    list that is a test set of its own, all."""
+    list that is a test set of its own, all. Second those whose path leads out of the root."""
     if not config.data.annotations:
         raise ConfigError(
             "--data.annotations is missing: the videos to judge on, and no config.yaml of a run "
             "beside the checkpoint names any"
         )
     training, validation = open_sources(config.data, config.seed, batch=1)
-    chosen = choose_videos(validation.videos, config.seed, config.num_samples)
+    chosen, refused = choose_videos(validation.videos, config.seed, config.num_samples)
     own = run_config(find_weights(config.checkpoint))
     if config.split == "all" and own and own.data.annotations == config.data.annotations:
         log.warning(
@@ -108,49 +125,61 @@ def _videos(config: EvaluateConfig) -> list[HeldOutVideo]:
             "knows its own videos, not how well it does on others"
         )
     if config.split == "all" and training.videos.rows is not None:
-        left = config.num_samples - len(chosen) if config.num_samples else 0
+        left = config.num_samples - len(chosen) - len(refused) if config.num_samples else 0
         if left or not config.num_samples:
-            chosen += choose_videos(training.videos, config.seed, left)
-    return chosen
+            more, also = choose_videos(training.videos, config.seed, left)
+            chosen, refused = chosen + more, refused + also
+    return chosen, refused
 
 
 def _score_all(
     videos: Sequence[HeldOutVideo],
+    refused: Sequence[Rejection],
     sampling: Sampling,
     contestants: Contestants,
-    read: Reader,
+    workers: FanOut,
     config: EvaluateConfig,
-) -> tuple[list[tuple[HeldOutVideo, VideoResult]], list[dict[str, str]]]:
-    """Every video, a line each; those that cannot be used are told and left out.
+) -> tuple[list[Scored], list[Rejection]]:
+    """Every video, a line each, in their order; those that cannot be used are told and left out.
 
     Raises DataError where too many cannot be.
     """
-    scored: list[tuple[HeldOutVideo, VideoResult]] = []
-    skipped: list[dict[str, str]] = []
-    for number, video in enumerate(videos, start=1):
-        start = time.perf_counter()
-        try:
-            result = score_video(
-                video,
-                sampling,
-                contestants.methods,
-                read,
-                contestants.device,
-                contestants.perceptual,
-            )
-        except UnusableVideoError as error:
-            log.warning("video %s is skipped: %s", video.name, error)
-            skipped.append({"video": video.name, "reason": str(error)})
-            if len(skipped) > config.max_bad_fraction * len(videos):
-                raise DataError(
-                    f"{len(skipped)} of {len(videos)} held-out videos cannot be used, more than "
-                    f"max_bad_fraction ({config.max_bad_fraction:g}); the last of them is "
-                    f"{video.name} ({error})"
-                ) from error
+    scored: list[Scored] = []
+    skipped: list[Rejection] = []
+    for rejection in refused:
+        _skip(rejection, skipped)
+    task = ScoringTask(contestants, sampling, config.data.decode_seconds)
+    for entry in workers.each(ScoringWorker, task, list(enumerate(videos))):
+        if entry.result is not None:
+            scored.append(entry)
+            line = sample_line(len(scored), len(videos), entry.result, entry.seconds)
+            print(line, flush=True)
             continue
-        scored.append((video, result))
-        print(sample_line(number, len(videos), result, time.perf_counter() - start), flush=True)
-    return scored, skipped
+        _skip(Rejection(entry.video.name, entry.reason), skipped)
+        unusable = len(skipped) - len(refused)
+        if unusable > config.max_bad_fraction * len(videos):
+            raise DataError(
+                f"{unusable} of {len(videos)} held-out videos cannot be used, more than "
+                f"max_bad_fraction ({config.max_bad_fraction:g}); the last of them is "
+                f"{entry.video.name} ({entry.reason})"
+            )
+    if not scored:
+        raise DataError(
+            f"none of the {len(skipped)} held-out videos can be used; the last of them is "
+            f"{skipped[-1].video} ({skipped[-1].reason})"
+        )
+    return sorted(scored, key=lambda entry: entry.index), skipped
+
+
+def _skip(video: Rejection, skipped: list[Rejection]) -> None:
+    log.warning("video %s is skipped: %s", video.video, video.reason)
+    skipped.append(video)
+
+
+def _measure_cost(contestants: Contestants, workers: FanOut) -> Costs:
+    """When all is scored, so that nothing else is running."""
+    place = workers if workers.has_gpus else FanOut()
+    return next(place.each(CostWorker, contestants, [None]))
 
 
 def _fitting(config: EvaluateConfig, multiple: int) -> DataConfig:

@@ -33,13 +33,14 @@ BACKGROUND = 24
 class Mp4Writer:
     """Writes one video; a context manager. Memory does not depend on its length."""
 
-    def __init__(self, path: Path, fps: float) -> None:
-        """fps: above 0."""
+    def __init__(self, path: Path, fps: float, smallest: int = SMALLEST_SIDE) -> None:
+        """fps: above 0. smallest: see `enlarged`; 1 leaves the size."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(1001)
         )
+        self._smallest = smallest
         self._begun = False
 
     def __enter__(self) -> Self:
@@ -57,7 +58,7 @@ class Mp4Writer:
 
     def add(self, picture: Picture) -> None:
         """The next frame; all have the size of the first."""
-        picture = _even(enlarged(picture))
+        picture = _even(enlarged(picture, self._smallest))
         if not self._begun:
             self._begin(picture.shape[0], picture.shape[1])
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")

@@ -105,7 +105,6 @@ class Teacher:
         from safetensors import SafetensorError
 
         device = torch.device(device)
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         try:
             vae, report = AutoencoderKLCogVideoX.from_pretrained(
                 config.path,
@@ -113,7 +112,7 @@ class Teacher:
                 local_files_only=True,
                 use_safetensors=True,
                 low_cpu_mem_usage=False,
-                torch_dtype=dtype,
+                torch_dtype=_dtype_on(device),
                 output_loading_info=True,
             )
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
@@ -130,6 +129,10 @@ class Teacher:
                     f"(first: {keys[0]}); weights and vae/config.json do not belong together"
                 )
         return cls(vae.to(device), config.latent_scale)
+
+    def to(self, device: torch.device) -> "Teacher":
+        """Moved there, to the arithmetic that `load` gives it there."""
+        return Teacher(self._vae.to(device, _dtype_on(device)), self._latent_scale)
 
     def num_latents(self, num_frames: int) -> int:
         """How many latents T frames give: T over the time factor, rounded up."""
@@ -193,6 +196,10 @@ class Teacher:
                 f"the teacher does not fit the student ({'; '.join(differences)}); choose a "
                 "student of the teacher's shape, or leave teacher.path empty and set loss.encoder 0"
             )
+
+
+def _dtype_on(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def frame_rule_warning(num_frames: int) -> str | None:

@@ -14,15 +14,16 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
-from jobs.config import Config, ConfigError, read_yaml
+from data_pipeline.storage import is_s3
+from jobs.config import ConfigError
+from jobs.fan_out import RayConfig
+from jobs.given_weights import checkpoint_of, find_weights, run_config
 from jobs.tracking import TrackingConfig
 from taehv.shapes import infer_config
 from taehv.teacher import TeacherConfig
 from taehv.variants import ModelConfig
 from taehv.verdict import Thresholds
 from taehv.weights import read_weights
-
-WEIGHTS = ("final_model.safetensors", "final_model.pth")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class EvaluateConfig:
     """
 
     checkpoint: str = ""
-    """Weights to judge, .pth or .safetensors in the public keys, or a run's folder."""
+    """Weights to judge, .pth or .safetensors in the public keys, or a run's folder; also on
+    s3://."""
     output_dir: str = ""
     """Folder for the results. Empty: `evaluation`, beside the checkpoint."""
     overwrite: bool = False
@@ -80,6 +82,7 @@ class EvaluateConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
         for name in ("num_samples", "num_videos", "worst_clips", "seed"):
@@ -97,7 +100,7 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
     file; SystemExit with 2 for an option that does not exist, with 0 after --help.
     """
     arguments = list(arguments)
-    checkpoint = _value_of(arguments, "--checkpoint")
+    checkpoint = checkpoint_of(arguments)
     defaults = _from_run(find_weights(checkpoint)) if checkpoint else EvaluateConfig()
     try:
         config = tyro.cli(EvaluateConfig, args=arguments, default=defaults, description=description)
@@ -105,21 +108,9 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
         raise ConfigError(str(error)) from error
     if not config.checkpoint:
         raise ConfigError("--checkpoint is missing: the weights to judge, or a run's folder")
+    if is_s3(config.checkpoint) and not config.output_dir:
+        raise ConfigError("--output-dir is missing: a folder for the results, on this machine")
     return config
-
-
-def find_weights(place: str) -> Path:
-    """The weights file that a path means: of a folder, a run's final weights."""
-    path = Path(place)
-    if path.is_dir():
-        return next((path / name for name in WEIGHTS if (path / name).is_file()), path / WEIGHTS[0])
-    return path
-
-
-def run_config(weights: Path) -> Config | None:
-    """The configuration of the run that made the weights, where it lies beside them."""
-    file = weights.parent / "config.yaml"
-    return read_yaml(file) if file.is_file() else None
 
 
 def read_thresholds(path: str) -> Thresholds:
@@ -159,15 +150,5 @@ def _from_run(weights: Path) -> EvaluateConfig:
         model=dataclasses.replace(run.model, pretrained=""),
         teacher=run.teacher,
         tracking=run.tracking,
-        baseline=started_from if Path(started_from).is_file() else "",
+        baseline=started_from if is_s3(started_from) or Path(started_from).is_file() else "",
     )
-
-
-def _value_of(arguments: list[str], option: str) -> str:
-    for position, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == option:
-            if separator:
-                return value
-            return arguments[position + 1] if position + 1 < len(arguments) else ""
-    return ""

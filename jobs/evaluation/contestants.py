@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from jobs.evaluation.config import EvaluateConfig, find_weights, run_config
-from taehv import distributed
-from taehv.errors import TrainingError
+from jobs.evaluation.config import EvaluateConfig
+from jobs.given_weights import address_of, find_weights, network_of
 from taehv.evaluation.lpips import Lpips
 from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, no_network
 from taehv.evaluation.rate import int8_round_trip
 from taehv.model import TAEHV, build_model
-from taehv.shapes import expected_shapes, infer_config
 from taehv.teacher import Teacher, check_teacher
 from taehv.variants import ModelConfig
-from taehv.weights import read_weights
 
 
 @dataclass
@@ -29,11 +24,14 @@ class Contestants:
 
     network: NetworkMethod
     methods: list[Method]
-    teacher: Teacher | None
-    perceptual: Callable[[Tensor, Tensor], Tensor] | None
+    perceptual: Lpips | None
     device: torch.device
-    files: dict[str, Path] = field(default_factory=dict)
-    """Weights of each method that has some."""
+    precision: str
+    """As in `EvaluateConfig.precision`."""
+    weights: Path
+    """The network's."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Weights of each method that has some, as others find them."""
 
     @property
     def multiple(self) -> int:
@@ -41,10 +39,35 @@ class Contestants:
         factors = [m.model.space_downscale for m in self.methods if isinstance(m, NetworkMethod)]
         return max(8, *factors)
 
+    def on(self, device: torch.device) -> Contestants:
+        """All of it on another device, in the arithmetic that is chosen there."""
+        if device == self.device:
+            return self
+        dtype = _dtype(self.precision, device)
+        methods: list[Method] = []
+        for method in self.methods:
+            if isinstance(method, NetworkMethod):
+                model = method.model.to(device)
+                methods.append(
+                    NetworkMethod(model, method.key, method.label, dtype, method.through)
+                )
+            elif isinstance(method, TeacherMethod):
+                methods.append(TeacherMethod(method.teacher.to(device)))
+            else:
+                methods.append(method)
+        network = methods[0]
+        assert isinstance(network, NetworkMethod)
+        return dataclasses.replace(
+            self,
+            network=network,
+            methods=methods,
+            perceptual=self.perceptual.to(device) if self.perceptual else None,
+            device=device,
+        )
 
-def load(config: EvaluateConfig) -> Contestants:
+
+def load(config: EvaluateConfig, device: torch.device) -> Contestants:
     """Load everything. Raises TrainingError, naming the file, for what cannot be used."""
-    device = distributed.device()
     dtype = _dtype(config.precision, device)
     weights = find_weights(config.checkpoint)
     model = _build(dataclasses.replace(config.model, pretrained=str(weights)), device)
@@ -53,42 +76,26 @@ def load(config: EvaluateConfig) -> Contestants:
         network,
         NetworkMethod(model, "int8", "network, latents in int8", dtype, int8_round_trip),
     ]
-    files = {"network": weights}
+    files = {"network": address_of(weights, config.checkpoint)}
     others = [("baseline", config.baseline)] if config.baseline else []
     others += [(f"compare_{k}", path) for k, path in enumerate(config.compare)]
     for key, place in others:
         path = find_weights(place)
         label = f"baseline: {path.name}" if key == "baseline" else _name(path)
-        other = _build(_config_of(path, config.model), device)
+        other = _build(network_of(path, config.model), device)
         methods.append(NetworkMethod(other, key, label, dtype))
-        files[key] = path
-    teacher = None
+        files[key] = address_of(path, place)
     if config.teacher.path:
         check_teacher(config.teacher.path)
-        teacher = Teacher.load(config.teacher, device)
-        methods.append(TeacherMethod(teacher))
+        methods.append(TeacherMethod(Teacher.load(config.teacher, device)))
     methods += no_network()
     perceptual = Lpips.load(config.lpips, device) if config.lpips else None
-    return Contestants(network, methods, teacher, perceptual, device, files)
+    return Contestants(network, methods, perceptual, device, config.precision, weights, files)
 
 
 def _name(weights: Path) -> str:
     """A run's weights are known by its folder."""
     return f"{weights.parent.name}/{weights.name}"
-
-
-def _config_of(weights: Path, like: ModelConfig) -> ModelConfig:
-    """The network of other weights: their own run's, or `like` where it fits, or from shapes."""
-    run = run_config(weights)
-    if run is not None:
-        return dataclasses.replace(run.model, pretrained=str(weights))
-    state = read_weights(weights)
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    try:
-        found = like if expected_shapes(like.architecture) == shapes else infer_config(state)
-    except TrainingError as error:
-        raise TrainingError(f"{weights}: {error}") from error
-    return dataclasses.replace(found, pretrained=str(weights))
 
 
 def _build(config: ModelConfig, device: torch.device) -> TAEHV:

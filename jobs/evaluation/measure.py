@@ -11,7 +11,8 @@ from torch import Tensor
 from data_pipeline.clips import Reader
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.held_out import HeldOutVideo, VideoFacts, fixed_clips, whole_frames
+from data_pipeline.held_out import HeldOutVideo, fixed_clips
+from data_pipeline.whole import VideoFacts, WholeRequest, plan_whole, whole_frames
 from taehv.evaluation.frames import FrameScorer
 from taehv.evaluation.methods import Method, NetworkMethod
 from taehv.evaluation.rate import LatentStatistics
@@ -136,7 +137,9 @@ def stream_pairs(
     limit: int = 0,
 ) -> tuple[tuple[int, int, int], Iterator[tuple[Tensor, Tensor]]]:
     """(T, H, W), and each frame with its reconstruction, [1, 3, H, W] in [0, 1]."""
-    size, pieces = whole_frames(video, facts, multiple, limit)
+    request = WholeRequest(video.location, multiple, span=video.span, limit=limit)
+    planned = plan_whole(request, facts)
+    size, pieces = (planned.frames, planned.height, planned.width), whole_frames(request, planned)
     if min(size[1:]) < SSIM_WINDOW:
         raise UnusableVideoError(f"has frames of {size[1]}x{size[2]} pixels, too small for SSIM")
 

@@ -40,9 +40,10 @@ from typing import Any
 
 import torch
 
+from data_pipeline.storage import parent
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.contestants import Contestants
-from jobs.evaluation.cost import Cost, costs, speed_of
+from jobs.evaluation.cost import Costs
 from jobs.evaluation.measure import Sampling, VideoResult
 from taehv import journal
 from taehv.evaluation.compare import compare
@@ -50,7 +51,6 @@ from taehv.evaluation.intervals import Interval, bootstrap
 from taehv.evaluation.judgement import SPEED_CLIP, AgainstTeacher, judge_evaluation
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
 from taehv.evaluation.scores import METRICS, Scores
-from taehv.evaluation.timing import device_name
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
 from taehv.verdict import Finding, Thresholds, overall
@@ -67,14 +67,14 @@ def assemble(
     sampling: Sampling,
     videos: Sequence[VideoResult],
     skipped: list[dict[str, str]],
+    cost: Costs,
     limits: Thresholds,
 ) -> dict[str, Any]:
-    """All but `seconds`. Speed is measured here."""
-    seed, network = config.seed, contestants.network
+    """All but `seconds`."""
+    seed = config.seed
     scores = {m.key: intervals(videos, m.key, seed) for m in contestants.methods}
-    cost = costs(contestants)
     rows = _training_rows(contestants)
-    findings = _judge(contestants, scores, cost, rows, limits)
+    findings = _judge(scores, cost, rows, limits)
     latents = LatentStatistics()
     for video in videos:
         latents.merge(video.latents)
@@ -100,8 +100,8 @@ def assemble(
         "environment": {
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "device": device_name(contestants.device),
-            "precision": "bf16" if network.dtype else "fp32",
+            "device": cost.device,
+            "precision": cost.precision,
         },
         "verdict": {
             "overall": overall(findings),
@@ -111,7 +111,7 @@ def assemble(
         "methods": {
             m.key: {
                 "label": m.label,
-                "file": str(contestants.files.get(m.key, "")),
+                "file": contestants.files.get(m.key, ""),
                 "scores": {name: asdict(interval) for name, interval in scores[m.key].items()},
             }
             for m in contestants.methods
@@ -126,7 +126,7 @@ def assemble(
         },
         "rate": _rate(videos, contestants, seed),
         "latents": latents.summary(),
-        "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost},
+        "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
         "videos": [_plain(video) for video in videos],
     }
     strict: dict[str, Any] = _strict(found)
@@ -149,18 +149,17 @@ def intervals(videos: Sequence[VideoResult], method: str, seed: int) -> dict[str
 
 
 def _judge(
-    contestants: Contestants,
     scores: dict[str, dict[str, Interval]],
-    cost: dict[str, Cost],
+    cost: Costs,
     rows: Sequence[Row],
     limits: Thresholds,
 ) -> list[Finding]:
     means = {key: {n: i.mean for n, i in found.items()} for key, found in scores.items()}
     floor = {key: means[key]["psnr"] for key in ("mean_colour", "down_and_up")}
-    speed = speed_of(cost["network"], contestants.device)
+    speed = cost.speed_of("network")
     against = None
-    if contestants.teacher is not None:
-        theirs = speed_of(cost["teacher"], contestants.device)
+    if "teacher" in means:
+        theirs = cost.speed_of("teacher")
         against = AgainstTeacher(
             means["network"]["psnr"],
             means["teacher"]["psnr"],
@@ -172,21 +171,21 @@ def _judge(
 
 def _training_rows(contestants: Contestants) -> list[Row]:
     """The log of the run that made the weights, where it lies beside them."""
-    run = RunFolder(str(contestants.files["network"].parent))
+    run = RunFolder(str(contestants.weights.parent))
     return journal.read_run(run) if run.exists("metrics.jsonl") else []
 
 
 def _identity(contestants: Contestants, rows: Sequence[Row]) -> dict[str, Any]:
-    weights, model = contestants.files["network"], contestants.network.model
+    weights, model = contestants.weights, contestants.network.model
     id_file = weights.parent / "mlflow.json"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "path": str(weights.absolute()),
+        "path": contestants.files["network"],
         "sha256": digest,
         "variant": model.config.variant,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "run_dir": str(weights.parent.absolute()) if rows else None,
+        "run_dir": parent(contestants.files["network"]) if rows else None,
         "run_id": json.loads(id_file.read_text())["run_id"] if id_file.is_file() else None,
         "step": int(rows[-1]["step"]) if rows else None,
     }

@@ -58,6 +58,7 @@ def _methods(results: Mapping[str, Any]) -> str:
     data = results["data"]
     kind = "held-out videos" if data["split"] == "validation" else "videos of the whole list"
     title = f"{data['videos']} {kind}, {data['clips']} clips"
+    title += f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     lines = [(title, *(METRICS[name].label for name in shown))]
     for method in results["methods"].values():
         scores = method["scores"]

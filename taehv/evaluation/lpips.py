@@ -59,6 +59,13 @@ class Lpips:
                 'lpips.LPIPS(net="alex")'
             ) from error
 
+    def to(self, device: torch.device | str) -> "Lpips":
+        """The same weights on another device."""
+        moved = object.__new__(Lpips)
+        moved._layers = [(w.to(device), b.to(device), s, p) for w, b, s, p in self._layers]
+        moved._weights = [weight.to(device) for weight in self._weights]
+        return moved
+
     @torch.no_grad()
     def __call__(self, original: Tensor, reconstructed: Tensor) -> Tensor:
         """[T, 3, H, W] twice, in [0, 1], on the device of the weights -> [T], 0 is right.

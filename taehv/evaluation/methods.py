@@ -6,9 +6,8 @@ scored on the same frames whoever made them.
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain, islice, repeat
+from itertools import islice, repeat
 from typing import Protocol
 
 import torch
@@ -18,8 +17,8 @@ from taehv import baselines
 from taehv.engines import autocast
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
-from taehv.streaming import StreamingDecoder, StreamingEncoder
 from taehv.teacher import Teacher
+from taehv.whole_video import num_latents, stream_frames, stream_latents
 
 TEACHER_STRETCH = 49
 """Frames of a long video that the teacher is given at once: 8k + 1, and what its pipeline makes."""
@@ -90,41 +89,24 @@ class NetworkMethod:
 
     def latent_shape(self, num_frames: int, height: int, width: int) -> tuple[int, int, int, int]:
         """(t, C, h, w) of the latents that `encode` gives."""
-        alignment, factor = self.model.alignment, self.model.space_downscale
-        latents = alignment.num_latents(alignment.padded_length(num_frames))
-        return latents, self.model.latent_channels, height // factor, width // factor
+        factor = self.model.space_downscale
+        return (
+            num_latents(self.model, num_frames),
+            self.model.latent_channels,
+            height // factor,
+            width // factor,
+        )
 
     def decode(self, latents: Tensor) -> Tensor:
         """NtChw -> NTCHW, clamped."""
         with autocast(self.dtype):
             return self.model.decode_video(latents).float()
 
-    @torch.no_grad()
     def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
         """See `Method.stream`."""
-        alignment = self.model.alignment
-        whole = alignment.padded_length(num_frames)
-        latents = alignment.num_latents(whole)
-        encoder, decoder = StreamingEncoder(self.model), StreamingDecoder(self.model, latents)
-        given = 0
-
-        def decoded(latent: Tensor | None) -> list[Tensor]:
-            if latent is None:
-                return []
-            passed = self.through(latent.float()[:, None])[:, 0]
-            with autocast(self.dtype):
-                return [frame.float() for frame in decoder.decode(passed)]
-
-        for frame in _extended(frames, whole):
-            with autocast(self.dtype):
-                latent = encoder.encode(frame)
-            for result in decoded(latent):
-                if given < num_frames:
-                    given += 1
-                    yield result
-        with autocast(self.dtype):
-            last = encoder.flush()
-        yield from decoded(last)[: num_frames - given]
+        latents = stream_latents(self.model, frames, num_frames, self.dtype)
+        passed = (self.through(latent[:, None])[:, 0] for latent in latents)
+        return stream_frames(self.model, passed, num_frames, self.dtype)
 
 
 class TeacherMethod:
@@ -170,14 +152,3 @@ def no_network() -> list[FrameMethod]:
         FrameMethod("down_and_up", "8x down and up, bicubic", baselines.down_and_up),
         FrameMethod("mean_colour", "mean colour of each frame", baselines.mean_colour),
     ]
-
-
-def _extended(frames: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """The frames, the last one repeated up to `length`."""
-    last: deque[Tensor] = deque(maxlen=1)
-    count = 0
-    for frame in frames:
-        count += 1
-        last.append(frame)
-        yield frame
-    yield from chain.from_iterable(repeat(last, length - count))
