@@ -9,11 +9,11 @@ knows: the environment (AWS_*), or the address (`s3://bucket/run?endpoint_overri
 from __future__ import annotations
 
 import shutil
-import tempfile
-import weakref
 from pathlib import Path
 
 from pyarrow import fs
+
+from taehv.scratch import ScratchFolder
 
 
 class RunFolder:
@@ -30,8 +30,8 @@ class RunFolder:
             return
         store, self._base = fs.FileSystem.from_uri(address)
         self._store = _impatient(store)
-        self.local = Path(tempfile.mkdtemp(prefix="taehv_run_"))
-        self._clean_up = weakref.finalize(self, shutil.rmtree, self.local, ignore_errors=True)
+        self._scratch = ScratchFolder("taehv_run")
+        self.local = self._scratch.path
 
     def __str__(self) -> str:
         return self.address

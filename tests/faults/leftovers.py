@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-TRACES = ("taehv_run_*", "rendezvous-*", "ray_*")
+TRACES = ("taehv_*", "rendezvous*", "ray_*")
 """Temporary folders of the program, by name."""
 
 
