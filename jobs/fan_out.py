@@ -81,6 +81,8 @@ class FanOut:
 
         Raises the TrainingError or DataError that a piece ended with.
         """
+        if not pieces:
+            return
         with closing(worker(shared)) as work:
             for piece in pieces:
                 yield work(piece)

@@ -30,13 +30,18 @@ def make_videos(folder: Path, count: int = 12, frames: int = 14) -> Path:
     return write_dataset(folder, count, frames)
 
 
-def run(weights: Path, annotations: Path, output: Path, *more: str) -> int:
-    """`python jobs/evaluate.py` in this process, on all videos of the list; the exit code."""
-    words = (
-        f"--checkpoint {weights} --data.annotations {annotations} --output-dir {output}"
+def words(checkpoint: str, annotations: Path, output: Path, *more: str) -> list[str]:
+    """The command line of an evaluation on all videos of the list."""
+    given = (
+        f"--checkpoint {checkpoint} --data.annotations {annotations} --output-dir {output}"
         " --split all --clips-per-video 2 --num-videos 1 --worst-clips 3 --tracking.no-enabled"
     )
-    return evaluate.main([*words.split(), *CLIPS, *more])
+    return [*given.split(), *CLIPS, *more]
+
+
+def run(weights: Path, annotations: Path, output: Path, *more: str) -> int:
+    """`python jobs/evaluate.py` in this process; the exit code."""
+    return evaluate.main(words(str(weights), annotations, output, *more))
 
 
 def read_metrics(output: Path) -> dict[str, Any]:

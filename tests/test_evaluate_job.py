@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from taehv import metrics
 from taehv.model import build_model
 from taehv.variants import ModelConfig
 from tests.data_videos import sequential_frames, write_annotations
-from tests.evaluate_run import SMALL, export_small, make_videos, read_metrics, run
+from tests.evaluate_run import SMALL, export_small, make_videos, read_metrics, run, words
+from tests.jobs_run import REPOSITORY, environment
+from tests.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")
@@ -225,6 +229,76 @@ def test_videos_without_enough_frames_are_told(
     code = run(weights, listed, tmp_path / "none", "--data.num-frames", "17")
     assert "too short" in refused(capsys, code)
     assert not list((tmp_path / "none").iterdir())
+
+
+def test_a_video_outside_of_the_root_is_skipped_and_told(
+    weights: Path, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Even one of two, since it says nothing of the state of the others; not all of them."""
+    shutil.copy(annotations.parent / "video_0.mp4", tmp_path)
+    listed = write_annotations(tmp_path, ["video_0.mp4", "../elsewhere.mp4"])
+    assert run(weights, listed, tmp_path / "out") == 0
+    assert "1 videos of the whole list, 2 clips, 1 skipped" in capsys.readouterr().out
+    (skipped,) = read_metrics(tmp_path / "out")["data"]["skipped"]
+    assert skipped["video"] == "../elsewhere.mp4"
+    assert "leaves the data root" in skipped["reason"]
+    none = write_annotations(tmp_path, ["../a.mp4", "/b.mp4"])
+    line = refused(capsys, run(weights, none, tmp_path / "none"))
+    assert "none of the 2 held-out videos can be used" in line
+
+
+def test_weights_on_s3_are_judged_as_here(
+    weights: Path, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And so are those that they are compared with."""
+    more = ["--num-samples", "2"]
+    assert run(weights, annotations, tmp_path / "a", *more, "--compare", str(weights)) == 0
+    with s3_server() as server:
+        server.put("bucket/run/final_model.pth", weights.read_bytes())
+        folder = f"s3://bucket/run{server.options}"
+        file = f"s3://bucket/run/final_model.pth{server.options}"
+        assert (
+            evaluate.main(words(folder, annotations, tmp_path / "b", *more, "--compare", file)) == 0
+        )
+        capsys.readouterr()
+        missing = f"s3://bucket/none{server.options}"
+        line = refused(capsys, evaluate.main(words(missing, annotations, tmp_path / "c")))
+        assert "there is no final_model.safetensors or final_model.pth" in line
+        line = refused(capsys, evaluate.main(["--checkpoint", file]), 2)
+        assert "--output-dir is missing" in line
+    here, there = read_metrics(tmp_path / "a"), read_metrics(tmp_path / "b")
+    assert there["videos"] == here["videos"]
+    assert there["checkpoint"]["sha256"] == here["checkpoint"]["sha256"]
+    assert there["checkpoint"]["path"] == folder
+    assert there["methods"]["compare_0"]["file"] == file
+
+
+def test_over_ray_the_figures_are_the_same(
+    weights: Path, annotations: Path, tmp_path: Path
+) -> None:
+    """Two workers of a Ray of this machine, in processes of their own; only times differ."""
+    bad = tmp_path / "videos"
+    shutil.copytree(annotations.parent, bad)
+    (bad / "video_3.mp4").write_bytes(b"no video")
+    more = ["--compare", str(weights), "--max-bad-fraction", "0.5"]
+    assert run(weights, bad / annotations.name, tmp_path / "alone", *more) == 0
+    command = words(str(weights), bad / annotations.name, tmp_path / "spread", *more)
+    process = subprocess.run(
+        [sys.executable, "jobs/evaluate.py", *command, "--ray.use", "yes", "--ray.workers", "2"],
+        cwd=REPOSITORY,
+        env=environment(tmp_path / "home", OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    alone, spread = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "spread")
+    for results in (alone, spread):
+        for name in ("created", "seconds", "cost"):
+            del results[name]
+    assert len(alone["data"]["skipped"]) == 1
+    assert spread == alone
 
 
 @pytest.mark.parametrize(

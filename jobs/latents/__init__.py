@@ -1,0 +1,1 @@
+"""The parts of `jobs/encode.py`: videos to shards of latents, and back."""

@@ -1,0 +1,125 @@
+"""What the job is told, and the settings that all shards of a folder have in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import tyro
+
+from data_pipeline.storage import absolute, parent
+from jobs.config import ConfigError
+from jobs.fan_out import RayConfig
+from jobs.given_weights import checkpoint_of, find_weights, network_of, run_config
+from taehv.variants import ModelConfig
+
+
+@dataclass(frozen=True)
+class VideosConfig:
+    """Which videos, and what is taken of them."""
+
+    annotations: str = ""
+    """MiniDataset file: JSON {"total": N, "list": [{"path": "x.mp4"}, ...]}; also on s3://."""
+    root: str = ""
+    """Folder that the relative paths start at; empty means the folder of the annotations."""
+    height: int = 0
+    """Rows that frames are scaled to, after the largest crop of that shape in their middle.
+    0, for height and width: frames keep their size, cut about the middle to a multiple of what
+    the network needs (8 pixels for most)."""
+    width: int = 0
+    """Columns; see height."""
+    max_bad_fraction: float = 0.05
+    """Part of the videos that may turn out unusable; beyond it the job stops."""
+    decode_seconds: float = 60.0
+    """Time limit for a piece of a video (8 MB of frames), after which its decoder is taken for
+    hung."""
+
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 0 or bool(self.height) != bool(self.width):
+            raise ValueError(
+                f"data.height is {self.height} and data.width {self.width}: give both, or neither"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction is {self.max_bad_fraction}: 0 to 1")
+        if not self.decode_seconds > 0:
+            raise ValueError(f"data.decode_seconds is {self.decode_seconds}: it must be above 0")
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Everything that the job is told."""
+
+    checkpoint: str = ""
+    """Weights, .pth or .safetensors in the public keys, or a run's folder; also on s3://."""
+    output_dir: str = ""
+    """Folder for the latents, or, with --decode, for the videos; also on s3://."""
+
+    decode: str = ""
+    """Go back: a folder of latents, all of which become videos."""
+    decode_to: Literal["mp4", "png"] = "mp4"
+    """H.264 videos, or a folder of lossless pictures for each."""
+
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    """What latents are kept in."""
+    videos_per_shard: int = 32
+    """Videos of one shard: what a job that was killed may have to do again, for each worker."""
+    retry_unusable: bool = False
+    """Make the shards anew whose videos could not all be used."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the network; auto: bf16 on a GPU, fp32 on a CPU."""
+
+    data: VideosConfig = field(default_factory=VideosConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    ray: RayConfig = field(default_factory=lambda: RayConfig(use="yes"))
+
+    def __post_init__(self) -> None:
+        if self.videos_per_shard < 1:
+            raise ValueError(f"videos_per_shard is {self.videos_per_shard}: it must be at least 1")
+
+
+def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
+    """The configuration that a command line asks for, beneath it the run's that made the weights.
+
+    Raises TrainingError where the checkpoint cannot be read; ConfigError naming the option;
+    SystemExit with 2 for an option that does not exist, with 0 after --help.
+    """
+    arguments = list(arguments)
+    checkpoint = checkpoint_of(arguments)
+    defaults = EncodeConfig()
+    if checkpoint:
+        weights = find_weights(checkpoint)
+        run = run_config(weights)
+        data = VideosConfig(run.data.annotations, run.data.root) if run else VideosConfig()
+        model = dataclasses.replace(network_of(weights), pretrained="")
+        defaults = EncodeConfig(data=data, model=model)
+    try:
+        config = tyro.cli(EncodeConfig, args=arguments, default=defaults, description=description)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for name, told in (
+        ("checkpoint", "the weights to encode with, or a run's folder"),
+        ("output_dir", "a folder for the results"),
+    ):
+        if not getattr(config, name):
+            raise ConfigError(f"--{name.replace('_', '-')} is missing: {told}")
+    if not config.decode and not config.data.annotations:
+        raise ConfigError(
+            "--data.annotations is missing: the videos to encode, and no config.yaml of a run "
+            "beside the checkpoint names any"
+        )
+    return with_absolute_places(config)
+
+
+def with_absolute_places(config: EncodeConfig) -> EncodeConfig:
+    """Workers start elsewhere, maybe on other machines."""
+    data = config.data
+    annotations = absolute(data.annotations) if data.annotations else ""
+    root = absolute(data.root) if data.root else parent(annotations) if annotations else ""
+    return dataclasses.replace(
+        config,
+        output_dir=absolute(config.output_dir),
+        decode=absolute(config.decode) if config.decode else "",
+        data=dataclasses.replace(data, annotations=annotations, root=root),
+    )
