@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
 import signal
 import sys
@@ -167,7 +168,8 @@ def _load(config: EncodeConfig) -> tuple[TAEHV, Settings]:
         raise DataError(f"the data folder {data.root} does not exist; set data.root to another")
     settings = Settings(
         weights_sha256=_digest(weights),
-        model=dataclasses.asdict(dataclasses.replace(config.model, pretrained="")),
+        # As JSON gives it back.
+        model=json.loads(json.dumps(dataclasses.asdict(config.model) | {"pretrained": ""})),
         precision=config.precision,
         dtype=config.dtype,
         height=data.height,

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.guard import WindowReader
 from data_pipeline.whole import WholeRequest, plan_whole, whole_frames
 from jobs import encode
 from jobs.latents import encoding, shards
@@ -241,6 +242,9 @@ def test_broken_videos_are_listed(
 ) -> None:
     """Nothing is left of one that turned out to be broken when half of it had been written."""
     monkeypatch.setattr(encoding, "ROW_BYTES", 1)
+    small = f"from data_pipeline import guard, whole; whole.PIECE_BYTES = {7 * 3 * 48 * 64}"
+    child = (sys.executable, "-c", f"{small}; guard.main()")
+    monkeypatch.setattr(encoding, "WindowReader", lambda: WindowReader(child))
     kept: list[int] = []
     give_up = shards.ShardWriter.give_up
 
@@ -347,8 +351,13 @@ def test_through_ray_data_the_shards_are_the_same(
 
 
 def test_data_and_latents_on_s3(
-    encoded: Path, weights: Path, annotations: Path, tmp_path: Path
+    encoded: Path,
+    weights: Path,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with s3_server() as server:
         for path in annotations.parent.iterdir():
             if path.suffix in (".mp4", ".json"):
@@ -414,10 +423,8 @@ def just(*words: str) -> Callable[[Path, Path], list[str]]:
         (just("--decode", "/nowhere"), "it holds no latents", 1),
         (just("--model.variant", "taew2_2"), "the weights do not fit the model", 1),
         (just("--data.height", "20", "--data.width", "16"), "data.height is 20", 2),
-        (just("--data.height", "16"), "give both, or neither", 2),
         (just("--output-dir", ""), "--output-dir is missing", 2),
         (just("--data.annotations", ""), "--data.annotations is missing", 2),
-        (just("--videos-per-shard", "0"), "videos_per_shard is 0", 2),
     ],
 )
 def test_bad_input_is_one_line(
@@ -432,6 +439,28 @@ def test_bad_input_is_one_line(
 ) -> None:
     more = prepare(encoded, tmp_path)
     assert message in refused(capsys, run(weights, annotations, tmp_path / "out", *more), code)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data.height", "16"], "give both, or neither"),
+        (["--videos-per-shard", "0"], "it must be at least 1"),
+        (["--data.hight", "16"], "--data.height"),
+    ],
+)
+def test_a_bad_option_is_told(
+    more: list[str],
+    message: str,
+    weights: Path,
+    annotations: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(weights, annotations, tmp_path / "out", *more)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint(
