@@ -1,8 +1,8 @@
 """The layers of TAEHV and the two stacks made of them.
 
-Shapes: N clips, C channels, H height, W width; a layer sees one time step, or N*T folded into the
-first dimension, and never needs to know which. Attribute names and positions in the stacks are
-part of the public checkpoint keys.
+Shapes: N clips, T time steps, C channels, H height, W width. Time and clips are folded into the
+first dimension, time outermost: [T * N, C, H, W]. Attribute names and positions in the stacks are
+part of the public checkpoint keys; how neighbouring layers are computed at once is in `fused.py`.
 """
 
 from collections.abc import Iterator
@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from taehv.fused import convolve_two_steps, merge_steps, one_step_earlier
 from taehv.variants import Architecture
 
 IMAGE_CHANNELS = 3
@@ -31,8 +32,14 @@ class Clamp(nn.Module):
 class MemoryLayer(nn.Module):
     """A layer that also sees its own input of one time step earlier; zeros before the first."""
 
-    def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        """Map x and past, both [N, C, H, W], to [N, C_out, H, W]."""
+    def forward(self, x: Tensor, past: Tensor | None, clips: int) -> Tensor:
+        """Map [T * N, C, H, W] to [T * N, C_out, H, W].
+
+        Args:
+            x: T steps.
+            past: [N, C, H, W], the step before the first; None stands for zeros.
+            clips: N.
+        """
         raise NotImplementedError
 
 
@@ -51,9 +58,14 @@ class MemBlock(MemoryLayer):
         same = n_in == n_out
         self.skip = nn.Identity() if same else nn.Conv2d(n_in, n_out, 1, bias=False)
 
-    def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        # In place on a sum that nothing else holds; x itself must survive as the next step's past.
-        return torch.relu_(self.conv(torch.cat([x, past], 1)) + self.skip(x))
+    def forward(self, x: Tensor, past: Tensor | None, clips: int) -> Tensor:
+        first, *rest = self.conv
+        assert isinstance(first, nn.Conv2d)
+        y = convolve_two_steps(first, x, past, clips)
+        for layer in rest:
+            y = layer(y)
+        # In place on what nothing else holds; x itself must survive as the next step's past.
+        return torch.relu_(y.add_(self.skip(x)))
 
 
 class SuperMemBlock(MemoryLayer):
@@ -68,37 +80,35 @@ class SuperMemBlock(MemoryLayer):
             nn.Conv2d(4 * width, width, 1, bias=False),
         )
 
-    def forward(self, x: Tensor, past: Tensor) -> Tensor:
-        mixed: Tensor = self.conv(torch.cat([x, past], 1))
-        return mixed + x
+    def forward(self, x: Tensor, past: Tensor | None, clips: int) -> Tensor:
+        mixed: Tensor = self.conv(torch.cat([x, one_step_earlier(x, past, clips)], 1))
+        return mixed.add_(x)
 
 
 class TPool(nn.Module):
-    """Merges `stride` consecutive frames, stacked on channels by the caller, into one."""
+    """Merges `stride` consecutive frames into one."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
 
-    def forward(self, stacked: Tensor) -> Tensor:
-        """Map [N, stride * C, H, W], the earliest frame first, to [N, C, H, W]."""
-        merged: Tensor = self.conv(stacked)
-        return merged
+    def forward(self, x: Tensor, clips: int) -> Tensor:
+        """Map [T * N, C, H, W] to [T / stride * N, C, H, W]; the stride divides T."""
+        return merge_steps(self.conv, x, clips, self.stride)
 
 
 class TGrow(nn.Module):
-    """Grows one frame into `stride` consecutive ones, left stacked on channels for the caller."""
+    """Grows one frame into `stride` consecutive ones, left apart for the caller to put in order."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, stride * C, H, W], the earliest frame first."""
-        stacked: Tensor = self.conv(x)
-        return stacked
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Map [T * N, C, H, W] to `stride` tensors of that shape, the earliest frames first."""
+        return list(self.conv(x).chunk(self.stride, 1))
 
 
 def build_encoder(a: Architecture) -> nn.Sequential:

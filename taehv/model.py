@@ -86,45 +86,63 @@ class TAEHV(nn.Module):
         decoded = self.decode_video(encoded if latents is None else latents, parallel, clamp=False)
         return encoded, decoded
 
-    def encode_video(self, frames: Tensor, parallel: bool = True) -> Tensor:
+    def encode_video(self, frames: Tensor, parallel: bool = True, chunk: int = 0) -> Tensor:
         """Encode [N, T, 3, H, W] in [0, 1] to [N, ceil(T / time_downscale), C, H / d, W / d].
 
         The end is padded to a whole latent by repeating the last frame; d is space_downscale.
-        With parallel False the frames go through one by one and, outside autograd, the memory for
-        activations does not depend on T. Raises ValueError for a shape that does not fit.
+        Raises ValueError for a shape that does not fit.
+
+        Args:
+            frames: the video.
+            parallel: all frames at once; otherwise one by one and, outside autograd, the memory for
+                activations does not depend on T.
+            chunk: with `parallel`, latents to make at once, so that memory depends on it instead of
+                T, at nearly the same speed; 0: all of them. The numbers are the same.
         """
         self.check_frames(frames)
         whole = self.alignment.num_latents(frames.shape[1]) * self.time_downscale
-        if parallel:
+        if parallel and not chunk:
             folded = self.fold(repeat_last_frame(frames, whole))
             return run_parallel(self.encoder, folded, self._recomputes())
         stepper = TimeStepper(self.encoder)
+        step = chunk * self.time_downscale if parallel else 1
         last = frames.shape[1] - 1
-        latents = [
-            latent
-            for t in range(whole)
-            for latent in stepper.push(self.fold(frames[:, min(t, last)]))
-        ]
-        return torch.stack(latents, 1)
+        latents = []
+        for start in range(0, whole, step):
+            stop = min(start + step, whole)
+            part = repeat_last_frame(frames[:, min(start, last) : stop], stop - start)
+            latents.append(stepper.push(self.fold(part)))
+        return torch.cat([latent for latent in latents if latent is not None], 1)
 
-    def decode_video(self, latents: Tensor, parallel: bool = True, clamp: bool = True) -> Tensor:
+    def decode_video(
+        self, latents: Tensor, parallel: bool = True, clamp: bool = True, chunk: int = 0
+    ) -> Tensor:
         """Decode [N, T_lat, C, H_lat, W_lat] to frames [N, T, 3, H, W].
 
         The leading frames are trimmed by the alignment rule: decoded frame k reconstructs input
-        frame k. Values are clamped to [0, 1] unless clamp is False, as losses need. With parallel
-        False the latents go through one by one and, outside autograd, the memory for activations
-        does not depend on T. Raises ValueError for a shape that does not fit.
+        frame k. Raises ValueError for a shape that does not fit.
+
+        Args:
+            latents: the encoded video.
+            parallel: all latents at once; otherwise one by one and, outside autograd, the memory
+                for activations does not depend on T.
+            clamp: to [0, 1]; losses need the values as they are.
+            chunk: with `parallel`, latents to decode at once, as in `encode_video`; 0: all of them.
         """
         self.check_latents(latents)
         trim = self.alignment.frames_to_trim(latents.shape[1])
-        if parallel:
-            raw_frames = run_parallel(self.decoder, latents, self._recomputes())
-            frames = self.unfold(raw_frames[:, trim:])
+        if parallel and not chunk:
+            frames = self.unfold(run_parallel(self.decoder, latents, self._recomputes(), trim))
         else:
             stepper = TimeStepper(self.decoder)
-            raw = [frame for latent in latents.unbind(1) for frame in stepper.push(latent)]
-            frames = self.unfold(torch.stack(raw[trim:], 1))
-        return frames.clamp(0, 1) if clamp else frames
+            parts = []
+            for part in torch.split(latents, chunk if parallel else 1, 1):
+                decoded = stepper.push(part, trim)
+                trim = 0  # it is less than what a single latent gives
+                if decoded is not None:
+                    parts.append(self.unfold(decoded))
+            frames = torch.cat(parts, 1)
+        return frames.clamp_(0, 1) if clamp else frames
 
     def reconstruct_video(self, frames: Tensor, parallel: bool = True) -> Tensor:
         """Encode and decode a whole video [N, T, 3, H, W] in [0, 1], clamped, without loss of T.

@@ -53,8 +53,8 @@ class StreamingEncoder:
         return latent
 
     def _push(self, frame: Tensor) -> Tensor | None:
-        latents = self._stepper.push(self._model.fold(frame))
-        return latents[0] if latents else None
+        latent = self._stepper.push(self._model.fold(frame[:, None]))
+        return None if latent is None else latent[:, 0]
 
 
 class StreamingDecoder:
@@ -94,7 +94,7 @@ class StreamingDecoder:
             if self._left_to_come == 0:
                 raise RuntimeError("more latents have come than the decoder was told of")
             self._left_to_come -= 1
-        frames = self._stepper.push(latent)
-        trimmed = min(self._left_to_trim, len(frames))
+        trimmed = min(self._left_to_trim, self._model.time_upscale)
         self._left_to_trim -= trimmed
-        return [self._model.unfold(frame).clamp(0, 1) for frame in frames[trimmed:]]
+        frames = self._stepper.push(latent[:, None], trimmed)
+        return [] if frames is None else list(self._model.unfold(frames).clamp_(0, 1).unbind(1))

@@ -1,34 +1,113 @@
-"""The two ways to run a stack of layers over time: all steps at once, or one step after another.
+"""How a stack of layers runs over time: all steps at once, or some now and the rest later.
 
-Both give the same numbers. The parallel run is fast and its memory grows with T; the stepwise run
-holds one past activation per memory layer and no more, and is what sequential and streaming use.
+Both give the same numbers. All steps at once is fast, and its memory grows with T. `TimeStepper`
+takes any number of steps at a time, one of a live stream or a chunk of a video, and keeps one past
+activation per memory layer in between, and no more.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taehv.blocks import MemoryLayer, TGrow, TPool
+from taehv.fused import apply_kernel, grow_kernels, interleave_steps
+
+Layers = Sequence[nn.Module]
 
 
-def run_parallel(layers: nn.Sequential, x: Tensor, recompute: bool = False) -> Tensor:
+class _State:
+    """What a stack remembers from one call to the next."""
+
+    def __init__(self) -> None:
+        self._past: dict[nn.Module, Tensor] = {}
+        self._waiting: dict[nn.Module, Tensor] = {}
+
+    def exchange_past(self, layer: nn.Module, x: Tensor, clips: int) -> Tensor | None:
+        """The step before x, [N, C, H, W], None at the start; x's last takes its place."""
+        past = self._past.get(layer)
+        # A view of a chunk would keep the whole chunk.
+        self._past[layer] = x if len(x) == clips else x[-clips:].clone()
+        return past
+
+    def fill(self, layer: TPool, x: Tensor, clips: int) -> Tensor:
+        """The steps that wait and x, as far as they fill the pool; the rest waits."""
+        if layer in self._waiting:
+            x = torch.cat([self._waiting.pop(layer), x])
+        whole = len(x) // (layer.stride * clips) * layer.stride * clips
+        if whole < len(x):
+            self._waiting[layer] = x[whole:]
+        return x[:whole]
+
+
+def run_parallel(
+    layers: nn.Sequential, x: Tensor, recompute: bool = False, trim: int = 0
+) -> Tensor:
     """Run all time steps at once: [N, T, C, H, W] to [N, T_out, C_out, H_out, W_out].
 
-    T must be a multiple of the product of the stack's TPool strides. With `recompute`, the
-    backward pass is left no more than what passes between segments, and runs each segment again.
+    Args:
+        layers: the stack.
+        x: T must be a multiple of the product of the stack's TPool strides.
+        recompute: leave the backward pass no more than what passes between segments; it then runs
+            each segment again.
+        trim: leading steps of the result to leave out; they are computed only as far as others
+            depend on them.
     """
-    n = x.shape[0]
-    x = x.flatten(0, 1)
-    for segment in _segments(layers):
+    clips = len(x)
+    x = _fold(x)
+    segments = _segments(layers)
+    for segment in segments:
+        dropped = trim if segment is segments[-1] else 0
         if recompute:
             # No layer draws random numbers, so their generator need not be put back.
-            x = checkpoint(_run, segment, x, n, use_reentrant=False, preserve_rng_state=False)
+            x = checkpoint(
+                _run, segment, x, clips, dropped, use_reentrant=False, preserve_rng_state=False
+            )
         else:
-            x = _run(segment, x, n)
-    return x.reshape(n, -1, *x.shape[1:])
+            x = _run(segment, x, clips, dropped)
+    return _unfold(x, clips)
+
+
+class TimeStepper:
+    """Runs a stack some time steps at a time and keeps the state in between.
+
+    The state is one past activation per memory layer and the frames that a TPool waits with, so
+    memory does not depend on how many frames have gone through.
+    """
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        self._segments = _segments(layers)
+        self._state = _State()
+
+    def push(self, x: Tensor, trim: int = 0) -> Tensor | None:
+        """Feed steps [N, T, C, H, W]; return those that came out, [N, T_out, C_out, ...].
+
+        None where none came out: an encoder answers once its pools are full. `trim` leading steps
+        of the result are left out.
+        """
+        clips, folded = len(x), _fold(x)
+        for segment in self._segments:
+            dropped = trim if segment is self._segments[-1] else 0
+            folded = _run(segment, folded, clips, dropped, self._state)
+            if len(folded) == 0:
+                return None
+        return _unfold(folded, clips)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """[N, T, C, H, W] to [T * N, C, H, W], channels last in memory."""
+    return x.permute(1, 0, 3, 4, 2).contiguous().flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def _unfold(x: Tensor, clips: int) -> Tensor:
+    """Undo `_fold`."""
+    return x.reshape(-1, clips, *x.shape[1:]).transpose(0, 1).contiguous()
 
 
 def _segments(layers: nn.Sequential) -> list[list[nn.Module]]:
@@ -42,71 +121,54 @@ def _segments(layers: nn.Sequential) -> list[list[nn.Module]]:
     return [list(run) for _, run in runs]
 
 
-def _run(layers: Sequence[nn.Module], x: Tensor, n: int) -> Tensor:
-    """Run some layers on [N*T, C, H, W]."""
-    for layer in layers:
+def _run(
+    layers: Layers, x: Tensor, clips: int, trim: int = 0, state: _State | None = None
+) -> Tensor:
+    """Run a segment's layers on [T * N, C, H, W]."""
+    for index, layer in enumerate(layers):
         if isinstance(layer, MemoryLayer):
-            x = layer(x, _one_step_earlier(x, n))
+            x = layer(x, state.exchange_past(layer, x, clips) if state else None, clips)
         elif isinstance(layer, TPool):
-            # Time runs fastest within a clip, so neighbouring frames fold onto channels in order.
-            nt, c, h, w = x.shape
-            x = layer(x.reshape(nt // layer.stride, layer.stride * c, h, w))
-        elif isinstance(layer, TGrow):
-            nt, c, h, w = x.shape
-            x = layer(x).reshape(nt * layer.stride, c, h, w)
+            x = state.fill(layer, x, clips) if state else x
+            if len(x) == 0:
+                return x
+            x = layer(x, clips)
+        elif isinstance(layer, (nn.Upsample, TGrow)):
+            return _grow(layers[index:], x, clips, trim)
         else:
             x = layer(x)
     return x
 
 
-def _one_step_earlier(folded: Tensor, n: int) -> Tensor:
-    """Shift [N*T, C, H, W] by one step in time within each clip, zeros coming in at t = 0."""
-    x = folded.reshape(n, -1, *folded.shape[1:])
-    return torch.cat([torch.zeros_like(x[:, :1]), x[:, :-1]], 1).flatten(0, 1)
+def _grow(layers: Layers, x: Tensor, clips: int, trim: int) -> Tensor:
+    """Run a segment from where steps grow to its end.
 
-
-class TimeStepper:
-    """Runs a stack one time step at a time and keeps the state in between.
-
-    The state is one past activation per memory layer and the frames that a TPool waits with, so
-    memory does not depend on how many frames have gone through.
+    Nothing here looks at another step. So each of the steps that a step grows into goes to the end
+    by itself, where steps are smaller, and they are put in order there.
     """
+    growths, rest = _growths(layers)
+    steps, stride = len(x) // clips, len(growths)
+    ordered = []
+    for position, growth in enumerate(growths):
+        # The first steps whose result at this position is behind the trim.
+        first = max(0, -(-(trim - position) // stride))
+        if first < steps:
+            y = growth(x[first * clips :])
+            for layer in rest:
+                y = layer(y)
+            ordered.append(y)
+    return interleave_steps(ordered, clips) if ordered else x[:0]
 
-    def __init__(self, layers: nn.Sequential) -> None:
-        self._layers = list(layers)
-        self._past: dict[int, Tensor] = {}
-        self._waiting: dict[int, list[Tensor]] = {}
 
-    def push(self, frame: Tensor) -> list[Tensor]:
-        """Feed one step [N, C, H, W]; return the steps that came out, earliest first.
-
-        An encoder answers with nothing until its pools are full, a decoder with several at once.
-        """
-        out: list[Tensor] = []
-        self._advance(frame, 0, out)
-        return out
-
-    def _advance(self, x: Tensor, start: int, out: list[Tensor]) -> None:
-        """Carry x through the layers from `start` on, appending what leaves the stack to `out`."""
-        for index in range(start, len(self._layers)):
-            layer = self._layers[index]
-            if isinstance(layer, MemoryLayer):
-                past = self._past.get(index)
-                self._past[index] = x
-                x = layer(x, torch.zeros_like(x) if past is None else past)
-            elif isinstance(layer, TPool):
-                waiting = self._waiting.setdefault(index, [])
-                waiting.append(x)
-                if len(waiting) < layer.stride:
-                    return
-                x = layer(torch.cat(waiting, 1))
-                waiting.clear()
-            elif isinstance(layer, TGrow):
-                # Each grown frame goes to the end before the next one starts: depth first keeps
-                # the memory layers behind this one in time order and the intermediates few.
-                for grown in layer(x).chunk(layer.stride, 1):
-                    self._advance(grown, index + 1, out)
-                return
-            else:
-                x = layer(x)
-        out.append(x)
+def _growths(layers: Layers) -> tuple[list[Callable[[Tensor], Tensor]], Layers]:
+    """What makes of a step each of those that it grows into, and the layers that follow."""
+    if isinstance(layers[0], TGrow):
+        weight, stride = layers[0].conv.weight, layers[0].stride
+        return [partial(F.conv2d, weight=kernel) for kernel in weight.chunk(stride)], layers[1:]
+    upsample, grow, conv = layers[:3]
+    assert isinstance(upsample, nn.Upsample)
+    assert isinstance(grow, TGrow)
+    assert isinstance(conv, nn.Conv2d)
+    doubles = upsample.scale_factor != 1
+    kernels = grow_kernels(grow.conv, conv, grow.stride, doubles)
+    return [partial(apply_kernel, kernel=k, doubles=doubles) for k in kernels], layers[3:]

@@ -104,9 +104,9 @@ def bytes_kept(checkpointing: bool) -> int:
     return sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in weights)
 
 
-def test_a_tenth_is_kept_for_the_backward_pass() -> None:
-    """Measured: 59.4 MB without, 4.6 MB with."""
-    assert bytes_kept(checkpointing=False) > 10 * bytes_kept(checkpointing=True)
+def test_a_seventh_is_kept_for_the_backward_pass() -> None:
+    """Measured: 36.5 MB without, 4.6 MB with."""
+    assert bytes_kept(checkpointing=False) > 7 * bytes_kept(checkpointing=True)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
