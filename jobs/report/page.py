@@ -9,10 +9,13 @@ from typing import Any
 
 from jobs.evaluation.exhibits import WorstClip
 from jobs.report import sections
+from jobs.report.document import document
 from jobs.report.words import definitions, number, sign
 from taehv.evaluation.scores import METRICS
 
-STYLE = Path(__file__).with_name("style.css")
+FOOTER = """The definitions of all scores are in taehv/metrics.py and
+taehv/evaluation/frames.py; all figures of this page, frame by frame, are in metrics.json beside it,
+and the videos in comparison_videos."""
 
 WORDS = {
     "pass": "Every figure is on the right side of its limit.",
@@ -51,29 +54,8 @@ def render(folder: Path, results: Mapping[str, Any], worst: Sequence[WorstClip])
         ("Run and data", _identity(results)),
         ("Every clip", sections.every_clip(results)),
     ]
-    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in parts)
     name = _name(results)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(name)}: {results["verdict"]["overall"]}</title>
-<link rel="icon" href="data:,">
-<style>
-{STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{_head(name, results)}
-{body}
-<footer>The definitions of all scores are in taehv/metrics.py and taehv/evaluation/frames.py; all
-figures of this page, frame by frame, are in metrics.json beside it, and the videos in
-comparison_videos.</footer>
-</main>
-</body>
-</html>
-"""
+    return document(f"{name}: {results['verdict']['overall']}", _head(name, results), parts, FOOTER)
 
 
 def _head(name: str, results: Mapping[str, Any]) -> str:

@@ -1,0 +1,118 @@
+"""The trials while they run: a table that refreshes on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from jobs.sweep.ledger import Record
+from taehv.journal import Row
+
+log = logging.getLogger(__name__)
+
+LINE_SECONDS = 15.0
+"""Between two lines of a log about trials that go on."""
+
+MOST_ROWS = 30
+"""Of the table; the latest are shown."""
+
+
+class Board:
+    """Shows how far the trials are."""
+
+    def __init__(self, metric: str, max_steps: int, trials: int) -> None:
+        self._metric, self._max_steps, self._trials = metric, max_steps, trials
+        self._records: dict[int, Record] = {}
+        self._steps: dict[int, int] = {}
+        self._scores: dict[int, float] = {}
+        self._started = time.monotonic()
+        self._last_line = time.monotonic()
+        self._live: Live | None = None
+        if sys.stderr.isatty():
+            self._live = Live(
+                console=Console(stderr=True), get_renderable=self._table, refresh_per_second=2
+            )
+            self._live.start()
+
+    def expect(self, trials: int) -> None:
+        """There are to be so many."""
+        self._trials = trials
+
+    def update(self, record: Record) -> None:
+        """A trial has begun or ended."""
+        before = self._records.get(record.number)
+        self._records[record.number] = record
+        self._steps.setdefault(record.number, record.step)
+        if self._live is None and (before is None or before.status != record.status):
+            log.info("trial %s %s%s", record.name, _told(record), self._score(record.number))
+
+    def step(self, number: int, step: int) -> None:
+        self._steps[number] = step
+        running = [r for r in self._records.values() if r.status == "running"]
+        if self._live is None and time.monotonic() - self._last_line > LINE_SECONDS and running:
+            self._last_line = time.monotonic()
+            told = ", ".join(
+                f"trial {r.name} step {self._steps[r.number]} of {self._max_steps}"
+                f"{self._score(r.number)}"
+                for r in running
+            )
+            log.info("%s; %s", self._counted(), told)
+
+    def row(self, number: int, row: Row) -> None:
+        if self._metric in row:
+            self._scores[number] = row[self._metric]
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _score(self, number: int) -> str:
+        score = self._scores.get(number)
+        return "" if score is None else f", {self._metric} {score:.4g}"
+
+    def _counted(self) -> str:
+        ended = sum(r.status in ("finished", "pruned", "failed") for r in self._records.values())
+        minutes = (time.monotonic() - self._started) / 60
+        return f"{ended} of {self._trials} trials done, {minutes:.1f} min"
+
+    def _table(self) -> Table:
+        table = Table(title=self._counted(), title_justify="left")
+        for name in ("trial", "status", "step", self._metric, "seed", "settings"):
+            table.add_column(name, justify="left" if name in ("status", "settings") else "right")
+        for number in sorted(self._records)[-MOST_ROWS:]:
+            record = self._records[number]
+            score = self._scores.get(number)
+            table.add_row(
+                record.name,
+                record.status,
+                f"{self._steps[number]} / {self._max_steps}",
+                "" if score is None else f"{score:.4g}",
+                str(record.seed),
+                settings_told(record),
+            )
+        return table
+
+
+def settings_told(record: Record) -> str:
+    """What sets a trial apart, in short."""
+    if record.label:
+        return record.label
+    return ", ".join(
+        f"{key.split('.')[-1]} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in record.settings.items()
+        if key != "train.seed"
+    )
+
+
+def _told(record: Record) -> str:
+    if record.status == "running":
+        begun = "goes on" if record.attempts > 1 else "begins"
+        return f"{begun}: {settings_told(record)}, seed {record.seed}"
+    why = f" ({record.error})" if record.error else ""
+    return f"{record.status} at step {record.step}, {record.seconds:.0f} s{why}"

@@ -1,0 +1,75 @@
+"""YAML, with the line that each of its values stands on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jobs.config import ConfigError
+
+Place = tuple[Any, ...]
+"""The keys that lead to a value, from the top."""
+
+
+class Lines:
+    """Where things stand in a file, for messages about them."""
+
+    def __init__(self, path: Path, lines: dict[Place, int]) -> None:
+        self.path = path
+        self._lines = lines
+
+    def error(self, place: Place, message: str) -> ConfigError:
+        """An error about the value at `place`, with its line, or that of what holds it."""
+        while place and place not in self._lines:
+            place = place[:-1]
+        return ConfigError(f"{self.path}, line {self._lines.get(place, 1)}: {message}")
+
+
+def read(path: Path) -> tuple[dict[str, Any], Lines]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: where it cannot be read, is no mapping, or names a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text: {error}") from error
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        lines = Lines(path, {(): 1})
+        if node is not None:
+            for place, line in _walk(node, (), lines):
+                lines._lines[place] = line
+        content = loader.construct_document(node) if node is not None else {}
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}") from error
+    finally:
+        loader.dispose()
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}, line 1: expected keys such as `space:` and `search:`")
+    return content, lines
+
+
+def _walk(node: yaml.Node, place: Place, lines: Lines) -> Iterator[tuple[Place, int]]:
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            name = key.value
+            line = key.start_mark.line + 1
+            if name in seen:
+                raise ConfigError(f"{lines.path}, line {line}: {name} stands here a second time")
+            seen.add(name)
+            yield (*place, name), line
+            yield from _walk(value, (*place, name), lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for position, value in enumerate(node.value):
+            yield (*place, position), value.start_mark.line + 1
+            yield from _walk(value, (*place, position), lines)

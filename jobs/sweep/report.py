@@ -1,0 +1,313 @@
+"""report.html: the answer of a sweep, at a glance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from typing import Any
+
+from jobs.report.document import document
+from jobs.report.words import definitions, level, number, table
+from jobs.sweep import plots
+from jobs.sweep.definition import Plan
+from jobs.sweep.importance import importance
+from jobs.sweep.ledger import Ledger, Record
+from jobs.sweep.results import (
+    Group,
+    aligned,
+    groups,
+    last_scores,
+    ranked,
+    settings_told,
+    told_mean,
+)
+
+SHOWN = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "sharpness": "sharpness",
+    "temporal": "temporal error",
+}
+
+NONE = "–"  # noqa: RUF001
+
+Reference = Mapping[str, float] | None
+"""Scores of the reference VAE itself, where it was asked for."""
+
+
+def write_report(plan: Plan, ledger: Ledger, reference: Reference) -> None:
+    """Write the page into the sweep's folder."""
+    path = ledger.folder.local / "report.html"
+    path.write_text(render(plan, ledger, reference), encoding="utf-8")
+    ledger.folder.publish("report.html")
+
+
+def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
+    """The page."""
+    best = ranked(plan, ledger)
+    parts = [("Ranking", _ranking(plan, best))]
+    if plan.rows:
+        parts.append(("Ablation", _ablation(plan, ledger, reference)))
+    parts += [
+        ("Validation", _curves(plan, ledger, best)),
+        ("Settings and score", _parallel(plan, best)),
+        ("What decides", _importance(plan, ledger)),
+        ("Faithful or sharp", _trade_off(best)),
+        ("All trials", _trials(plan, ledger)),
+        ("The sweep", _identity(plan, ledger)),
+    ]
+    footer = (
+        "Scores are of clips that no trial was trained on, the same for all. The figures are in "
+        "results.csv beside this page, each trial's own in its folder."
+    )
+    shown = [part for part in parts if part[1]]
+    return document(f"Sweep {plan.sweep.name}", _head(plan, ledger, best), shown, footer)
+
+
+def mean_cell(group: Group, metric: str, digits: int = 4) -> str:
+    """A mean over seeds, its interval beneath."""
+    mean, half = group.mean(metric), group.half_width(metric)
+    if not math.isfinite(mean):
+        return NONE
+    between = f"<small>±{half:.2g}</small>" if math.isfinite(half) else ""
+    return number(mean, digits) + between
+
+
+def _head(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
+    sweep = plan.sweep
+    counts = {
+        status: sum(record.status == status for record in ledger.records.values())
+        for status in ("finished", "pruned", "failed", "interrupted")
+    }
+    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+    tiles = []
+    if best:
+        first = best[0]
+        tiles.append(
+            (number(first.mean(sweep.metric)), f"{sweep.metric} of the best configuration")
+        )
+        if len(best) > 1:
+            gap = abs(first.mean(sweep.metric) - best[-1].mean(sweep.metric))
+            tiles.append((number(gap, 3), "between the best and the worst that were finished"))
+        tiles.append((str(first.seeds), f"{_seeds(first.seeds)} of the best configuration"))
+    tiles.append((str(len(ledger.records)), f"trials: {told}"))
+    shown = "".join(
+        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(words)}</span></div>'
+        for figure, words in tiles
+    )
+    answer = escape(settings_told(best[0])) if best else "No trial is finished."
+    return f"""<p class="kicker">Sweep, {datetime.now():%Y-%m-%d}</p>
+<h1>{escape(sweep.name)}</h1>
+<p class="soft">Best: {answer}</p>
+<div class="tiles">{shown}</div>"""
+
+
+def _seeds(count: int) -> str:
+    return "seed" if count == 1 else "seeds"
+
+
+def _ranking(plan: Plan, best: Sequence[Group]) -> str:
+    if not best:
+        return "<p>No trial is finished yet.</p>"
+    metric = plan.sweep.metric
+    header = ["rank", "configuration", "trials", escape(metric)]
+    header += [escape(label) for name, label in SHOWN.items() if f"val_ema/{name}" != metric]
+    rows = []
+    for rank, group in enumerate(best, start=1):
+        cells = [str(rank), escape(settings_told(group))]
+        cells.append(" ".join(record.name for record in group.trials))
+        cells.append(mean_cell(group, metric))
+        cells += [
+            mean_cell(group, f"val_ema/{name}") for name in SHOWN if f"val_ema/{name}" != metric
+        ]
+        rows.append(cells)
+    return f"<p>{_confidence(plan, best)}</p>{table(header, rows, own=0, words=(1,))}"
+
+
+def _confidence(plan: Plan, best: Sequence[Group]) -> str:
+    """How sure the first place is, in words."""
+    metric = plan.sweep.metric
+    if best[0].seeds < 2:
+        return (
+            "Each configuration has one seed: differences as small as those between seeds, which "
+            "are not known here, mean nothing. <code>seeds</code> and <code>confirm</code> in the "
+            "sweep's file tell."
+        )
+    text = (
+        f"± is half the 95 % interval of the mean over {best[0].seeds} seeds (Student's t). "
+        "Configurations with fewer seeds stand below."
+    )
+    if len(best) < 2 or best[1].seeds < 2:
+        return text
+    gap = abs(best[0].mean(metric) - best[1].mean(metric))
+    reach = math.hypot(best[0].half_width(metric), best[1].half_width(metric))
+    sure = "is beyond what" if gap > reach else "may be no more than what"
+    return f"{text} The first place's lead of {gap:.2g} {sure} seeds explain."
+
+
+def _curves(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
+    metric = plan.sweep.metric
+    on_top = {record.number for record in best[0].trials} if best else set()
+    shown = []
+    for record in ledger.records.values():
+        points = tuple(
+            (float(row["step"]), float(row[metric])) for row in ledger.rows(record) if metric in row
+        )
+        early = record.status != "finished"
+        shown.append(plots.Curve(f"trial {record.name}", points, record.number in on_top, early))
+    words = "The best configuration is drawn strong; a cross is where a trial was stopped."
+    return f"<p>{words}</p>{plots.curves(shown, metric)}"
+
+
+def _parallel(plan: Plan, best: Sequence[Group]) -> str:
+    keys = list(plan.space)
+    if not keys or not best:
+        return ""
+    lines = [
+        (" ".join(r.name for r in group.trials), group.drawn, group.mean(plan.sweep.metric))
+        for group in best
+    ]
+    log_keys = {key for key, domain in plan.space.items() if domain.log or domain.ratio_to}
+    ratios = [
+        f"{escape(key)} is drawn as a factor on {escape(domain.ratio_to)}"
+        for key, domain in plan.space.items()
+        if domain.ratio_to
+    ]
+    words = f"<p>{'; '.join(ratios)}.</p>" if ratios else ""
+    return words + plots.parallel(keys, log_keys, lines, plan.sweep.metric, best=0)
+
+
+def _importance(plan: Plan, ledger: Ledger) -> str:
+    if not plan.space:
+        return ""
+    found = importance(plan, ledger)
+    if found is None:
+        return (
+            "<p>Too few configurations, or scores too much alike, to tell how much each key "
+            "decides.</p>"
+        )
+    return (
+        f"<p>Share of the score's variance over the searched ranges that each key explains "
+        f"(functional ANOVA over {found.configurations} configurations, compared at step "
+        f"{found.step}, which all reached).</p>{plots.bars(found.by_key)}"
+    )
+
+
+def _trade_off(best: Sequence[Group]) -> str:
+    points = [
+        (
+            group.label or group.trials[0].name,
+            group.mean("val_ema/sharpness"),
+            group.mean("val_ema/psnr"),
+        )
+        for group in best
+    ]
+    points = [p for p in points if all(math.isfinite(v) for v in p[1:]) and p[1] > 0]
+    if not points:
+        return ""
+    front = plots.pareto([(psnr, -abs(math.log(sharp))) for _, sharp, psnr in points])
+    names = ", ".join(escape(points[k][0]) for k in front)
+    return (
+        "<p>Blur is rewarded by PSNR; sharpness, the ratio of fine detail to the original's, is "
+        f"right at 1. Filled: the Pareto set ({names}), of which none is better than another in "
+        f"both.</p>{plots.trade_off(points, front, 'sharpness (1 is right)', 1.0)}"
+    )
+
+
+def ablation_rows(plan: Plan, ledger: Ledger, reference: Reference) -> list[tuple[str, Any]]:
+    """The rows of the sweep in their order, and the reference VAE."""
+    by_label = {group.label: group for group in groups(plan, ledger)}
+    rows: list[tuple[str, Any]] = [
+        (label, by_label[label]) for label in plan.rows if label in by_label
+    ]
+    if reference is not None:
+        rows.append(("the reference VAE itself", reference))
+    return rows
+
+
+ABLATION = {
+    "mse": "MSE",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "sharpness": "sharpness",
+    "encode_seconds": "encode, s a clip",
+}
+
+
+def ablation_table(plan: Plan, ledger: Ledger, reference: Reference) -> str:
+    """The same as text."""
+    lines = [("", *ABLATION.values())]
+    for label, found in ablation_rows(plan, ledger, reference):
+        if isinstance(found, Group):
+            lines.append((label, *(told_mean(found, f"val_ema/{name}") for name in ABLATION)))
+        else:
+            lines.append((label, *(f"{found[name]:.4g}" for name in ABLATION)))
+    return aligned(lines, left=(0,))
+
+
+def _ablation(plan: Plan, ledger: Ledger, reference: Reference) -> str:
+    rows = []
+    for label, found in ablation_rows(plan, ledger, reference):
+        if isinstance(found, Group):
+            cells = [mean_cell(found, f"val_ema/{name}", 3) for name in ABLATION]
+            cells.append(str(found.seeds))
+        else:
+            cells = [*(number(found[name], 3) for name in ABLATION), NONE]
+        rows.append((escape(label), *cells))
+    size = plan.base.data
+    clip = f"{size.num_frames}x{size.height}x{size.width}"
+    return (
+        f"<p>Averaged weights at the end, on the same held-out clips of {clip}.</p>"
+        f"{table(('', *ABLATION.values(), 'seeds'), rows)}"
+    )
+
+
+def _trials(plan: Plan, ledger: Ledger) -> str:
+    header = ["trial", "status", "configuration", "seed", "step", plan.sweep.metric, "verdict"]
+    rows = [
+        (
+            record.name,
+            _status(record),
+            escape(_told(record)),
+            str(record.seed),
+            str(record.step),
+            number(last_scores(ledger.rows(record)).get(plan.sweep.metric)),
+            level(record.verdict) if record.verdict else NONE,
+        )
+        for _, record in sorted(ledger.records.items())
+    ]
+    body = table(header, rows, words=(2,))
+    return f"<details><summary>{len(rows)} trials</summary>{body}</details>"
+
+
+def _status(record: Record) -> str:
+    error = f"<small>{escape(record.error)}</small>" if record.error else ""
+    return record.status + error
+
+
+def _told(record: Record) -> str:
+    return settings_told(Group({}, record.settings, record.label, (), {}))
+
+
+def _identity(plan: Plan, ledger: Ledger) -> str:
+    sweep, base = plan.sweep, plan.base
+    if plan.points() is None:
+        search = f"{sweep.search.algorithm}, {sweep.search.trials} trials, seed {sweep.search.seed}"
+    else:
+        search = "rows" if plan.rows else "grid"
+    entries = [
+        ("folder", str(ledger.folder)),
+        ("search", search),
+        ("scheduler", sweep.scheduler.name),
+        ("compared by", f"{sweep.metric}, {sweep.direction}"),
+        ("seeds", ", ".join(map(str, sweep.seeds))),
+        ("steps of a trial", str(base.train.max_steps)),
+        ("annotations", base.data.annotations),
+        ("held out", f"{base.train.validation_clips} clips, split seed {base.data.split_seed}"),
+        *((key, str(value)) for key, value in sweep.space.items()),
+        *((label, str(row)) for label, row in plan.rows.items()),
+    ]
+    return definitions(entries)

@@ -1,0 +1,190 @@
+"""The answer of a sweep: which configurations are best, and how sure that is."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scipy.stats import t as student
+
+from jobs.sweep.definition import METRICS, Plan
+from jobs.sweep.ledger import Ledger, Record
+from jobs.sweep.space import with_settings
+from taehv.journal import Row
+from taehv.state import to_yaml
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Group:
+    """The trials of one configuration, which differ in their seed alone."""
+
+    drawn: dict[str, Any]
+    settings: dict[str, Any]
+    label: str
+    trials: tuple[Record, ...]
+    scores: dict[str, list[float]]
+    """Final validation scores of the trials that are finished, by name."""
+
+    def mean(self, metric: str) -> float:
+        """Not a number where no trial is finished."""
+        values = self.scores.get(metric, [])
+        return statistics.fmean(values) if values else math.nan
+
+    def half_width(self, metric: str) -> float:
+        """Of the interval that holds the mean over all seeds with 95 % confidence (Student's t);
+        not a number below two seeds."""
+        values = self.scores.get(metric, [])
+        if len(values) < 2:
+            return math.nan
+        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        return quantile * statistics.stdev(values) / math.sqrt(len(values))
+
+    @property
+    def seeds(self) -> int:
+        """That are finished."""
+        return len(self.scores.get(METRICS[0], []))
+
+
+def groups(plan: Plan, ledger: Ledger) -> list[Group]:
+    """All configurations, in the order of their first trial."""
+    found: dict[str, list[Record]] = {}
+    for number in sorted(ledger.records):
+        record = ledger.records[number]
+        found.setdefault(json.dumps(_without_seed(record.settings)), []).append(record)
+    return [_group(ledger, records) for records in found.values()]
+
+
+def ranked(plan: Plan, ledger: Ledger) -> list[Group]:
+    """The configurations with a finished trial, the best first: those with more seeds before those
+    with fewer, of which a lucky one may be on top."""
+    sign = -1 if plan.sweep.direction == "max" else 1
+    finished = [g for g in groups(plan, ledger) if math.isfinite(g.mean(plan.sweep.metric))]
+    return sorted(finished, key=lambda g: (-g.seeds, sign * g.mean(plan.sweep.metric)))
+
+
+def last_scores(rows: list[Row]) -> dict[str, float]:
+    """The scores of the last validation."""
+    validations = [row for row in rows if METRICS[0] in row]
+    if not validations:
+        return {}
+    return {name: value for name, value in validations[-1].items() if name.startswith("val")}
+
+
+def write_csv(plan: Plan, ledger: Ledger) -> None:
+    """results.csv: a line for each trial."""
+    ranks = {
+        record.number: rank
+        for rank, group in enumerate(ranked(plan, ledger), start=1)
+        for record in group.trials
+        if record.status == "finished"
+    }
+    keys = list(dict.fromkeys(k for r in ledger.records.values() for k in r.settings))
+    drawn = [key for key, domain in plan.space.items() if domain.ratio_to]
+    header = ["trial", "rank", "status", "stage", "row", *keys]
+    header += [f"{key} / {plan.space[key].ratio_to}" for key in drawn]
+    header += ["step", "seconds", "attempts", "verdict", *METRICS, "run_folder", "error"]
+    path = ledger.folder.local / "results.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        for number in sorted(ledger.records):
+            record = ledger.records[number]
+            scores = last_scores(ledger.rows(record))
+            writer.writerow(
+                [record.name, ranks.get(number, ""), record.status, record.stage, record.label]
+                + [record.settings.get(key, "") for key in keys]
+                + [record.drawn.get(key, "") for key in drawn]
+                + [record.step, f"{record.seconds:.1f}", record.attempts, record.verdict]
+                + [scores.get(name, "") for name in METRICS]
+                + [ledger.address(record), record.error]
+            )
+    ledger.folder.publish("results.csv")
+
+
+def write_best(plan: Plan, ledger: Ledger, best: Group) -> None:
+    """best_config.yaml: for `jobs/train.py --config`."""
+    config = with_settings(plan.base, _without_seed(best.settings))
+    train = dataclasses.replace(config.train, run_dir="", resume="")
+    tracking = dataclasses.replace(config.tracking, run_name="")
+    config = dataclasses.replace(config, train=train, tracking=tracking)
+    path = ledger.folder.local / "best_config.yaml"
+    trials = ", ".join(record.name for record in best.trials)
+    path.write_text(
+        f"# The best configuration of the sweep {plan.sweep.name} (trials {trials}):\n"
+        f"# {plan.sweep.metric} {best.mean(plan.sweep.metric):.5g}. Train with it by\n"
+        "# `python jobs/train.py --config best_config.yaml`.\n" + to_yaml(config)
+    )
+    ledger.folder.publish("best_config.yaml")
+
+
+def closing_table(plan: Plan, ledger: Ledger, most: int = 12) -> str:
+    """The ranking as text."""
+    metrics = dict.fromkeys([plan.sweep.metric, *(f"val_ema/{n}" for n in TOLD)])
+    lines = [("rank", "trials", *metrics, "settings")]
+    best = ranked(plan, ledger)
+    for rank, group in enumerate(best[:most], start=1):
+        cells = [told_mean(group, metric) for metric in metrics]
+        names = " ".join(record.name for record in group.trials)
+        lines.append((str(rank), names, *cells, settings_told(group)))
+    text = aligned(lines, left=(1, len(lines[0]) - 1))
+    counts: dict[str, int] = {}
+    for record in ledger.records.values():
+        counts[record.status] = counts.get(record.status, 0) + 1
+    counted = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    return f"{text}\n\n{len(ledger.records)} trials: {counted}"
+
+
+TOLD = ("psnr", "ssim", "mse", "sharpness")
+
+
+def told_mean(group: Group, metric: str) -> str:
+    """A mean, with its interval where there is one."""
+    half = group.half_width(metric)
+    between = f" ±{half:.2g}" if math.isfinite(half) else ""
+    return f"{group.mean(metric):.4g}{between}"
+
+
+def settings_told(group: Group) -> str:
+    """What sets a configuration apart."""
+    if group.label:
+        return group.label
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in group.settings.items()
+        if key != "train.seed"
+    )
+
+
+def _group(ledger: Ledger, records: list[Record]) -> Group:
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record.status == "finished":
+            for name, value in last_scores(ledger.rows(record)).items():
+                scores.setdefault(name, []).append(value)
+    first = records[0]
+    drawn = {key: value for key, value in first.drawn.items() if key != "train.seed"}
+    return Group(drawn, _without_seed(first.settings), first.label, tuple(records), scores)
+
+
+def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != "train.seed"}
+
+
+def aligned(lines: Sequence[tuple[str, ...]], left: Sequence[int]) -> str:
+    """Columns of even width, of which those in `left` are set to the left."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "\n".join(
+        "  ".join(
+            f"{cell:<{width}}" if k in left else f"{cell:>{width}}"
+            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )

@@ -1,0 +1,118 @@
+"""Optuna as Ray Tune's searcher, and Ray Tune's schedulers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from ray.tune.schedulers import (
+    AsyncHyperBandScheduler,
+    FIFOScheduler,
+    MedianStoppingRule,
+    TrialScheduler,
+)
+from ray.tune.search import ConcurrencyLimiter
+from ray.tune.search.optuna import OptunaSearch
+
+from jobs.sweep.definition import Plan, Search
+from jobs.sweep.space import Settings
+
+Enrol = Callable[[Settings], dict[str, Any]]
+"""Makes a trial of drawn values, and gives what the trial is told."""
+
+
+class Searcher(OptunaSearch):  # type: ignore[misc]
+    """OptunaSearch, whose suggestions become trials of the sweep.
+
+    Args:
+        enrol: called with every suggestion.
+    """
+
+    def __init__(self, enrol: Enrol, **options: Any) -> None:
+        super().__init__(**options)
+        self._enrol = enrol
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        drawn = super().suggest(trial_id)
+        return None if drawn is None else self._enrol(drawn)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: a sweep goes on from the records of its trials."""
+
+
+def searched(plan: Plan, known: Sequence[Settings], enrol: Enrol) -> Any:
+    """The searcher of a search.
+
+    known: values of the trials of an earlier session, which come first again: the sampler learns
+    from them.
+    """
+    space = {key: domain.distribution() for key, domain in plan.space.items()}
+    return _searcher(plan, space, known, sampler(plan.sweep.search), enrol)
+
+
+def listed(plan: Plan, points: Sequence[Settings], enrol: Enrol) -> Any:
+    """A searcher that gives these points in their order, and no others."""
+    index = {"point": CategoricalDistribution(tuple(range(len(points))))}
+    numbers = [{"point": number} for number in range(len(points))]
+
+    def enrol_point(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return enrol(points[drawn["point"]])
+
+    return _searcher(plan, index, numbers, optuna.samplers.RandomSampler(0), enrol_point)
+
+
+def _searcher(
+    plan: Plan,
+    space: Mapping[str, BaseDistribution],
+    first: Sequence[Settings],
+    sampler: optuna.samplers.BaseSampler,
+    enrol: Enrol,
+) -> Any:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    searcher = Searcher(
+        enrol,
+        space=dict(space),
+        metric=plan.sweep.metric,
+        mode=plan.sweep.direction,
+        points_to_evaluate=[dict(point) for point in first],
+        sampler=sampler,
+    )
+    return ConcurrencyLimiter(searcher, max_concurrent=plan.sweep.concurrent)
+
+
+def sampler(search: Search) -> optuna.samplers.BaseSampler:
+    """Optuna's, by the name in the sweep's YAML."""
+    if search.algorithm == "random":
+        return optuna.samplers.RandomSampler(search.seed)
+    return optuna.samplers.TPESampler(
+        seed=search.seed,
+        n_startup_trials=search.startup_trials,
+        multivariate=True,
+        constant_liar=True,
+    )
+
+
+def scheduler(plan: Plan) -> TrialScheduler:
+    """Ray Tune's, by the name in the sweep's YAML."""
+    sweep = plan.sweep
+    train = plan.base.train
+    grace = sweep.scheduler.grace_steps or min(train.validation_every, train.max_steps)
+    common = {"time_attr": "step", "metric": sweep.metric, "mode": sweep.direction}
+    match sweep.scheduler.name:
+        case "asha":
+            return AsyncHyperBandScheduler(
+                **common,
+                max_t=train.max_steps,
+                grace_period=grace,
+                reduction_factor=sweep.scheduler.reduction_factor,
+            )
+        case "median":
+            return MedianStoppingRule(
+                **common,
+                grace_period=grace,
+                min_samples_required=sweep.scheduler.min_trials,
+            )
+        case _:
+            return FIFOScheduler()

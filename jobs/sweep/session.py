@@ -1,0 +1,256 @@
+"""A session of a sweep: what its driver does while Ray Tune runs the trials."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+
+from jobs.config import flatten
+from jobs.sweep.board import Board
+from jobs.sweep.definition import Plan
+from jobs.sweep.ledger import Ledger, Status
+from jobs.sweep.trial import trial_config
+from jobs.tracking import Tracker
+from taehv import journal
+from taehv.run_folder import RunFolder
+from taehv.verdict import judge, overall
+
+log = logging.getLogger(__name__)
+
+END_SECONDS = 300.0
+"""A trial that is stopped has this long to save its checkpoint."""
+
+MLFLOW_STATUS: dict[Status, Any] = {
+    "finished": "FINISHED",
+    "pruned": "KILLED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+}
+"""MLflow has no word for a pruned run: the tag `trial.status` tells it from a killed one."""
+
+
+class Session(tune.Callback):  # type: ignore[misc]
+    """Listens to the trials, writes down what becomes of them, and stops them.
+
+    Args:
+        plan: what is tried.
+        ledger: the records of the trials.
+        desk: where the trials leave their messages.
+        tracker: of the sweep, beneath which each trial has a run of its own.
+        board: shows how far it is.
+    """
+
+    def __init__(
+        self, plan: Plan, ledger: Ledger, desk: Any, tracker: Tracker, board: Board
+    ) -> None:
+        self.plan, self.ledger, self.desk, self.board = plan, ledger, desk, board
+        self.stopped_by: signal.Signals | None = None
+        self.stopping = ""
+        """Why no more is begun; empty: it goes on."""
+        self._tracker = tracker
+        self._trackers: dict[int, Tracker] = {}
+        self._live: set[int] = set()
+        self._steps: dict[int, int] = {n: r.step for n, r in ledger.records.items()}
+        hours = plan.sweep.budget.hours
+        self._until = time.monotonic() + 3600 * hours if hours else float("inf")
+
+    def stop(self, reason: str) -> None:
+        """Ask all trials to save a checkpoint and end."""
+        if not self.stopping:
+            self.stopping = reason
+            log.warning("%s: the trials save their checkpoints and stop", reason)
+            self.desk.stop.remote(None)
+
+    def over(self) -> bool:
+        """Whether Ray Tune may end: the sweep stops, and its trials have done so."""
+        return bool(self.stopping) and not self._live
+
+    # ------------------------------------------------------------ what Ray Tune tells
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self.listen()
+        if time.monotonic() > self._until:
+            self.stop(f"budget.hours ({self.plan.sweep.budget.hours:g}) are over")
+        most = self.plan.sweep.budget.steps
+        if most and sum(self._steps.values()) >= most:
+            self.stop(f"budget.steps ({most}) are made")
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        # A trial that the scheduler stops is waited for: Ray Tune itself gives the last ones a few
+        # seconds, and a kill would leave half a checkpoint.
+        number = trial.config["number"]
+        self.listen()
+        if number in self._live:
+            self.desk.stop.remote(number)
+            end = time.monotonic() + END_SECONDS
+            while number in self._live and time.monotonic() < end:
+                time.sleep(0.05)
+                self.listen()
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        self.listen()
+        number = trial.config["number"]
+        if number in self._live:
+            self._conclude(number, "failed", error="its process died; see the log above")
+
+    # ------------------------------------------------------------ what the trials tell
+
+    def listen(self) -> None:
+        """Hear out what the trials have said."""
+        for kind, number, content in ray.get(self.desk.take.remote()):
+            getattr(self, f"_on_{kind}")(number, content)
+
+    def _on_begun(self, number: int, run_dir: str) -> None:
+        record = self.ledger.records[number]
+        self._live.add(number)
+        record = self.ledger.update(
+            number, status="running", attempts=record.attempts + 1, error=""
+        )
+        if number not in self._trackers:
+            self._trackers[number] = self._track(number, run_dir)
+        self.board.update(record)
+
+    def _on_step(self, number: int, step: int) -> None:
+        self._steps[number] = step
+        self.board.step(number, step)
+
+    def _on_row(self, number: int, row: Mapping[str, Any]) -> None:
+        self._steps[number] = row["step"]
+        self._trackers[number].log(row, row["step"])
+        self.board.row(number, dict(row))
+        self.board.step(number, row["step"])
+
+    def _on_artifact(self, number: int, content: tuple[str, str]) -> None:
+        self._trackers[number].artifact(Path(content[0]), content[1])
+
+    def _on_tag(self, number: int, content: tuple[str, str]) -> None:
+        self._trackers[number].tag(*content)
+
+    def _on_log(self, number: int, content: tuple[int, str]) -> None:
+        level, message = content
+        log.log(level, "trial %03d: %s", number, message)
+
+    def _on_ended(self, number: int, outcome: Mapping[str, Any]) -> None:
+        summary, status = outcome["summary"], "pruned"
+        if outcome["error"]:
+            status = "failed"
+        elif summary and summary["finished"]:
+            status = "finished"
+        elif self.stopping:
+            status = "interrupted"
+        changes: dict[str, Any] = {"error": outcome["error"]}
+        record = self.ledger.records[number]
+        changes["seconds"] = record.seconds + outcome["seconds"]
+        if summary:
+            changes["step"] = summary["step"]
+            changes["baselines"] = summary["baselines"] or record.baselines
+        self._conclude(number, status, **changes)
+
+    # ------------------------------------------------------------
+
+    def close(self) -> None:
+        """What is still open when a session ends is interrupted."""
+        for number in sorted(self._live):
+            self._conclude(number, "interrupted")
+        for tracker in self._trackers.values():
+            tracker.finish("KILLED")
+
+    def _conclude(self, number: int, status: Any, **changes: Any) -> None:
+        self._live.discard(number)
+        record = dataclasses.replace(self.ledger.records[number], status=status, **changes)
+        rows = self.ledger.rows(record)
+        step = max([record.step, *(int(row["step"]) for row in rows)])
+        verdict = ""
+        scored = [row for row in rows if "val_ema/psnr" in row]
+        if status == "finished" and scored:
+            scores = {name: scored[-1][f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
+            floor = {name: values["psnr"] for name, values in record.baselines.items()}
+            verdict = overall(judge(scores, floor, rows))
+        changes |= {"status": status, "step": step, "verdict": verdict}
+        record = self.ledger.update(number, **changes)
+        self._steps[number] = step
+        tracker = self._trackers.pop(number, None)
+        if tracker is not None:
+            tracker.catch_up(rows)
+            tracker.tag("trial.status", status.upper())
+            if verdict:
+                tracker.tag("verdict", verdict)
+            if record.error:
+                tracker.tag("trial.error", record.error)
+            tracker.artifact(RunFolder(self.ledger.address(record)).retrieve("config.yaml"))
+            tracker.finish(MLFLOW_STATUS[record.status])
+        self.board.update(record)
+
+    def _track(self, number: int, run_dir: str) -> Tracker:
+        record = self.ledger.records[number]
+        config = trial_config(self.plan.base, record.settings, run_dir)
+        name = f"{self.plan.sweep.name} {record.name} {record.label}".rstrip()
+        tracking = dataclasses.replace(
+            config.tracking,
+            run_name=name,
+            tensorboard=False,
+        )
+        folder = RunFolder(run_dir)
+        folder.retrieve("mlflow.json")
+        tags = {
+            "sweep": self.plan.sweep.name,
+            "trial.number": record.name,
+            "trial.stage": record.stage,
+            "trial.seed": str(record.seed),
+            "trial.run_dir": run_dir,
+        } | ({"trial.row": record.label} if record.label else {})
+        tracker = Tracker.start(
+            tracking, folder.local, flatten(config), tags, parent_run_id=self._tracker.run_id
+        )
+        if folder.is_remote and tracker.run_id:
+            folder.publish("mlflow.json")
+        if record.attempts > 1:
+            tracker.catch_up(journal.read_run(folder))
+        return tracker
+
+
+class Ending(tune.Stopper):  # type: ignore[misc]
+    """Ends Ray Tune once a session is over."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._session.over()
+
+
+@contextmanager
+def signals_stop(session: Session) -> Iterator[None]:
+    """Ctrl-C and SIGTERM stop the sweep with all checkpoints saved; a second one at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if session.stopped_by is not None:
+            raise KeyboardInterrupt
+        session.stopped_by = signal.Signals(number)
+        session.stop(session.stopped_by.name)
+
+    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,138 @@
+"""The stages of a sweep: the search, then the best of it with more seeds."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from ray import tune
+from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
+
+from jobs.sweep.definition import Plan
+from jobs.sweep.ledger import ENDED, Ledger, Record, Stage
+from jobs.sweep.results import ranked
+from jobs.sweep.search import listed, scheduler, searched
+from jobs.sweep.session import Ending, Session
+from jobs.sweep.space import Settings
+from jobs.sweep.trial import Trial, TrialPlan
+
+log = logging.getLogger(__name__)
+
+# Ray Tune's own loggers write a folder for each trial, and its own handler of Ctrl-C leaves
+# trials without a checkpoint.
+os.environ |= {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",
+}
+
+
+class Stages:
+    """Runs the stages.
+
+    Args:
+        plan: what is tried.
+        trial_plan: what all trials share.
+        session: listens to them.
+    """
+
+    def __init__(self, plan: Plan, trial_plan: TrialPlan, session: Session) -> None:
+        self._plan, self._trial_plan, self._session = plan, trial_plan, session
+        self._ledger: Ledger = session.ledger
+
+    def run(self) -> None:
+        """Run what is to be run, to its end or until the session stops."""
+        self._search()
+        if self._plan.sweep.confirm and not self._session.stopping:
+            self._confirm()
+
+    def _search(self) -> None:
+        points = self._plan.points()
+        if points is not None:
+            self._run_listed("search", points)
+            return
+        known = [record for record in self._ledger.of_stage("search") if record.status != "failed"]
+        failed = len(self._ledger.of_stage("search")) - len(known)
+        left = self._plan.sweep.search.trials - failed
+        if any(record.status not in ENDED for record in known) or len(known) < left:
+            again = _Again(self, "search", known)
+            drawn = [record.drawn for record in known]
+            self._tune(searched(self._plan, drawn, again.enrol), left, scheduler(self._plan))
+
+    def _confirm(self) -> None:
+        best = ranked(self._plan, self._ledger)[: self._plan.sweep.confirm]
+        others = self._plan.sweep.seeds[1:]
+        points = [group.drawn | {"train.seed": seed} for group in best for seed in others]
+        log.info("the best %d configurations are run with %d more seeds", len(best), len(others))
+        self._session.board.expect(len(self._ledger.of_stage("search")) + len(points))
+        self._run_listed("confirm", points)
+
+    def _run_listed(self, stage: Stage, points: Sequence[Settings]) -> None:
+        """Those points that have no trial that ended."""
+        known = self._ledger.of_stage(stage)
+        ended = [record.drawn for record in known if record.status in ENDED]
+        left = [point for point in points if point not in ended]
+        again = _Again(self, stage, [r for r in known if r.status not in ENDED])
+        if left:
+            rule = scheduler(self._plan) if stage == "search" else None
+            self._tune(listed(self._plan, left, again.enrol), len(left), rule)
+
+    def _tune(self, searcher: Any, trials: int, rule: Any) -> None:
+        sweep = self._plan.sweep
+        with tempfile.TemporaryDirectory(prefix="taehv_tune_") as folder:
+            trainable = tune.with_parameters(Trial, plan=self._trial_plan)
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, {"CPU": 0.01}),
+                tune_config=TuneConfig(
+                    search_alg=searcher, scheduler=rule, num_samples=trials, reuse_actors=True
+                ),
+                run_config=RunConfig(
+                    name=sweep.name,
+                    # Nothing of it is needed: a sweep goes on from the records of its trials.
+                    storage_path=folder,
+                    failure_config=FailureConfig(max_failures=sweep.retries),
+                    # Trials save their own, in their run folders.
+                    checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
+                    callbacks=[self._session],
+                    stop=Ending(self._session),
+                    verbose=0,
+                ),
+            )
+            tuner.fit()
+        self._session.listen()
+
+    def enrol(self, stage: Stage, drawn: Settings, record: Record | None) -> dict[str, Any]:
+        """What a trial is told; without a record it is a new one."""
+        if record is None:
+            settings = self._plan.resolve(drawn)
+            settings.setdefault("train.seed", self._plan.sweep.seeds[0])
+            label = next(
+                (
+                    label
+                    for label, row in self._plan.rows.items()
+                    if row == {key: value for key, value in drawn.items() if key != "train.seed"}
+                ),
+                "",
+            )
+            record = self._ledger.add(stage, drawn, settings, settings["train.seed"], label)
+        return {
+            "number": record.number,
+            "settings": record.settings,
+            "ended": record.status in ENDED,
+        }
+
+
+class _Again:
+    """Trials of an earlier session, each to be told or gone on with once."""
+
+    def __init__(self, stages: Stages, stage: Stage, known: Sequence[Record]) -> None:
+        self._stages, self._stage, self._known = stages, stage, list(known)
+
+    def enrol(self, drawn: Settings) -> dict[str, Any]:
+        record = next((r for r in self._known if r.drawn == drawn), None)
+        if record is not None:
+            self._known.remove(record)
+        return self._stages.enrol(self._stage, dict(drawn), record)

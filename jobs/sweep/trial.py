@@ -1,0 +1,237 @@
+"""A trial: a run of jobs/train.py, driven on behalf of Ray Tune."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import queue
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from data_pipeline.clips import open_sources
+from jobs.checks import check, check_workers
+from jobs.config import Config
+from jobs.driver import Driver, MostSkipped
+from jobs.mailbox import open_mailbox
+from jobs.pool import Pool, Shares
+from jobs.sweep.crew import Crew
+from jobs.sweep.desk import Voice
+from jobs.sweep.space import Settings, with_settings
+from jobs.train import worker_settings
+from taehv import journal
+from taehv.journal import Row
+from taehv.run_folder import RunFolder
+from taehv.state import to_yaml
+
+STOP_SECONDS = 0.3
+"""A trial asks no more often than this whether it is to stop."""
+
+
+@dataclass(frozen=True)
+class TrialPlan:
+    """What all trials of a sweep share."""
+
+    base: Config
+    metric: str
+    folder: str
+    """The sweep's."""
+    experiment: str
+    desk: Any
+    own_ray: bool
+    concurrent: int
+    """Trials that share the cluster."""
+
+
+def trial_config(base: Config, settings: Settings, run_dir: str) -> Config:
+    """What `jobs/train.py` would be told to make this trial, or to go on with it."""
+    config = with_settings(base, settings)
+    train = dataclasses.replace(config.train, run_dir=run_dir, resume="latest")
+    return dataclasses.replace(config, train=train)
+
+
+class Trial(tune.Trainable):  # type: ignore[misc]
+    """Ray Tune's view of a trial: a result for each validation.
+
+    The actor of this class, with its training workers, is used for one trial after another.
+    """
+
+    def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
+        """config: the trial's `number`, its `settings`, and whether it `ended` in an earlier
+        session of the sweep: it is then told over again, from what it wrote down."""
+        self._plan = plan
+        self._crew = Crew(RunFolder(plan.folder).address, plan.base.cluster, plan.own_ray)
+        self._run: _Run | None = None
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._end()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        if self._run is None:
+            return self._result(self._told.pop(0) if self._told else None, done=not self._told)
+        row = self._run.news.get()
+        if row is not None and row["step"] < self._steps:
+            return self._result(row, done=False)
+        # The last validation is told once all that a run leaves has been written.
+        self._run.join()
+        if self._run.error:
+            raise RuntimeError(self._run.error)
+        return self._result(row, done=True)
+
+    def cleanup(self) -> None:
+        self._end()
+        self._crew.dismiss()
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        self._last: Row = {"step": 0}
+        self._run = None
+        self._told: list[Row] = []
+        number, plan = config["number"], self._plan
+        address = RunFolder(plan.folder).address_of(f"trials/{number:03d}")
+        if config["ended"]:
+            rows = journal.read_run(RunFolder(address))
+            self._told = [row for row in rows if plan.metric in row]
+            return
+        if not ray.get(plan.desk.begin.remote(number)):
+            return
+        run_config = trial_config(plan.base, config["settings"], address)
+        self._steps = run_config.train.max_steps
+        self._run = _Run(number, run_config, plan, self._crew)
+        self._run.start()
+
+    def _end(self) -> None:
+        if self._run is not None:
+            self._run.stop()
+            self._run.join()
+            self._run = None
+
+    def _result(self, row: Row | None, done: bool) -> dict[str, Any]:
+        self._last = row or self._last
+        value = self._last.get(self._plan.metric, math.nan)
+        return {"step": self._last["step"], self._plan.metric: value, "done": done}
+
+
+class _Run(threading.Thread):
+    """The run's driver, beside the actor's thread, which answers Ray Tune."""
+
+    def __init__(self, number: int, config: Config, plan: TrialPlan, crew: Crew) -> None:
+        super().__init__(name=f"trial {number}", daemon=True)
+        self.config, self._plan, self._crew = config, plan, crew
+        self.news: queue.Queue[Row | None] = queue.Queue()
+        """Rows with validation scores; None: there will be none any more."""
+        self.error = ""
+        self._voice = _Voice(plan.desk, number, plan.metric, self.news)
+        self._driver: Driver | None = None
+        self._stop_wanted = False
+
+    def stop(self) -> None:
+        """Ask the run to save a checkpoint and end."""
+        self._stop_wanted = True
+        if self._driver is not None:
+            self._driver.stop(signal.SIGTERM)
+
+    def run(self) -> None:
+        began = time.monotonic()
+        room = logging.getLogger("jobs")
+        room.addHandler(self._voice)
+        self._voice.say("begun", str(self.config.train.run_dir))
+        outcome: dict[str, Any] = {"summary": None, "error": ""}
+        try:
+            outcome["summary"] = self._conduct()
+        except Exception as error:  # noqa: BLE001
+            # Whatever it is, it is this trial's alone.
+            self.error = outcome["error"] = str(error) or type(error).__name__
+        finally:
+            room.removeHandler(self._voice)
+            outcome["seconds"] = time.monotonic() - began
+            ray.get(self._plan.desk.put.remote("ended", self._voice.number, outcome))
+            self.news.put(None)
+
+    def _conduct(self) -> Any:
+        config, plan = self.config, self._plan
+        check(config)
+        run_folder = RunFolder(config.train.run_dir)
+        run_folder.local.mkdir(parents=True, exist_ok=True)
+        (run_folder.local / "config.yaml").write_text(to_yaml(config))
+        run_folder.publish("config.yaml")
+        for row in journal.read_run(run_folder):
+            # What was validated before an interruption counts.
+            self._voice.remember(row)
+        training, validation = open_sources(
+            config.data, config.train.seed, config.train.global_batch_size
+        )
+        mailbox = open_mailbox()
+        videos = len(training.videos) + len(validation.videos)
+        skipped = MostSkipped(config.data.max_bad_fraction, videos)
+        voice: Any = self._voice
+        self._driver = Driver(run_folder, mailbox, voice, voice, skipped)
+        threading.Thread(target=self._watch, daemon=True).start()
+        pool = ShareOfPool(
+            plan.concurrent,
+            config.cluster,
+            config.data.decode_cpus,
+            not plan.own_ray,
+            config.data.decode_nodes,
+        )
+
+        def make_trainer(config: Config, shares: Shares) -> Any:
+            check_workers(config, shares.workers)
+            settings = worker_settings(config, mailbox, shares, training, validation)
+            return self._crew.trainer(settings, shares)
+
+        if self._stop_wanted:
+            self._driver.stop(signal.SIGTERM)
+        return self._driver.drive(pool, config, make_trainer)
+
+    def _watch(self) -> None:
+        """Stop where the sweep says so."""
+        while self.is_alive() and not self._stop_wanted:
+            if ray.get(self._plan.desk.stop_wanted.remote(self._voice.number)):
+                self.stop()
+            time.sleep(STOP_SECONDS)
+
+
+class _Voice(Voice):
+    """Puts validations aside for Ray Tune besides."""
+
+    def __init__(self, desk: Any, number: int, metric: str, news: queue.Queue[Row | None]) -> None:
+        super().__init__(desk, number)
+        self._metric, self._news = metric, news
+        self._told = -1
+
+    def row(self, row: Any) -> None:
+        super().row(row)
+        self.remember(row)
+
+    def remember(self, row: Row) -> None:
+        if self._metric in row and row["step"] > self._told:
+            self._told = row["step"]
+            self._news.put(row)
+
+
+class ShareOfPool(Pool):
+    """The room of one of several trials that share a cluster."""
+
+    def __init__(self, trials: int, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._trials = trials
+
+    def wait(self, cancelled: Any) -> Shares | None:
+        shares = super().wait(cancelled)
+        if shares is None or self._trials == 1:
+            return shares
+        least = self._decode_cpus
+        cpus = (shares.cpus_per_worker + shares.decode_cpus_per_worker) / self._trials
+        own = max(0.01, min(1.0, math.floor(100 * (cpus - least)) / 100))
+        return dataclasses.replace(
+            shares, cpus_per_worker=own, decode_cpus_per_worker=max(least, cpus - own)
+        )

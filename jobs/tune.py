@@ -1,0 +1,246 @@
+"""Find the settings that suit your video: `python jobs/tune.py tune_configs/loss_weights.yaml`.
+
+The first argument is the sweep's YAML. `--sweep-dir DIR` names its folder; the same command with
+the same folder goes on with a sweep that was stopped. All other options are those of
+jobs/train.py, and hold for every trial."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+# Run as a script, Python looks for imports in jobs/ alone.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import tyro
+
+from data_pipeline.clips import open_sources
+from data_pipeline.errors import DataError
+from jobs import cluster
+from jobs.checks import check
+from jobs.config import Config, ConfigError, flatten
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.sweep import results
+from jobs.sweep.board import Board
+from jobs.sweep.definition import METRICS, Plan, make_plan, read_sweep
+from jobs.sweep.desk import open_desk
+from jobs.sweep.ledger import Ledger
+from jobs.sweep.reference import score_reference
+from jobs.sweep.report import ablation_table, write_report
+from jobs.sweep.session import Session, signals_stop
+from jobs.sweep.stages import Stages
+from jobs.sweep.trial import TrialPlan
+from jobs.tracking import Tracker
+from jobs.train import with_places
+from taehv.checkpoint import write_atomically
+from taehv.errors import TrainingError
+from taehv.run_folder import RunFolder
+
+log = logging.getLogger("jobs.tune")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the job; the exit code is that of the project's contract (0, 1, 2, 130, 143)."""
+    log_plainly()
+    try:
+        plan, folder = parse(sys.argv[1:] if arguments is None else arguments)
+        return run(plan, folder)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_CONFIG
+    except (TrainingError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+
+
+def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
+    """The sweep that a command line asks for, checked, and its folder.
+
+    Raises:
+        ConfigError: naming the line of the YAML, or the key.
+        SystemExit: with 2 for an option that does not exist, with 0 after --help.
+    """
+    rest = list(arguments)
+    sweep_dir = _take(rest, "--sweep-dir")
+    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
+        raise ConfigError("the first argument is a sweep, such as tune_configs/smoke.yaml")
+    if rest[0] in ("-h", "--help"):
+        tyro.cli(Config, args=["--help"], description=__doc__)
+    sweep, base, lines = read_sweep(Path(rest.pop(0)))
+    try:
+        base = tyro.cli(Config, args=rest, default=base, description=__doc__)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if base.train.run_dir or base.train.resume:
+        raise ConfigError("--train.run-dir and --train.resume are each trial's: give --sweep-dir")
+    sweep_dir = sweep_dir or f"runs/{sweep.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    # The folder's place follows the same rules as a run's.
+    train = dataclasses.replace(base.train, run_dir=sweep_dir)
+    placed = with_places(dataclasses.replace(base, train=train))
+    folder = RunFolder(placed.train.run_dir)
+    tracking = placed.tracking
+    if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
+        # Beside the sweep's folder, as for a run, rather than beside each trial's.
+        store = Path(folder.address).parent / "mlflow.db"
+        tracking = dataclasses.replace(tracking, uri=f"sqlite:///{store}")
+    base = dataclasses.replace(placed, train=base.train, tracking=tracking)
+    return make_plan(sweep, base, lines), folder
+
+
+def run(plan: Plan, folder: RunFolder) -> int:
+    """Check, try, and say what is best."""
+    check(plan.base)
+    sweep, base = plan.sweep, plan.base
+    open_sources(base.data, base.train.seed, base.train.global_batch_size)
+    folder.local.mkdir(parents=True, exist_ok=True)
+    _keep_definition(plan, folder)
+    ledger = Ledger(folder)
+    log.info("sweep folder: %s", folder)
+    tracking = dataclasses.replace(base.tracking, run_name=sweep.name, tensorboard=False)
+    folder.retrieve("mlflow.json")
+    tracker = Tracker.start(
+        tracking, folder.local, flatten(base), {"sweep": sweep.name, "sweep.metric": sweep.metric}
+    )
+    if folder.is_remote and tracker.run_id:
+        folder.publish("mlflow.json")
+    points = plan.points()
+    trials = len(points) if points is not None else sweep.search.trials
+    board = Board(sweep.metric, base.train.max_steps, trials)
+    status: Any = "FAILED"
+    reference: Mapping[str, float] | None = None
+    try:
+        with cluster.connected(_for_all(plan), base.data.decode_cpus) as own_ray:
+            desk = open_desk()
+            session = Session(plan, ledger, desk, tracker, board)
+            trial_plan = TrialPlan(
+                base,
+                sweep.metric,
+                folder.address,
+                base.tracking.experiment,
+                desk,
+                own_ray,
+                sweep.concurrent,
+            )
+            with signals_stop(session):
+                try:
+                    Stages(plan, trial_plan, session).run()
+                finally:
+                    session.close()
+            board.close()
+            if sweep.reference_vae and not session.stopping:
+                log.info("scoring the reference VAE on the same clips")
+                reference = score_reference(base, folder)
+        code = _conclude(plan, ledger, session, tracker, reference)
+        status = "KILLED" if session.stopping else "FINISHED"
+        return code
+    except KeyboardInterrupt:
+        status = "KILLED"
+        return 130
+    finally:
+        board.close()
+        tracker.finish(status)
+
+
+def _conclude(
+    plan: Plan,
+    ledger: Ledger,
+    session: Session,
+    tracker: Tracker,
+    reference: Mapping[str, float] | None,
+) -> int:
+    """Write the results, and say where they are."""
+    results.write_csv(plan, ledger)
+    write_report(plan, ledger, reference)
+    best = results.ranked(plan, ledger)
+    files = ["results.csv", "report.html"]
+    if best:
+        results.write_best(plan, ledger, best[0])
+        files.append("best_config.yaml")
+        tracker.log({f"best/{n.replace('/', '_')}": best[0].mean(n) for n in METRICS}, step=0)
+        tracker.tag("best", results.settings_told(best[0]))
+    print()
+    print(results.closing_table(plan, ledger))
+    if plan.rows:
+        print(f"\n{ablation_table(plan, ledger, reference)}")
+    print()
+    for name in files:
+        path = ledger.folder.retrieve(name)
+        tracker.artifact(path)
+        print(f"{name:<18} {ledger.folder.address_of(name)}")
+    if tracker.open_hint():
+        print(f"{'MLflow':<18} {tracker.open_hint()}")
+    if session.stopping:
+        print(f"stopped ({session.stopping}); to go on: --sweep-dir {ledger.folder}")
+    if session.stopped_by is not None:
+        return 128 + session.stopped_by
+    return DONE if best else FAILED
+
+
+def _keep_definition(plan: Plan, folder: RunFolder) -> None:
+    """Write what the sweep is, or see that it is what the folder holds.
+
+    Raises:
+        ConfigError: where the folder holds another sweep.
+    """
+    told: dict[str, Any] = {"sweep": dataclasses.asdict(plan.sweep), "config": flatten(plan.base)}
+    told = json.loads(json.dumps(told))
+    # What says how much, not what, may change from session to session.
+    for key in ("concurrent", "retries", "budget", "lpips"):
+        told["sweep"].pop(key)
+    told["sweep"]["search"].pop("trials")
+    told["config"] = {
+        k: v for k, v in told["config"].items() if not k.startswith(("cluster.", "tracking."))
+    }
+    path = folder.local / "sweep.json"
+    if folder.exists("sweep.json"):
+        before = json.loads(folder.retrieve("sweep.json").read_text())
+        changed = [
+            f"{part}.{key}"
+            for part in told
+            for key in told[part].keys() | before[part].keys()
+            if told[part].get(key) != before[part].get(key)
+        ]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds another sweep, which differs in {', '.join(sorted(changed))}: "
+                "choose another --sweep-dir"
+            )
+        return
+    if folder.entries("trials") or folder.exists("metrics.jsonl"):
+        raise ConfigError(f"{folder} holds something else: choose another --sweep-dir")
+    write_atomically(path, json.dumps(told, indent=1) + "\n")
+    folder.publish("sweep.json")
+
+
+def _for_all(plan: Plan) -> Any:
+    """The cluster that all trials at a time need."""
+    config = plan.base.cluster
+    workers = plan.sweep.concurrent * max(1, config.most_workers)
+    return dataclasses.replace(config, workers=str(workers))
+
+
+def _take(arguments: list[str], option: str) -> str:
+    """Remove an option with its value."""
+    for position, argument in enumerate(arguments):
+        name, separator, value = argument.partition("=")
+        if name == option:
+            if separator:
+                del arguments[position]
+                return value
+            if position + 1 == len(arguments):
+                raise ConfigError(f"{option} needs a value")
+            value = arguments[position + 1]
+            del arguments[position : position + 2]
+            return value
+    return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

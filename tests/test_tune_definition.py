@@ -1,0 +1,148 @@
+"""What a sweep's YAML may say, and what is said, with the line, of one that is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from jobs.config import Config, ConfigError, flatten
+from jobs.sweep.definition import Plan, make_plan, read_sweep
+from jobs.sweep.space import with_settings
+
+SHIPPED = sorted((Path(__file__).resolve().parents[1] / "tune_configs").glob("*.yaml"))
+
+GOOD = """\
+settings:
+  train: {max_steps: 12}
+space:
+  loss.encoder: {log: [0.001, 1], ratio_to: loss.reconstruction}
+  optim.learning_rate: {log: [1.0e-4, 1.0e-2]}
+  seraena.frames_per_group: [1, 3]
+search:
+  algorithm: random
+  trials: 4
+"""
+
+
+def plan_of(folder: Path, text: str) -> Plan:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return make_plan(*read_sweep(path))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_sweeps_can_be_read(path: Path) -> None:
+    sweep, base, lines = read_sweep(path)
+    if path.stem in ("ablation", "gpu"):
+        with pytest.raises(ConfigError, match=r"line \d+: .*teacher.path"):
+            make_plan(sweep, base, lines)
+        base = with_settings(base, {"teacher.path": "/models/CogVideoX-2b"})
+    plan = make_plan(sweep, base, lines)
+    assert plan.space or plan.rows
+    assert plan.sweep.metric.startswith("val")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "message"),
+    [
+        ("loss.encoder:", "loss.encodr:", 4, "no config key loss.encodr; did you mean loss.enc"),
+        ("[0.001, 1], ratio", "[1, 0.001], ratio", 4, "bad range, 1 to 0.001"),
+        ("[0.001, 1], ratio", "[0, 1], ratio", 4, "log scale cannot begin at 0"),
+        ("[0.001, 1], ratio", "[a, 1], ratio", 4, "needs two numbers"),
+        ("ratio_to: loss.reconstruction", "ratio_to: loss.rec", 4, "no config key loss.rec"),
+        ("{log: [1.0e-4", "{lgo: [1.0e-4", 5, "no lgo here; did you mean log"),
+        ("[1, 3]", "[1, 1]", 6, "a choice stands there twice"),
+        ("[1, 3]", "[1, 0]", 6, "seraena.frames_per_group is 0"),
+        ("[1, 3]", "[1, many]", 6, "seraena.frames_per_group: Input should be a valid integer"),
+        ("algorithm: random", "algorithm: bayes", 8, "search.algorithm: .*'grid', 'random' or"),
+        ("algorithm: random", "algorithm: grid", 4, "a grid needs a list of choices"),
+        ("trials: 4", "trials: 0", 9, "search.trials is 0: it must be at least 1"),
+        ("trials: 4", "trails: 4", 9, "no trails; did you mean trials"),
+        ("max_steps: 12", "max_step: 12", 2, "no config key train.max_step; did you mean"),
+        ("max_steps: 12", "max_steps: -1", 2, "train.max_steps is -1"),
+        ("settings:", "setings:", 1, "no setings; did you mean settings"),
+    ],
+)
+def test_an_error_names_the_line(
+    tmp_path: Path, before: str, after: str, line: int, message: str
+) -> None:
+    assert before in GOOD
+    with pytest.raises(ConfigError, match=rf"sweep.yaml, line {line}: .*{message}"):
+        plan_of(tmp_path, GOOD.replace(before, after))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("scheduler: {name: hyperband}\n", "line 10: scheduler.name: .*'none', 'asha' or 'median'"),
+        ("metric: train/loss\n", "line 10: .*held-out clips, which no weight of a loss enters"),
+        ("metric: val/pnsr\n", "line 10: .*did you mean val/psnr"),
+        ("seeds: [0, 1]\n", "line 10: .*`confirm: N` runs its best N"),
+        ("seeds: [0, 0]\nconfirm: 1\n", "line 10: .*different whole numbers"),
+        ("confirm: 2\n", "line 10: confirm needs `seeds`"),
+        ("concurrent: 0\n", "line 10: concurrent is 0"),
+        ("rows: {a: {loss.seraena: 0}}\n", "line 1: .*either a `space` or `rows`"),
+        ("space: {}\n", "line 10: space stands here a second time"),
+        ("reference_vae: true\n", "line 10: .*--teacher.path"),
+        ("budget: {hours: -1}\n", "line 10: budget.hours is -1"),
+        ("name: [\n", "line 11: not YAML"),
+    ],
+)
+def test_an_error_in_what_is_added(tmp_path: Path, more: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_of(tmp_path, GOOD + more)
+
+
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("data.num_frames", "all trials are scored on the same ones"),
+        ("data.split_seed", "all trials are scored on the same ones"),
+        ("train.validation_clips", "all trials are scored on the same ones"),
+        ("train.seed", "give `seeds`"),
+        ("train.run_dir", "cannot differ from trial to trial"),
+        ("cluster.workers", "cannot differ from trial to trial"),
+    ],
+)
+def test_keys_that_trials_cannot_differ_in(tmp_path: Path, key: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"line 2: {key}: .*{why}"):
+        plan_of(tmp_path, f"space:\n  {key}: [1, 2]\n")
+
+
+def test_a_ratio_becomes_a_weight(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        "space:\n  loss.reconstruction: [10, 1]\n"
+        "  loss.seraena: {choices: [0.5], ratio_to: loss.reconstruction}\n",
+    )
+    settings = plan.resolve({"loss.reconstruction": 4.0, "loss.seraena": 0.5})
+    assert settings == {"loss.reconstruction": 4.0, "loss.seraena": 2.0}
+    # Of a key that is not searched, the configuration's own value counts.
+    assert plan.resolve({"loss.seraena": 0.5}) == {"loss.seraena": 5.0}
+
+
+def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
+    plan = plan_of(
+        tmp_path,
+        "space:\n  loss.seraena: [0, 1]\n  loss.encoder: [0.1, 0.2, 0.3]\n"
+        "search: {algorithm: grid}\nseeds: [4, 5]\n",
+    )
+    points = plan.points()
+    assert points is not None
+    assert len(points) == 12
+    assert len({tuple(sorted(point.items())) for point in points}) == 12
+
+
+def test_held_out_clips_do_not_follow_the_seed(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, GOOD)
+    assert plan.base.data.split_seed == plan.base.train.seed == 0
+    seven = with_settings(plan.base, {"train.seed": 7})
+    assert seven.train.seed == 7
+    assert seven.data.split_seed == 0
+
+
+def test_settings_change_what_they_name_and_nothing_else() -> None:
+    config = Config()
+    changed = with_settings(config, {"loss.encoder": "0.25", "optim.betas": [0.8, 0.9]})
+    before, after = flatten(config), flatten(changed)
+    differing = {key: after[key] for key in after if after[key] != before[key]}
+    assert differing == {"loss.encoder": 0.25, "optim.betas": (0.8, 0.9)}
