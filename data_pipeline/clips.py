@@ -95,12 +95,15 @@ def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource,
 
     Raises DataError where the annotations cannot be read.
     """
+    split_seed = config.split_seed if config.split_seed >= 0 else seed
     training, validation = open_videos(
-        config.annotations, config.root, config.validation_fraction, seed
+        config.annotations, config.root, config.validation_fraction, split_seed
     )
     return (
         ClipSource(training, SampleOrder(seed, len(training), batch, config, augment=True)),
-        ClipSource(validation, SampleOrder(seed, len(validation), batch, config, augment=False)),
+        ClipSource(
+            validation, SampleOrder(split_seed, len(validation), batch, config, augment=False)
+        ),
     )
 
 

@@ -59,6 +59,10 @@ class DataConfig:
     validation_fraction: float = 0.1
     """Part of the videos kept out of training; at least one video is."""
 
+    split_seed: int = -1
+    """Which videos, and which clips of them, are kept out; -1: as train.seed says. Runs with
+    different seeds are compared on the same clips where this is the same."""
+
     max_bad_fraction: float = 0.05
     """Part of the videos that may turn out unusable; beyond it the run stops and lists them."""
 

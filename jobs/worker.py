@@ -107,6 +107,9 @@ def _set_up_process(mailbox: Any) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
+    # A worker of a sweep has had other runs, with mailboxes of their own.
+    for handler in [h for h in root.handlers if isinstance(h, MailboxLog)]:
+        root.removeHandler(handler)
     root.addHandler(MailboxLog(mailbox))
     for room in ("taehv", "data_pipeline", "jobs"):
         logging.getLogger(room).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
