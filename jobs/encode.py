@@ -176,7 +176,7 @@ def _load(config: EncodeConfig) -> tuple[TAEHV, Settings]:
         width=data.width,
         annotations_fingerprint=index.fingerprint,
         videos=len(index),
-        videos_per_shard=config.videos_per_shard,
+        videos_per_shard=config.shard_size(len(index)),
         checkpoint=address_of(weights, config.checkpoint),
         annotations=data.annotations,
         root=data.root,

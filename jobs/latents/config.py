@@ -63,8 +63,9 @@ class EncodeConfig:
 
     dtype: Literal["float16", "bfloat16", "float32"] = "float16"
     """What latents are kept in."""
-    videos_per_shard: int = 32
-    """Videos of one shard: what a job that was killed may have to do again, for each worker."""
+    videos_per_shard: int = 0
+    """Videos of one shard, the work of one worker at a time and what a job that was killed may have
+    to do again. 0: a 64th of the list, at least 1 and at most 64."""
     retry_unusable: bool = False
     """Make the shards anew whose videos could not all be used."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -75,8 +76,12 @@ class EncodeConfig:
     ray: RayConfig = field(default_factory=lambda: RayConfig(use="yes"))
 
     def __post_init__(self) -> None:
-        if self.videos_per_shard < 1:
-            raise ValueError(f"videos_per_shard is {self.videos_per_shard}: it must be at least 1")
+        if self.videos_per_shard < 0:
+            raise ValueError(f"videos_per_shard is {self.videos_per_shard}: it cannot be negative")
+
+    def shard_size(self, videos: int) -> int:
+        """Videos of one shard of a list of so many."""
+        return self.videos_per_shard or min(max(videos // 64, 1), 64)
 
 
 def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
