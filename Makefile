@@ -3,7 +3,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: train evaluate test test-slow test-faults check help
+.PHONY: train evaluate test test-slow test-faults test-cluster check help
 
 help:
 	@echo "make train      train a small TAEHV on synthetic driving video, on this machine"
@@ -11,6 +11,7 @@ help:
 	@echo "make test       checks and tests"
 	@echo "make test-slow  the minutes-long suite: 'make train' itself, and its figures"
 	@echo "make test-faults  kills, full disks, stores that hang: the half-hour suite"
+	@echo "make test-cluster  cluster.yaml, brought up in a pretended cloud: as root, on Linux"
 	@echo "make check      lint, format, types, and the walls between the rooms"
 
 train: .venv/runs
@@ -22,7 +23,7 @@ evaluate: .venv/runs
 	$(BIN)/python jobs/evaluate.py --checkpoint "$$weights" --overwrite
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
 
 test-slow: .venv/tests
 	$(BIN)/python -m pytest -m slow
@@ -30,6 +31,10 @@ test-slow: .venv/tests
 # Where a fault strikes is drawn from FAULTS_SEED; FAULTS_TABLE names a file for the table.
 test-faults: .venv/tests
 	$(BIN)/python -m pytest -m faults tests/faults
+
+# A whole cluster on this machine, in a pretended cloud: as root, on Linux; ten minutes.
+test-cluster: .venv/tests
+	tests/cluster/lab.sh python -m pytest -x -v -s -m cluster tests/cluster
 
 check: .venv/tests
 	$(BIN)/ruff check .

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +13,21 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.config import ClusterConfig
-from jobs.pool import Shares
+from jobs.pool import Shares, label_selector
+from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
+from taehv.scratch import ScratchFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+NO_CODE = ["/runs", "/tests", "/docs", "/benchmarks", ".venv", ".git"]
+"""What is left behind when the code is sent to the nodes."""
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     Yields whether it is the latter.
     """
     address = os.environ.get("RAY_ADDRESS", "")
-    environment = {
+    environment: dict[str, str] = {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # Decoding takes cores from a training worker on the CPU; its threads must not spin in
         # wait for one that has none.
@@ -60,22 +65,47 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             **quiet,
         )
     else:
-        ray.init(address=address, runtime_env={"env_vars": environment}, **quiet)
+        # A submitted job that brought its code has sent it to all nodes; one that found it here has
+        # not, and nodes may have an older one.
+        code = {} if _in_job_copy() else {"working_dir": str(REPOSITORY), "excludes": NO_CODE}
+        with _refusals_told(address):
+            ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
     try:
         yield own
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def _refusals_told(address: str) -> Iterator[None]:
+    """What keeps a driver out of a cluster, in one line."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise TrainingError(
+            f"the cluster at {address} wants its token: set RAY_AUTH_MODE=token, and let "
+            "~/.ray/auth_token be the cluster's"
+        ) from error
+    except (RuntimeError, ConnectionError) as error:
+        # A version mismatch is told in many lines, of which the first says what it is.
+        lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise TrainingError(f"the cluster at {address} refuses this driver: {lines}") from error
+
+
+def _in_job_copy() -> bool:
+    """Whether this is a copy of the code that was uploaded with a submitted job."""
+    return "runtime_resources" in REPOSITORY.parts
+
+
 def make_trainer(
-    worker: Any, settings: dict[str, Any], shares: Shares, own_ray: bool
+    worker: Any, settings: dict[str, Any], shares: Shares, config: ClusterConfig, own_ray: bool
 ) -> TorchTrainer:
     """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
     what dies again, with as many workers as there is room for then."""
     return TorchTrainer(
         worker,
         train_loop_config=settings,
-        torch_config=OneMachineTorchConfig() if own_ray else TorchConfig(),
+        torch_config=_torch_config(config, own_ray),
         scaling_config=ScalingConfig(
             num_workers=shares.workers,
             use_gpu=shares.use_gpu,
@@ -85,6 +115,7 @@ def make_trainer(
                 "CPU": shares.cpus_per_worker,
                 **({"GPU": 1} if shares.use_gpu else {}),
             },
+            label_selector=label_selector(config.train_nodes) or None,
         ),
         run_config=RunConfig(
             # Ray's own record of the run; checkpoints and results are in the run's folder.
@@ -96,6 +127,13 @@ def make_trainer(
             ),
         ),
     )
+
+
+def _torch_config(config: ClusterConfig, own_ray: bool) -> TorchConfig:
+    if own_ray:
+        return OneMachineTorchConfig()
+    # Left to itself, Ray takes NCCL where workers reserve GPUs.
+    return TorchConfig(backend="gloo" if config.gpu == "pretend" else None)
 
 
 class OneMachineTorchConfig(TorchConfig):  # type: ignore[misc]
@@ -111,8 +149,8 @@ class _OneMachineBackend(Backend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         # torch.distributed goes on using the file, whenever DeepSpeed makes a group of workers.
-        self._folder = tempfile.TemporaryDirectory(prefix="rendezvous-")
-        store = str(Path(self._folder.name) / "store")
+        self._folder = ScratchFolder("rendezvous")
+        store = str(self._folder.path / "store")
         workers = len(worker_group)
         ray.get(
             [
@@ -122,7 +160,7 @@ class _OneMachineBackend(Backend):  # type: ignore[misc]
         )
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        self._folder.cleanup()
+        self._folder.remove()
 
 
 def _join(rank: int, workers: int, store: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,9 +32,18 @@ class ClusterConfig:
     workers: str = ""
     """Training workers: a number, or a range such as 2-8, within which the run grows and shrinks
     with the cluster. Empty: one per GPU that is there, or one where there is no GPU."""
-    gpu: Literal["auto", "yes", "no"] = "auto"
+    gpu: Literal["auto", "yes", "no", "pretend"] = "auto"
     """Whether each worker takes a GPU. auto: where there is one at the start; yes: also where
-    the autoscaler has yet to bring it."""
+    the autoscaler has yet to bring it; pretend: as yes, but compute on the CPU, to try out a
+    cluster whose GPUs are none."""
+    train_nodes: str = ""
+    """Label of the nodes that may train, as KEY=VALUE, for instance role=train; empty: any."""
+    decode_cpus: float = 0.0
+    """CPUs that may decode for one training worker, which the autoscaler may have yet to bring.
+    0: an equal share of those that are there."""
+    storage: str = ""
+    """Folder that all nodes share, such as s3://bucket/taehv. Run folders that are not given as
+    absolute paths lie there, and so does the synthetic set. Empty: TAEHV_STORAGE."""
     max_failures: int = 3
     """Times that dead workers are started again from the last checkpoint. Nodes that were given
     notice, and changes of the number of workers, do not count."""
@@ -43,7 +53,7 @@ class ClusterConfig:
     """Least time between two growths, each of which costs a save and a start."""
 
     def __post_init__(self) -> None:
-        for name in ("max_failures", "wait_minutes", "resize_seconds"):
+        for name in ("max_failures", "wait_minutes", "resize_seconds", "decode_cpus"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} is {getattr(self, name)}: it cannot be negative")
         if self.workers and not (
@@ -53,6 +63,9 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.workers is {self.workers}: give a number from 1, or a range such as 2-8"
             )
+        key, equals, value = self.train_nodes.partition("=")
+        if self.train_nodes and not (key and equals and value):
+            raise ValueError(f"cluster.train_nodes is {self.train_nodes}: give it as KEY=VALUE")
 
     @property
     def fewest_workers(self) -> int:
@@ -83,7 +96,7 @@ def parse(arguments: Sequence[str], description: str) -> Config:
             after --help.
     """
     file, overrides = _take_config_file(list(arguments))
-    defaults = read_yaml(file) if file else Config()
+    defaults = _with_storage(read_layers(_cluster_file(), file))
     try:
         return tyro.cli(Config, args=overrides, default=defaults, description=description)
     except ValueError as error:
@@ -92,6 +105,22 @@ def parse(arguments: Sequence[str], description: str) -> Config:
 
 def read_yaml(path: Path) -> Config:
     """The configuration in a YAML file of sections; what it leaves out has its default."""
+    return _validate(_sections(path), path)
+
+
+def read_layers(*paths: Path | None) -> Config:
+    """The same from several files, of which a later one goes before an earlier one, key by key."""
+    merged: dict[str, dict[str, Any]] = {}
+    config = Config()
+    for path in paths:
+        if path is not None:
+            for section, values in _sections(path).items():
+                merged[section] = merged.get(section, {}) | values
+            config = _validate(merged, path)
+    return config
+
+
+def _sections(path: Path) -> dict[str, dict[str, Any]]:
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -103,12 +132,29 @@ def read_yaml(path: Path) -> Config:
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path}: expected sections such as `data:`, `train:`")
     _refuse_unknown_keys(content, Config, str(path), "")
+    return content
+
+
+def _validate(content: dict[str, dict[str, Any]], path: Path) -> Config:
     try:
         return TypeAdapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"--config {path}, {key or 'a section'}: {first['msg']}") from error
+
+
+def _cluster_file() -> Path | None:
+    """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
+    --config and the command line go before them."""
+    named = os.environ.get("TAEHV_CONFIG", "")
+    return Path(named) if named else None
+
+
+def _with_storage(config: Config) -> Config:
+    storage = config.cluster.storage or os.environ.get("TAEHV_STORAGE", "")
+    cluster = dataclasses.replace(config.cluster, storage=storage.rstrip("/"))
+    return dataclasses.replace(config, cluster=cluster)
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -133,6 +133,11 @@ class Driver:
                     pool.look_again()
                     failures += self._judge(ending, failures, pool.possible(), shares, config)
 
+    def stop(self, number: signal.Signals) -> None:
+        """Ask the workers to save and end, as this signal does. From any thread."""
+        self.stopped_by = number
+        self.mailbox.ask_to_stop.remote()
+
     def _judge(
         self, ending: Ending, failures: int, possible: int, shares: Shares, config: Config
     ) -> int:
@@ -165,11 +170,12 @@ class Driver:
         self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
         ray.get(self.mailbox.begin_life.remote(stop=self.stopped_by is not None))
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
-        fit = _Fit(trainer)
+        fit = Fit(trainer)
         fit.start()
         look_at = time.monotonic() + config.resize_seconds
         while fit.is_alive():
             self._deliver()
+            pool.request(workers)
             if self._nodes & going_nodes():
                 self._make_way("a node has been given notice")
             elif time.monotonic() > look_at:
@@ -259,10 +265,13 @@ class Driver:
         def handle(number: int, frame: FrameType | None) -> None:
             if self.stopped_by is not None:
                 raise KeyboardInterrupt
-            self.stopped_by = signal.Signals(number)
-            log.warning("%s: saving a checkpoint, then stopping", self.stopped_by.name)
-            self.mailbox.ask_to_stop.remote()
+            log.warning("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
+            self.stop(signal.Signals(number))
 
+        if threading.current_thread() is not threading.main_thread():
+            # Signals are the main thread's affair; `stop` is for who drives a run beside it.
+            yield
+            return
         numbers = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, handle) for number in numbers}
         try:
@@ -272,7 +281,7 @@ class Driver:
                 signal.signal(number, handler)
 
 
-class _Fit(threading.Thread):
+class Fit(threading.Thread):
     """`trainer.fit()` beside the main thread, which has signals and messages to attend to."""
 
     def __init__(self, trainer: TorchTrainer) -> None:

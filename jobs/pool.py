@@ -1,4 +1,5 @@
-"""Where training workers can run: how many there could be now, waiting for them, nodes that go."""
+"""Where training workers can run, and decoding: how many there could be now, waiting for them,
+nodes that go."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from typing import Any
 
 import ray
 from ray._private.state import state as ray_state
-from ray.autoscaler.sdk import request_resources
+from ray.data._internal.cluster_autoscaler import (
+    DefaultAutoscalingCoordinator,
+    ResourceRequestPriority,
+)
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -29,6 +33,13 @@ SILENCE_SECONDS = 120.0
 TELL_SECONDS = 30.0
 """Between two lines about what is being waited for."""
 
+REQUEST_SECONDS = 180.0
+"""What is asked of the autoscaler is forgotten after this, unless it is asked again: the nodes of a
+driver that was killed go idle."""
+
+DECODER_SECONDS = 300.0
+"""How long training waits, once its own nodes are there, for the first node that decodes."""
+
 
 @dataclass(frozen=True)
 class Shares:
@@ -39,6 +50,8 @@ class Shares:
     cpus_per_worker: float
     decode_cpus_per_worker: float
     """CPUs that the decoding tasks of one worker's stream may hold."""
+    decode_nodes: str = ""
+    """Label, as KEY=VALUE, of the nodes that decode; empty: any."""
 
 
 class Pool:
@@ -48,12 +61,17 @@ class Pool:
         config: how many are wanted.
         decode_cpus: CPUs of one decoding task; each worker needs one beside it.
         may_grow: whether nodes may still come; on one machine none will.
+        decode_nodes: label, as KEY=VALUE, of the nodes that decode; empty: any.
     """
 
-    def __init__(self, config: ClusterConfig, decode_cpus: float, may_grow: bool) -> None:
+    def __init__(
+        self, config: ClusterConfig, decode_cpus: float, may_grow: bool, decode_nodes: str = ""
+    ) -> None:
         self._config, self._decode_cpus, self._may_grow = config, decode_cpus, may_grow
+        self._decode_nodes = decode_nodes
         self._silent: set[str] = set()
         self._silent_until = 0.0
+        self._requests = _Requests() if may_grow else None
 
     def wait(self, cancelled: Callable[[], bool]) -> Shares | None:
         """The shares of the next life, as soon as there is room for as many workers as must be.
@@ -64,32 +82,55 @@ class Pool:
             TrainingError: where that has not come about in `cluster.wait_minutes`.
         """
         start = told = time.monotonic()
-        self._request()
+        ready: float | None = None
         while True:
+            now = time.monotonic()
+            self.request(workers=0)
             there, least = self.possible(), self._least()
             if there >= least:
-                return self._shares(min(there, self._most()))
-            waited = time.monotonic() - start
-            lacking = (
-                f"{there} of the {least} workers that cluster.workers asks for can start: "
-                f"missing is room for {least - there} more, each {self._needs()}"
-            )
-            if not self._may_grow:
-                raise TrainingError(
-                    f"{lacking}. Ask for fewer workers, lower --data.decode-cpus, or use a larger "
-                    "machine"
+                ready = ready or now
+                if self._decoders() or not self._may_grow or now - ready > DECODER_SECONDS:
+                    return self._shares(min(there, self._most()))
+                lacking = f"decoding waits for a node with the label {self._decode_nodes}"
+            else:
+                ready = None
+                lacking = (
+                    f"{there} of the {least} workers that cluster.workers asks for can start: "
+                    f"missing is room for {least - there} more, each {self._needs()}"
                 )
-            if waited > 60 * self._config.wait_minutes:
-                raise TrainingError(
-                    f"{lacking}, after {self._config.wait_minutes:g} minutes "
-                    "(cluster.wait_minutes). Look at `ray status` for nodes that cannot be had"
-                )
+                self._check_patience(lacking, now - start)
             if cancelled():
                 return None
-            if told <= time.monotonic():
-                told = time.monotonic() + TELL_SECONDS
-                log.info("%s; waited %d s", lacking, waited)
+            if told <= now:
+                told = now + TELL_SECONDS
+                log.info("%s; waited %d s", lacking, now - start)
             time.sleep(1.0)
+
+    def _check_patience(self, lacking: str, waited: float) -> None:
+        if not self._may_grow:
+            raise TrainingError(
+                f"{lacking}. Ask for fewer workers, lower --data.decode-cpus, or use a larger "
+                "machine"
+            )
+        if waited > 60 * self._config.wait_minutes:
+            raise TrainingError(
+                f"{lacking}, after {self._config.wait_minutes:g} minutes "
+                f"(cluster.wait_minutes). {self._labels_there()}Look at `ray status` for nodes "
+                "that cannot be had"
+            )
+
+    def request(self, workers: int) -> None:
+        """Tell the autoscaler what is wanted beside the `workers` that run, which ask for
+        themselves. To be called every now and then: it forgets."""
+        if self._requests is None:
+            return
+        kind = "GPU" if self._use_gpu() else "CPU"
+        more = max(0, (self._config.most_workers or 1) - workers)
+        bundles = [({kind: 1.0}, label_selector(self._config.train_nodes))] * more
+        if self._decode_nodes and not workers:
+            # The first, beside the training nodes; decoding tasks that wait bring the others.
+            bundles.append(({"CPU": self._decode_cpus}, label_selector(self._decode_nodes)))
+        self._requests.ask(bundles)
 
     def look_again(self) -> None:
         """After a failure: nodes that do not answer are not counted for a while. Ray takes half a
@@ -119,7 +160,7 @@ class Pool:
 
     def possible(self) -> int:
         """Workers that would fit on the nodes that stay."""
-        return sum(self._fit(node["Resources"]) for node in self._staying_nodes())
+        return sum(self._fit(node["Resources"]) for node in self._training_nodes())
 
     def _fit(self, resources: dict[str, float]) -> int:
         if self._use_gpu():
@@ -129,16 +170,9 @@ class Pool:
         return math.floor(room + 1e-6)
 
     def _shares(self, workers: int) -> Shares:
-        nodes = [node["Resources"] for node in self._staying_nodes()]
         if self._use_gpu():
-            cpus = sum(node.get("CPU", 0.0) for node in nodes) / workers
-            if cpus <= self._decode_cpus:
-                raise TrainingError(
-                    f"the cluster has {cpus:g} CPUs per worker, of which decoding takes "
-                    f"{self._decode_cpus:g}: lower --data.decode-cpus or add CPU nodes"
-                )
-            own = min(1.0, _round_down(cpus - self._decode_cpus))
-            return Shares(workers, True, own, cpus - own)
+            return self._shares_beside_gpus(workers)
+        nodes = [node["Resources"] for node in self._training_nodes()]
         # By the fullest node: workers are equal.
         cpus = min(
             node["CPU"] / math.ceil(workers * self._fit(node) / max(1, self.possible()))
@@ -146,7 +180,63 @@ class Pool:
             if self._fit(node)
         )
         own = min(1.0, _round_down(cpus - self._decode_cpus))
-        return Shares(workers, False, own, cpus - own)
+        decode_nodes, decode_cpus = self._decoding(workers, cpus - own)
+        return Shares(workers, False, own, decode_cpus, decode_nodes)
+
+    def _shares_beside_gpus(self, workers: int) -> Shares:
+        nodes = self._training_nodes()
+        if self._decoders():
+            # Decoding is elsewhere, and leaves a worker the CPU that it wants.
+            cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
+            own = min(1.0, _round_down(cpus))
+        else:
+            nodes = self._staying_nodes()
+            cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
+            if cpus <= self._decode_cpus:
+                raise TrainingError(
+                    f"the cluster has {cpus:g} CPUs per worker, of which decoding takes "
+                    f"{self._decode_cpus:g}: lower --data.decode-cpus or add CPU nodes"
+                )
+            own = min(1.0, _round_down(cpus - self._decode_cpus))
+        decode_nodes, decode_cpus = self._decoding(workers, cpus - own)
+        return Shares(workers, True, own, decode_cpus, decode_nodes)
+
+    def _decoding(self, workers: int, beside: float) -> tuple[str, float]:
+        """The label of the nodes that decode, and the CPUs that one worker's stream may hold.
+
+        `beside`: CPUs that a worker leaves on its own node.
+        """
+        decoders = self._decoders()
+        if decoders:
+            there = sum(node["Resources"].get("CPU", 0.0) for node in decoders) / workers
+            cpus = max(self._config.decode_cpus, self._decode_cpus)
+            return self._decode_nodes, cpus if self._config.decode_cpus else max(cpus, there)
+        if self._decode_nodes:
+            log.warning(
+                "there is no node with the label %s (data.decode_nodes): any node decodes, until "
+                "the workers start the next time. %s",
+                self._decode_nodes,
+                self._labels_there(),
+            )
+        return "", max(self._decode_cpus, min(beside, self._config.decode_cpus or beside))
+
+    def _decoders(self) -> list[dict[str, Any]]:
+        """The nodes set aside for decoding; none where any may decode."""
+        if not self._decode_nodes:
+            return []
+        return [node for node in self._staying_nodes() if _has(node, self._decode_nodes)]
+
+    def _labels_there(self) -> str:
+        """A sentence on the labels that nodes do have, where one is asked for."""
+        if not (self._config.train_nodes or self._decode_nodes):
+            return ""
+        own = {
+            f"{key}={value}"
+            for node in self._staying_nodes()
+            for key, value in node["Labels"].items()
+            if not key.startswith("ray.io/")
+        }
+        return f"Labels of the nodes that are there: {', '.join(sorted(own)) or 'none'}. "
 
     def _least_cpus(self) -> float:
         """Of a training worker on the CPU."""
@@ -154,8 +244,8 @@ class Pool:
 
     def _use_gpu(self) -> bool:
         if self._config.gpu != "auto":
-            return self._config.gpu == "yes"
-        return any(node["Resources"].get("GPU", 0) for node in self._staying_nodes())
+            return self._config.gpu != "no"
+        return any(node["Resources"].get("GPU", 0) for node in self._training_nodes())
 
     def _least(self) -> int:
         return self._config.fewest_workers or 1
@@ -163,13 +253,21 @@ class Pool:
     def _most(self) -> int:
         if self._config.most_workers:
             return self._config.most_workers
-        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in self._staying_nodes())
+        gpus = sum(int(node["Resources"].get("GPU", 0)) for node in self._training_nodes())
         return (gpus if self._use_gpu() else 0) or 1
 
     def _needs(self) -> str:
+        where = self._config.train_nodes
+        there = f" on a node with the label {where}" if where else ""
         if self._use_gpu():
-            return "with a GPU"
-        return f"with {self._least_cpus() + self._decode_cpus:g} CPUs"
+            return f"with a GPU{there}"
+        return f"with {self._least_cpus() + self._decode_cpus:g} CPUs{there}"
+
+    def _training_nodes(self) -> list[dict[str, Any]]:
+        """Staying nodes that may train."""
+        nodes = self._staying_nodes()
+        where = self._config.train_nodes
+        return [node for node in nodes if _has(node, where)] if where else nodes
 
     def _staying_nodes(self) -> list[dict[str, Any]]:
         """Nodes that live, answer, and have not been given notice."""
@@ -177,11 +275,41 @@ class Pool:
         left = going_nodes() | silent
         return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left]
 
-    def _request(self) -> None:
-        """Tell the autoscaler what is wanted; it keeps that in mind while the job runs."""
-        if self._may_grow and self._config.most_workers:
-            kind = "GPU" if self._use_gpu() else "CPU"
-            request_resources(bundles=[{kind: 1.0}] * self._config.most_workers)
+
+class _Requests:
+    """What this job asks of the autoscaler, beside what Ray Train and Ray Data ask for it.
+
+    Ray adds all of that up in one actor; to ask the autoscaler past it, as `request_resources`
+    does, would only last until the next of its requests.
+    """
+
+    def __init__(self) -> None:
+        job = ray.get_runtime_context().get_job_id()
+        self._coordinator = DefaultAutoscalingCoordinator(f"taehv-{job}")
+        self._asked: list[tuple[dict[str, float], dict[str, str]]] = []
+        self._ask_again = 0.0
+
+    def ask(self, bundles: list[tuple[dict[str, float], dict[str, str]]]) -> None:
+        """Replace what was asked for. Each bundle: resources, and labels of their node."""
+        if bundles == self._asked and time.monotonic() < self._ask_again:
+            return
+        self._asked, self._ask_again = list(bundles), time.monotonic() + REQUEST_SECONDS / 4
+        self._coordinator.request_resources(
+            [resources for resources, _ in bundles],
+            expire_after_s=REQUEST_SECONDS,
+            priority=ResourceRequestPriority.HIGH,
+            label_selectors=[labels for _, labels in bundles],
+        )
+
+
+def label_selector(label: str) -> dict[str, str]:
+    """Ray's form of KEY=VALUE; of nothing: any node."""
+    key, _, value = label.partition("=")
+    return {key: value} if key else {}
+
+
+def _has(node: dict[str, Any], label: str) -> bool:
+    return bool(label_selector(label).items() <= node["Labels"].items())
 
 
 def going_nodes() -> set[str]:

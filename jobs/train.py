@@ -24,8 +24,10 @@ from jobs.config import Config, ConfigError, flatten, parse
 from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
 from jobs.driver import Driver, MostSkipped
 from jobs.mailbox import open_mailbox
+from jobs.nodes import check_nodes
 from jobs.pool import Pool, Shares
 from jobs.progress import Progress
+from jobs.shared import placed, share
 from jobs.summary import closing_summary
 from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
@@ -54,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(config: Config) -> int:
     """Check, set up, train, and say how it went."""
-    config = _with_places(config)
+    config = with_places(config)
     run_folder = RunFolder(config.train.run_dir)
     check_run_folder(run_folder, config.train.resume)
     check(config)
@@ -77,12 +79,16 @@ def run(config: Config) -> int:
             videos = len(training.videos) + len(validation.videos)
             most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
             driver = Driver(run_folder, mailbox, tracker, progress, most_skipped)
-            pool = Pool(config.cluster, config.data.decode_cpus, may_grow=not own_ray)
+            pool = Pool(
+                config.cluster, config.data.decode_cpus, not own_ray, config.data.decode_nodes
+            )
 
             def make_trainer(config: Config, shares: Shares) -> Any:
                 check_workers(config, shares.workers)
-                settings = _settings(config, mailbox, shares, training, validation)
-                return cluster.make_trainer(train_worker, settings, shares, own_ray)
+                if not own_ray:
+                    check_nodes(config)
+                settings = worker_settings(config, mailbox, shares, training, validation)
+                return cluster.make_trainer(train_worker, settings, shares, config.cluster, own_ray)
 
             summary = driver.drive(pool, config, make_trainer)
     except BaseException as error:
@@ -119,17 +125,29 @@ def _conclude(
 
 def _end_tracking(tracker: Tracker, run_folder: RunFolder, status: Status) -> None:
     """Send what the store still lacks, rows and files, and close the tracked run."""
-    tracker.catch_up(journal.read_run(run_folder))
-    for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
-        if run_folder.exists(name):
-            tracker.artifact(run_folder.retrieve(name))
+    try:
+        tracker.catch_up(journal.read_run(run_folder))
+        for name in ("config.yaml", "metrics.jsonl", "quarantine.jsonl", "final_model.safetensors"):
+            if run_folder.exists(name):
+                tracker.artifact(run_folder.retrieve(name))
+    except OSError as error:
+        # The store is down. That must not hide what ended the run, nor leave it open in MLflow.
+        log.warning(
+            "%s cannot be read for MLflow (%s); resuming the run sends the rest", run_folder, error
+        )
     tracker.finish(status)
 
 
-def _with_places(config: Config) -> Config:
+def with_places(config: Config) -> Config:
     """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
     run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    annotations = config.data.annotations or str(ensure_synthetic(_cache_dir()))
+    storage = config.cluster.storage
+    annotations = config.data.annotations
+    if not annotations:
+        synthetic = ensure_synthetic(_cache_dir())
+        annotations = share(synthetic.parent, storage) if storage else str(synthetic)
+    if storage:
+        run_dir = placed(run_dir, storage)
     resume = config.train.resume
     replace = dataclasses.replace
     tracking = config.tracking
@@ -166,7 +184,7 @@ def _cache_dir() -> Path:
     return Path(base) / "taehv"
 
 
-def _settings(
+def worker_settings(
     config: Config,
     mailbox: Any,
     shares: Shares,
@@ -177,11 +195,17 @@ def _settings(
     return {
         "config": config,
         "mailbox": mailbox,
-        "training": training,
-        "validation": validation,
+        "training": _decoded_on(shares.decode_nodes, training),
+        "validation": _decoded_on(shares.decode_nodes, validation),
         "decode_cpus": shares.decode_cpus_per_worker,
         "run_dir": config.train.run_dir,
     }
+
+
+def _decoded_on(nodes: str, source: ClipSource) -> ClipSource:
+    """The same clips, decoded on the nodes with the label `nodes`, or, without one, on any."""
+    config = dataclasses.replace(source.config, decode_nodes=nodes)
+    return dataclasses.replace(source, order=dataclasses.replace(source.order, config=config))
 
 
 if __name__ == "__main__":

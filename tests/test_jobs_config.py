@@ -86,3 +86,28 @@ def test_a_bad_option_exits_with_2(
     assert caught.value.code == 2
     printed = capsys.readouterr()
     assert message in " ".join((printed.out + printed.err).split())
+
+
+def test_the_clusters_defaults_lie_beneath_the_file_and_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = tmp_path / "mine.yaml", tmp_path / "cluster.yaml"
+    theirs.write_text("cluster: {workers: 1-4, gpu: 'yes', wait_minutes: 60}")
+    ours.write_text("cluster: {workers: 2}\ndata: {height: 64}")
+    monkeypatch.setenv("TAEHV_CONFIG", str(theirs))
+    monkeypatch.setenv("TAEHV_STORAGE", "s3://bucket/taehv/")
+    config = parse(["--config", str(ours), "--cluster.wait-minutes", "5"], "")
+    cluster = config.cluster
+    assert (cluster.gpu, cluster.workers, cluster.wait_minutes) == ("yes", "2", 5)
+    assert (config.data.height, cluster.storage) == (64, "s3://bucket/taehv")
+    assert parse(["--cluster.storage", "/shared"], "").cluster.storage == "/shared"
+
+
+def test_a_mistake_in_the_clusters_defaults_names_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "cluster.yaml"
+    file.write_text("cluster: {train_nodes: train}")
+    monkeypatch.setenv("TAEHV_CONFIG", str(file))
+    with pytest.raises(ConfigError, match=r"cluster.yaml, cluster: .*KEY=VALUE"):
+        parse([], "")

@@ -45,6 +45,9 @@ class FakePool:
     def wait(self, cancelled: Callable[[], bool]) -> Shares:
         return Shares(2, False, 1.0, 1.0)
 
+    def request(self, workers: int) -> None:
+        pass
+
     def could_grow(self, workers: int) -> bool:
         return False
 

@@ -1,0 +1,1 @@
+"""The shipped cluster.yaml in a cloud that is pretended on one machine; see README.md here."""

@@ -1,0 +1,185 @@
+"""The shipped cluster.yaml from `ray up` to `ray down`, with a run that loses two nodes.
+
+The tests are one story, told in order: `make test-cluster`.
+"""
+
+import json
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from tests.cluster.lab import DASHBOARD, JOB, Lab, Watched, answers, wait_for
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+
+STEPS = 160
+IDLE_SECONDS = 30
+LOSSES: dict[int, float] = {}
+"""Of the run, by step."""
+
+SUBMIT = ["ray", "job", "submit", "--", "python", "jobs/train.py"]
+
+
+@pytest.fixture(scope="module")
+def lab() -> Lab:
+    if "LAB" not in os.environ:
+        pytest.skip("needs the pretended data centre: make test-cluster")
+    return Lab(Path(os.environ["LAB"]))
+
+
+@pytest.fixture(scope="module")
+def cluster(lab: Lab) -> Iterator[Path]:
+    """cluster.yaml, up, with a tunnel to its dashboard; whatever happens, `ray down` is seen."""
+    job = JOB | {
+        "train": JOB["train"] | {"max_steps": STEPS, "run_dir": "runs/story"},
+        "cluster": JOB["cluster"] | {"workers": "1-2"},
+    }
+    file = lab.write_cluster(job, IDLE_SECONDS, one_gpu="g6.4xlarge")
+    lab.run("ray", "get-auth-token", "--generate", seconds=60)
+    lab.run("ray", "up", str(file), "-y", "--no-config-cache", seconds=240)
+    lab.background("ray", "dashboard", str(file))
+    wait_for(lambda: answers("127.0.0.1", 8265), 60, "the tunnel")
+    yield file
+    lab.run("ray", "down", str(file), "-y", seconds=120)
+    wait_for(lambda: not lab.alive(), 30, "the end of all machines")
+    reservations = boto3.client("ec2").describe_instances()["Reservations"]
+    states = {i["State"]["Name"] for r in reservations for i in r["Instances"]}
+    assert states == {"terminated"}
+    lab.say("ray down left nothing")
+
+
+def check_listeners(lab: Lab) -> None:
+    """Nothing listens but on loopback and the machine's own address in the cluster's network; of
+    the machine itself, sshd does on all."""
+    for instance in lab.alive():
+        own = lab.address(instance)
+        lines = lab.on(instance, "ss -ltnH").splitlines()
+        listeners = [line.split()[3].rsplit(":", 1) for line in lines if "LISTEN" in line]
+        assert len(listeners) > 5
+        elsewhere = [
+            (address, port)
+            for address, port in listeners
+            if not address.startswith("127.") and address not in ("[::1]", own) and port != "22"
+        ]
+        assert not elsewhere, f"{instance}: {elsewhere}"
+
+
+def check_decoding(lab: Lab) -> None:
+    """It is done on the nodes that are there for it, and nowhere else."""
+    running = {
+        kind: any("data_pipeline.guard" in lab.on(i, "ps -eo args") for i in lab.alive(kind))
+        for kind in ("c6i.4xlarge", "g6.4xlarge", "m6i.xlarge")
+    }
+    assert running == {"c6i.4xlarge": True, "g6.4xlarge": False, "m6i.xlarge": False}
+
+
+def status_of(path: str, token: str = "") -> int:
+    request = urllib.request.Request(DASHBOARD + path)
+    if token:
+        request.add_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, cluster: Path) -> None:
+    token = Path("/root/.ray/auth_token").read_text().strip()
+    assert status_of("/") == 200
+    for path in (
+        "/api/version",
+        "/api/jobs/",
+        "/nodes?view=summary",
+        "/api/v0/nodes",
+        "/logical/actors",
+    ):
+        assert status_of(path) == 401, path
+        assert status_of(path, "0" * len(token)) in (401, 403), path
+        assert status_of(path, token) == 200, path
+    (head,) = lab.alive()
+    connect = 'import ray; ray.init(address="auto")'
+    stranger = lab.on(head, f"RAY_AUTH_MODE=disabled python -c '\\''{connect}'\\''", seconds=120)
+    assert "uthentication" in stranger, stranger
+
+
+def test_a_job_goes_on_over_lost_nodes(lab: Lab, cluster: Path) -> None:
+    """The literal command. One node is ended, another is given notice; the run is the same."""
+    prefix = "taehv/runs/story"
+    job = Watched(lab, SUBMIT)
+    job.wait_for("starting 2 training workers", 300)
+    job.wait_for(lambda: job.last_step() > 0, 60)
+    train = lab.alive("g6.4xlarge")
+    lab.say(f"training on {train}; decoding on {lab.alive('c6i.4xlarge')}")
+    assert len(lab.alive("c6i.4xlarge")) >= 1
+    check_listeners(lab)
+    check_decoding(lab)
+
+    lab.say(f"{train[0]} ends without notice")
+    boto3.client("ec2").terminate_instances(InstanceIds=[train[0]])
+    at = job.last_step()
+    job.wait_for(lambda: job.count("starting ") >= 3 and job.last_step() > at, 200)
+
+    remaining = [i for i in lab.alive("g6.4xlarge") if i != train[0]]
+    lab.say(f"{train[1]} is given notice; training nodes: {remaining}")
+    lab.give_notice(train[1])
+    job.wait_for("a node has been given notice", 60)
+    assert job.finish(300) == 0, job.text()
+
+    rows = [json.loads(line) for line in lab.object(f"{prefix}/metrics.jsonl").splitlines()]
+    losses = {r["step"]: r["train/reconstruction_loss"] for r in rows if "train/loss" in r}
+    assert sorted(losses) == list(range(1, STEPS + 1))
+    assert len([r for r in rows if "train/loss" in r]) == STEPS
+    held = lab.keys(prefix)
+    assert f"{prefix}/final_model.safetensors" in held
+    assert any(f"{prefix}/checkpoints/step_" in key for key in held)
+    assert not job.count("failed")
+    LOSSES.update(losses)
+
+
+def test_no_sample_was_lost(lab: Lab, cluster: Path) -> None:
+    """Every step saw the clips that it sees in a run that nothing happens to."""
+    config = Path("/tmp/configs/cluster.yaml")
+    options = "--cluster.gpu no --cluster.workers 1 --cluster.train-nodes= --data.decode-nodes="
+    lab.run(
+        *(sys.executable, "jobs/train.py", "--config", str(config), *options.split()),
+        *("--train.run-dir", "/tmp/reference"),
+        seconds=240,
+    )
+    lines = Path("/tmp/reference/metrics.jsonl").read_text().splitlines()
+    rows = {row["step"]: row for row in map(json.loads, lines) if "train/loss" in row}
+    differences = {
+        step: abs(loss / rows[step]["train/reconstruction_loss"] - 1)
+        for step, loss in LOSSES.items()
+    }
+    lab.say(f"largest difference of a step's loss: {max(differences.values()):.2g}")
+    neighbours = [abs(LOSSES[step + 1] / LOSSES[step] - 1) for step in range(1, len(LOSSES))]
+    # From step to step it moves by far more: another clip would show.
+    assert max(differences.values()) < 0.2 * sorted(neighbours)[len(neighbours) // 2]
+
+
+def test_mlflow_has_the_run(lab: Lab, cluster: Path) -> None:
+    head = lab.alive("m6i.xlarge")[0]
+    query = (
+        'import mlflow; c = mlflow.MlflowClient("http://127.0.0.1:5000");'
+        'e = c.get_experiment_by_name("taehv"); r = c.search_runs([e.experiment_id]);'
+        'print(len(r), r[0].info.status, r[0].data.metrics["train/loss"], r[0].info.run_id);'
+        "print([a.path for a in c.list_artifacts(r[0].info.run_id)])"
+    )
+    told = lab.on(head, f"python -W ignore -c '\\''{query}'\\''", seconds=120)
+    lab.say(told)
+    assert re.search(r"^1 FINISHED \d", told, re.MULTILINE), told
+    assert "final_model.safetensors" in told
+    assert any(key.startswith("taehv/mlflow/") for key in lab.keys("taehv/mlflow"))
+
+
+def test_idle_nodes_go(lab: Lab, cluster: Path) -> None:
+    wait_for(lambda: lab.alive() == lab.alive("m6i.xlarge"), 150, "the end of idle nodes")
+    lab.say("only the head is left")

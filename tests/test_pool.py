@@ -1,0 +1,169 @@
+"""Where training and decoding are placed, on clusters that are lists of nodes."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from jobs import pool as pool_module
+from jobs.config import ClusterConfig
+from jobs.pool import Pool, Shares, label_selector
+from taehv.errors import TrainingError
+
+
+def node(name: str, cpus: float = 0, gpus: float = 0, **labels: str) -> dict[str, Any]:
+    resources = {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})
+    own = labels | {"ray.io/node-id": name}
+    return {"NodeID": name, "Alive": True, "Resources": resources, "Labels": own}
+
+
+HEAD = node("head", role="head")
+DECODE = node("d", cpus=16, role="decode")
+TRAIN = node("t", cpus=48, gpus=4, role="train")
+OTHER = node("o", cpus=8, gpus=1)
+
+ON_CLUSTER = ClusterConfig(workers="1-4", gpu="yes", train_nodes="role=train", decode_cpus=8)
+
+
+class Clock:
+    """Time that passes only in sleep."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.events: dict[float, Any] = {}
+        """What happens when."""
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        for when in [when for when in self.events if when <= self.now]:
+            self.events.pop(when)()
+
+
+class Autoscaler:
+    """Takes note of what it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self.asked: list[Any] = []
+
+    def request_resources(self, resources: Any, label_selectors: Any, **_: Any) -> None:
+        self.asked.append(list(zip(resources, label_selectors, strict=True)))
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    there = [HEAD]
+
+    class Job:
+        def get_job_id(self) -> str:
+            return "1"
+
+    monkeypatch.setattr(ray, "nodes", lambda: there)
+    monkeypatch.setattr(ray, "get_runtime_context", Job)
+    monkeypatch.setattr(pool_module, "going_nodes", lambda: set())
+    monkeypatch.setattr(pool_module, "DefaultAutoscalingCoordinator", Autoscaler)
+    return there
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(pool_module, "time", clock)
+    return clock
+
+
+def make_pool(config: ClusterConfig = ON_CLUSTER, decode_nodes: str = "role=decode") -> Pool:
+    return Pool(config, decode_cpus=1.0, may_grow=True, decode_nodes=decode_nodes)
+
+
+def wait(pool: Pool) -> Shares:
+    shares = pool.wait(cancelled=lambda: False)
+    assert shares is not None
+    return shares
+
+
+def test_decoding_and_training_have_nodes_of_their_own(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    nodes += [DECODE, TRAIN]
+    assert wait(make_pool()) == Shares(4, True, 1.0, 8, "role=decode")
+
+
+def test_without_a_number_decoding_shares_what_is_there(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    nodes += [DECODE, TRAIN]
+    config = ClusterConfig(workers="2", gpu="yes", train_nodes="role=train")
+    assert wait(make_pool(config)).decode_cpus_per_worker == 8  # 16 for two
+
+
+def test_gpus_without_the_label_are_left_alone(nodes: list[dict[str, Any]], clock: Clock) -> None:
+    nodes += [DECODE, OTHER]
+    clock.events[120] = lambda: nodes.append(TRAIN)
+    shares = wait(make_pool())
+    assert shares.workers == 4
+    assert 120 <= clock.now < 125
+
+
+def test_the_first_decode_node_is_waited_for(
+    nodes: list[dict[str, Any]], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.append(TRAIN)
+    clock.events[60] = lambda: nodes.append(DECODE)
+    with caplog.at_level("INFO"):
+        assert wait(make_pool()).decode_nodes == "role=decode"
+    assert 60 <= clock.now < 65
+    assert "decoding waits for a node with the label role=decode" in caplog.text
+
+
+def test_where_none_comes_any_node_decodes_and_that_is_told(
+    nodes: list[dict[str, Any]], clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes.append(TRAIN)
+    shares = wait(make_pool())
+    assert shares.decode_nodes == ""
+    assert shares.decode_cpus_per_worker == 8
+    assert clock.now > pool_module.DECODER_SECONDS
+    assert "any node decodes" in caplog.text
+    assert "Labels of the nodes that are there: role=head, role=train" in caplog.text
+
+
+def test_what_does_not_come_is_named_with_the_labels_that_are_there(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    nodes += [DECODE, node("x", cpus=8, gpus=1, role="trian")]
+    with pytest.raises(TrainingError) as told:
+        make_pool().wait(cancelled=lambda: False)
+    text = str(told.value)
+    assert "0 of the 1 workers" in text
+    assert "with a GPU on a node with the label role=train" in text
+    assert "role=decode, role=head, role=trian" in text
+    assert clock.now > 60 * ON_CLUSTER.wait_minutes
+
+
+def test_the_autoscaler_is_asked_for_all_workers_and_one_decoder(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    nodes += [DECODE, TRAIN]
+    pool = make_pool()
+    wait(pool)
+    assert pool._requests is not None
+    autoscaler: Any = pool._requests._coordinator
+    train = ({"GPU": 1.0}, {"role": "train"})
+    assert autoscaler.asked == [[train] * 4 + [({"CPU": 1.0}, {"role": "decode"})]]
+    # While they run, they ask for themselves.
+    pool.request(workers=3)
+    assert autoscaler.asked[-1] == [train]
+    pool.request(workers=3)
+    assert len(autoscaler.asked) == 2
+    # What is asked is forgotten unless it is repeated.
+    clock.now += pool_module.REQUEST_SECONDS / 2
+    pool.request(workers=3)
+    assert len(autoscaler.asked) == 3
+
+
+def test_labels_in_rays_form() -> None:
+    assert label_selector("role=train") == {"role": "train"}
+    assert label_selector("") == {}
