@@ -9,7 +9,8 @@ import logging
 import signal
 import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -58,10 +59,10 @@ class Stopped(BaseException):
 def main(arguments: list[str] | None = None) -> int:
     """Run the job; the exit code is that of the project's contract (0, 1, 2, 130, 143)."""
     log_plainly()
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
-        return decode(config) if config.decode else encode(config)
+        with _stoppable():
+            config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
+            return decode(config) if config.decode else encode(config)
     except ConfigError as error:
         return _refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
@@ -69,9 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
     except Stopped as stopped:
         print("stopped; what is finished stays, and the same command goes on", file=sys.stderr)
         return 128 + stopped.number
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def encode(config: EncodeConfig) -> int:
@@ -91,6 +89,7 @@ def encode(config: EncodeConfig) -> int:
     try:
         with (
             fan_out(config.ray if todo else RayConfig(use="no")) as workers,
+            _stoppable(),
             closing(workers.each(EncodingWorker, task, todo)) as results,
         ):
             for done in results:
@@ -147,6 +146,7 @@ def decode(config: EncodeConfig) -> int:
     try:
         with (
             fan_out(config.ray) as workers,
+            _stoppable(),
             closing(workers.each(DecodingWorker, task, numbers)) as results,
         ):
             for done in results:
@@ -260,8 +260,19 @@ def _clean(folder: RunFolder) -> None:
         left.unlink(missing_ok=True)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    raise Stopped(number)
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise `Stopped`; anew after Ray has started, which takes SIGTERM over."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refuse(error: Exception, code: int) -> int:

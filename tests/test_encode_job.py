@@ -345,13 +345,24 @@ def test_a_job_that_was_ended_goes_on(
 def test_through_ray_data_the_shards_are_the_same(
     weights: Path, annotations: Path, tmp_path: Path
 ) -> None:
-    """Two workers of a Ray of this machine, and back."""
+    """Two workers of a Ray of this machine, which are stopped on the way, and go on."""
+    shutil.copy(annotations.parent / "video_40.mp4", tmp_path)
+    listed = write_annotations(tmp_path, ["video_40.mp4"] * 40)
     alone, spread = tmp_path / "alone", tmp_path / "spread"
-    assert run(weights, annotations, alone) == 0
-    words = options(weights, annotations, spread)
-    process = start(tmp_path / "home", *words, "--ray.use", "yes", "--ray.workers", "2")
+    assert run(weights, listed, alone) == 0
+    words = [*options(weights, listed, spread), "--ray.use", "yes", "--ray.workers", "2"]
+    process = start(tmp_path / "home", *words)
+    wait_for(lambda: len(stamps(spread)) >= 1 if spread.exists() else False, process)
+    process.terminate()
     code, output = finish(process)
+    assert code == 143, output
+    assert "the same command goes on" in output
+    before = stamps(spread)
+    assert len(before) < 20
+    code, output = finish(start(tmp_path / "home", *words))
     assert code == 0, output
+    after = stamps(spread)
+    assert {name: after[name] for name in before} == before
     assert contents(spread) == contents(alone)
 
 
