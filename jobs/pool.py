@@ -96,8 +96,9 @@ class Pool:
                 ready = None
                 lacking = (
                     f"{there} of the {least} workers that cluster.workers asks for can start: "
-                    f"missing is room for {least - there} more, each {self._needs()}"
-                )
+                    f"missing is room for {least - there} more, each {self._needs()}. "
+                    + self._labels_there()
+                ).rstrip(". ")
                 self._check_patience(lacking, now - start)
             if cancelled():
                 return None
@@ -115,8 +116,7 @@ class Pool:
         if waited > 60 * self._config.wait_minutes:
             raise TrainingError(
                 f"{lacking}, after {self._config.wait_minutes:g} minutes "
-                f"(cluster.wait_minutes). {self._labels_there()}Look at `ray status` for nodes "
-                "that cannot be had"
+                "(cluster.wait_minutes). Look at `ray status` for nodes that cannot be had"
             )
 
     def request(self, workers: int) -> None:

@@ -44,7 +44,7 @@ JOB: dict[str, dict[str, Any]] = {
     "model": {"encoder_width": 8, "decoder_widths": [16, 8, 8, 8]},
     "seraena": {"widths": [4, 8, 8, 8, 8, 8], "replay_gigabytes": 0.01},
     "optim": {"warmup_steps": 2},
-    "train": {"validation_clips": 2, "log_every": 1, "checkpoint_every": 20, "resume": "latest"},
+    "train": {"validation_clips": 2, "log_every": 1, "checkpoint_every": 10, "resume": "latest"},
     "cluster": {
         "gpu": "pretend",
         "train_nodes": "role=train",

@@ -19,8 +19,8 @@ from tests.cluster.lab import DASHBOARD, JOB, Lab, Watched, answers, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-STEPS = 160
-IDLE_SECONDS = 30
+STEPS = 80
+IDLE_SECONDS = 45
 LOSSES: dict[int, float] = {}
 """Of the run, by step."""
 
