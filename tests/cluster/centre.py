@@ -22,6 +22,7 @@ from typing import Any
 import boto3
 
 POLL_SECONDS = 0.5
+DISK_BYTES = 64 * 2**20
 METADATA = "169.254.169.254"
 REGION = "us-west-2"
 
@@ -34,6 +35,7 @@ class Centre:
         self.instances: dict[str, dict[str, Any]] = {}
         """Of the machines that were booted, by id."""
         self._processes: dict[str, int] = {}
+        self._plugged: set[tuple[str, str]] = set()
         self._ec2 = boto3.client("ec2")
 
     def look(self) -> None:
@@ -43,6 +45,26 @@ class Centre:
             for reservation in page["Reservations"]:
                 for instance in reservation["Instances"]:
                     self._follow(instance)
+
+        for volume in self._ec2.describe_volumes()["Volumes"]:
+            for attachment in volume["Attachments"]:
+                self._plug(volume["VolumeId"], attachment["InstanceId"])
+
+    def _plug(self, volume: str, instance: str) -> None:
+        """Give a machine a disk, which keeps what is on it from one machine to the next."""
+        folder = self.folder / "machines" / instance / "root" / "devices"
+        if (volume, instance) in self._plugged or instance not in self._processes:
+            return
+        self._plugged.add((volume, instance))
+        image = self.folder / f"{volume}.img"
+        if not image.exists():
+            with image.open("wb") as file:
+                file.truncate(DISK_BYTES)
+        command = ["losetup", "--find", "--show", str(image)]
+        device = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+        folder.mkdir(exist_ok=True)
+        name = f"nvme-Amazon_Elastic_Block_Store_{volume.replace('-', '')}"
+        (folder / name).symlink_to(device.strip())
 
     def _follow(self, instance: dict[str, Any]) -> None:
         name, state = instance["InstanceId"], instance["State"]["Name"]
@@ -103,8 +125,15 @@ class Metadata(BaseHTTPRequestHandler):
     def _fact(self, instance: dict[str, Any]) -> str | None:
         profile = instance.get("IamInstanceProfile", {}).get("Arn", "").rpartition("/")[2]
         credentials = "/latest/meta-data/iam/security-credentials"
-        if self.path == "/latest/meta-data/placement/region":
-            return REGION
+        facts = {
+            "/latest/meta-data/placement/region": REGION,
+            "/latest/meta-data/placement/availability-zone": instance["Placement"][
+                "AvailabilityZone"
+            ],
+            "/latest/meta-data/instance-id": instance["InstanceId"],
+        }
+        if self.path in facts:
+            return str(facts[self.path])
         if self.path == "/latest/meta-data/spot/instance-action":
             notice = self.centre.folder / "notices" / instance["InstanceId"]
             return notice.read_text() if notice.exists() else None

@@ -33,6 +33,8 @@ DASHBOARD = "http://127.0.0.1:8265"
 # What every shell of a machine reads first: the rest of its image is this machine itself.
 IMAGE = f"""
 export AWS_ENDPOINT_URL={ENDPOINT} RAY_USAGE_STATS_ENABLED=0
+# /dev is that of the one computer.
+export PATH=$HOME/bin:$PATH TAEHV_DEVICES=$HOME/devices
 # Memory and cores are those of one computer, whatever number of machines it pretends to be.
 export RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=200000000 RAY_enable_worker_prestart=0
 export RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1

@@ -14,7 +14,7 @@ lacking=()
 [ "$(uname -s)" = Linux ] || lacking+=("Linux")
 [ "$(id -u)" = 0 ] || lacking+=("root, for namespaces")
 for tool in unshare:util-linux ip:iproute2 /usr/sbin/sshd:openssh-server ssh:openssh-client \
-    ssh-keygen:openssh-client rsync:rsync; do
+    ssh-keygen:openssh-client rsync:rsync losetup:util-linux mkfs.ext4:e2fsprogs; do
     command -v "${tool%%:*}" >/dev/null || lacking+=("${tool%%:*} (apt-get install ${tool##*:})")
 done
 [ -x "$repository/.venv/bin/ray" ] || lacking+=(".venv (make test)")
@@ -51,5 +51,8 @@ unshare --net --pid --mount --uts --ipc --fork --kill-child --mount-proc bash -c
     export HOME=/root TMPDIR=/tmp PATH="$REPOSITORY/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
     cd "$REPOSITORY"
     exec "$@"' lab "$@" || status=$?
+# What stood for volumes.
+losetup --list --noheadings --output NAME,BACK-FILE | awk -v lab="$LAB/" 'index($2, lab) == 1 {print $1}' |
+    xargs --no-run-if-empty --max-args=1 losetup --detach
 [ -n "${LAB_KEEP:-}" ] || rm -rf "$LAB"
 exit $status

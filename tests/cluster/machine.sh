@@ -16,6 +16,10 @@ chmod 600 "$folder/root/.ssh/authorized_keys"
 cp "$LAB/image.env" "$folder/root/.bashrc"
 echo '. ~/.bashrc' >"$folder/root/.bash_profile"
 ln -s "$REPOSITORY/.venv" "$folder/root/venv"
+mkdir "$folder/root/bin"
+# Its user is root already.
+printf '#!/bin/sh\nexec "$@"\n' >"$folder/root/bin/sudo"
+chmod +x "$folder/root/bin/sudo"
 cp "$LAB/host_key" "$folder/host_key"
 chmod 600 "$folder/host_key"
 

@@ -165,6 +165,13 @@ def test_no_sample_was_lost(lab: Lab, cluster: Path) -> None:
     assert max(differences.values()) < 0.2 * sorted(neighbours)[len(neighbours) // 2]
 
 
+def test_mlflow_is_on_the_volume(lab: Lab, cluster: Path) -> None:
+    """On the disk that outlives the head, which another head would mount."""
+    (head,) = lab.alive("m6i.xlarge")
+    assert "ext4" in lab.on(head, "findmnt --noheadings --output FSTYPE ~/state")
+    assert "mlflow.db" in lab.on(head, "ls ~/state")
+
+
 def test_mlflow_has_the_run(lab: Lab, cluster: Path) -> None:
     head = lab.alive("m6i.xlarge")[0]
     query = (
