@@ -21,11 +21,15 @@ from jobs.sweep.trial import Trial, TrialPlan
 
 log = logging.getLogger(__name__)
 
+# Trials say themselves what is wrong with them, in a line.
+logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+
 # Ray Tune's own loggers write a folder for each trial, and its own handler of Ctrl-C leaves
 # trials without a checkpoint.
 os.environ |= {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
 

@@ -9,6 +9,7 @@ import queue
 import signal
 import threading
 import time
+import traceback
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,11 +151,19 @@ class _Run(threading.Thread):
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it is this trial's alone.
             self.error = outcome["error"] = str(error) or type(error).__name__
+            self._keep_traceback()
         finally:
             room.removeHandler(self._voice)
             outcome["seconds"] = time.monotonic() - began
             ray.get(self._plan.desk.put.remote("ended", self._voice.number, outcome))
             self.news.put(None)
+
+    def _keep_traceback(self) -> None:
+        """Beside the trial's record, which has its message alone."""
+        run_folder = RunFolder(self.config.train.run_dir)
+        run_folder.local.mkdir(parents=True, exist_ok=True)
+        (run_folder.local / "error.txt").write_text(traceback.format_exc())
+        run_folder.publish("error.txt")
 
     def _conduct(self) -> Any:
         config, plan = self.config, self._plan

@@ -1,0 +1,131 @@
+"""Sweeps that are killed, that share a machine, that have something to find: `make test-sweeps`."""
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.synthetic import ensure_synthetic
+from jobs.config import read_yaml
+from jobs.sweep.definition import make_plan, read_sweep
+from jobs.sweep.importance import importance
+from jobs.sweep.ledger import Ledger
+from taehv import journal
+from taehv.run_folder import RunFolder
+from tests.jobs_run import REPOSITORY, finish, wait_for
+from tests.sweep_run import kill_at_once, mlflow_runs, records, start, statuses, write_sweep
+
+pytestmark = [pytest.mark.sweeps, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture
+def annotations(tmp_path: Path) -> str:
+    return str(ensure_synthetic(tmp_path / "cache", videos=6, frames=40, height=48, width=80))
+
+
+FOUR = """\
+space:
+  loss.seraena: {log: [0.001, 1.0], ratio_to: loss.reconstruction}
+  optim.learning_rate: {log: [1.0e-4, 1.0e-2]}
+search: {algorithm: tpe, trials: 4, startup_trials: 2}
+"""
+
+
+def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> None:
+    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=10), tmp_path / "sweeps" / "four"
+    home, data = tmp_path / "home", ("--data.annotations", annotations)
+    process = start(home, sweep, sweep_dir, *data)
+    rows = sweep_dir / "trials/002/metrics.jsonl"
+    wait_for(lambda: len(journal.read(rows)) > 5, process, seconds=400)
+    family = psutil.Process(process.pid).children(recursive=True)
+    kill_at_once(process)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "what the driver started has outlived it"
+    assert statuses(sweep_dir) == ["finished", "running"]
+    first = (sweep_dir / "trials/001/trial.json").read_text()
+
+    code, said = finish(start(home, sweep, sweep_dir, *data), seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 4
+    assert (sweep_dir / "trials/001/trial.json").read_text() == first
+    found = records(sweep_dir)
+    assert [found[n]["attempts"] for n in found] == [1, 2, 1, 1]
+    for number in found:
+        steps = [r["step"] for r in journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")]
+        assert steps == list(range(11))
+    runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
+    assert len(runs) == 5
+    assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations: str) -> None:
+    text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\nretries: 1\n"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=12), tmp_path / "sweeps" / "kills"
+    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    rows = sweep_dir / "trials/001/metrics.jsonl"
+    wait_for(lambda: len(journal.read(rows)) > 5, process, seconds=400)
+    actors = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if any(part.startswith("ray::Trial") for part in child.cmdline())
+    ]
+    assert actors
+    os.kill(actors[0].pid, signal.SIGKILL)
+    code, said = finish(process, seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished", "finished"]
+    assert records(sweep_dir)[1]["attempts"] == 2
+    steps = [row["step"] for row in journal.read(rows)]
+    assert steps == list(range(13))
+
+
+def test_trials_side_by_side(tmp_path: Path, annotations: str) -> None:
+    text = FOUR.replace("algorithm: tpe", "algorithm: random") + "concurrent: 2\n"
+    sweep, sweep_dir = write_sweep(tmp_path, text), tmp_path / "sweeps" / "two_at_a_time"
+    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    wait_for(lambda: statuses(sweep_dir) == ["running", "running"], process, seconds=200)
+    code, said = finish(process, seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 4
+
+
+PLANTED = """\
+space:
+  optim.learning_rate: [1.0e-9, 3.0e-3, 1.0e-8]
+  seraena.learning_rate: {log: [1.0e-4, 1.0e-3]}
+search: {algorithm: tpe, trials: 9, startup_trials: 5}
+seeds: [0, 1]
+confirm: 1
+"""
+
+
+def test_the_planted_setting_is_found(tmp_path: Path, annotations: str) -> None:
+    """A learning rate at which nothing is learned in 30 steps, and one at which much is."""
+    sweep, sweep_dir = write_sweep(tmp_path, PLANTED, steps=30), tmp_path / "sweeps" / "planted"
+    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    code, said = finish(process, seconds=1000)
+    assert code == 0, said
+    best = read_yaml(sweep_dir / "best_config.yaml")
+    assert best.optim.learning_rate == 3.0e-3
+    plan = make_plan(*read_sweep(sweep))
+    found = importance(plan, Ledger(RunFolder(str(sweep_dir))))
+    assert found is not None
+    assert next(iter(found.by_key)) == "optim.learning_rate"
+    assert found.by_key["optim.learning_rate"] > 0.8
+    with (sweep_dir / "results.csv").open() as file:
+        first = [row for row in csv.DictReader(file) if row["rank"] == "1"]
+    assert [row["train.seed"] for row in first] == ["0", "1"]
+
+
+def test_make_tune(tmp_path: Path) -> None:
+    """The shipped smoke.yaml, in its three minutes."""
+    smoke = REPOSITORY / "tune_configs" / "smoke.yaml"
+    sweep_dir = tmp_path / "sweeps" / "smoke"
+    code, said = finish(start(tmp_path / "home", smoke, sweep_dir), seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished", "finished"]
+    assert "rank" in said
+    assert str(sweep_dir / "report.html") in said
