@@ -1,6 +1,7 @@
 """What keeps the nodes of a cluster from working together is told before training starts."""
 
 import dataclasses
+import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_another_version(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_build_for_other_hardware_is_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes.importlib.metadata, "version", lambda name: "2.13.0+cu130")
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cu130")
     assert nodes._version("torch") == "2.13.0"
 
 
