@@ -89,7 +89,8 @@ class Pool:
             there, least = self.possible(), self._least()
             if there >= least:
                 ready = ready or now
-                if self._decoders() or not self._may_grow or now - ready > DECODER_SECONDS:
+                wanted = bool(self._decode_nodes) and not self._decoders()
+                if not wanted or not self._may_grow or now - ready > DECODER_SECONDS:
                     return self._shares(min(there, self._most()))
                 lacking = f"decoding waits for a node with the label {self._decode_nodes}"
             else:

@@ -107,6 +107,15 @@ def test_gpus_without_the_label_are_left_alone(nodes: list[dict[str, Any]], cloc
     assert 120 <= clock.now < 125
 
 
+def test_where_any_node_may_decode_none_is_waited_for(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    nodes.append(TRAIN)
+    shares = wait(make_pool(decode_nodes=""))
+    assert clock.now == 0
+    assert (shares.workers, shares.decode_nodes, shares.decode_cpus_per_worker) == (4, "", 8)
+
+
 def test_the_first_decode_node_is_waited_for(
     nodes: list[dict[str, Any]], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
