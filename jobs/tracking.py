@@ -8,24 +8,19 @@ again later and once more at the end, and on a resume `catch_up` sends what the 
 import json
 import logging
 import os
-import shlex
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from jobs.stores import Measured, measurements, open_hint, probe_sqlite, read_run_id
 from jobs.tensorboard import EventFile
 
 logger = logging.getLogger(__name__)
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-Measured = tuple[str, float, int, int]
-"""Name, value, time in ms since 1970, step."""
-
 METRICS_PER_BATCH = 1000
 PARAMETERS_PER_BATCH = 100
 """MLflow refuses larger batches."""
@@ -133,7 +128,7 @@ class Tracker:
         if self._events is not None:
             self._events.log(row, step)
         if self._config.enabled:
-            self._metrics += _measurements(row, step)
+            self._metrics += measurements(row, step)
             self._deliver()
 
     def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -186,14 +181,7 @@ class Tracker:
         """What to type to see the run; empty where tracking is off."""
         if not self._config.enabled:
             return ""
-        uri = _without_credentials(self._uri)
-        if uri.startswith(("http://", "https://")):
-            return f"open {uri}"
-        # Without these two settings the server starts about nine processes of 230 MB.
-        return (
-            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 "
-            f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
-        )
+        return open_hint(self._uri)
 
     def _deliver(self) -> None:
         """Send all that waits, in order; what fails stays."""
@@ -224,7 +212,7 @@ class Tracker:
         from mlflow.entities import Param, RunTag
 
         if self._uri.startswith("sqlite:"):
-            _probe_sqlite(self._uri)
+            probe_sqlite(self._uri)
         client = MlflowClient(tracking_uri=self._uri)
         run = self._running(client) or self._new(client)
         self.run_id = run.info.run_id
@@ -244,7 +232,7 @@ class Tracker:
         """The run to continue, marked as running; None where there is none."""
         from mlflow.exceptions import MlflowException
 
-        run_id = self.run_id or _read_run_id(self._id_file)
+        run_id = self.run_id or read_run_id(self._id_file)
         if run_id is None:
             return None
         try:
@@ -331,7 +319,7 @@ class Tracker:
 
     def _lacking(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
         """The values of these rows whose name has nothing at their step in the store."""
-        measured = [value for row in rows for value in _measurements(row, int(row["step"]))]
+        measured = [value for row in rows for value in measurements(row, int(row["step"]))]
         held = {
             (name, metric.step)
             for name in {name for name, *_ in measured}
@@ -341,38 +329,6 @@ class Tracker:
         return [value for value in measured if (value[0], value[3]) not in held]
 
 
-def _measurements(row: Mapping[str, Any], step: int) -> list[Measured]:
-    """The numbers of a row, stamped now; a resent value with an old stamp is stored once."""
-    now = time.time_ns() // 1_000_000
-    return [
-        (name, float(value), now, step)
-        for name, value in row.items()
-        if name != "step" and isinstance(value, (int, float))
-    ]
-
-
-def _read_run_id(path: Path) -> str | None:
-    """The run id that a run folder keeps; None where it keeps none that can be read."""
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["run_id"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError) as error:
-        logger.warning("%s cannot be read (%s): beginning a new MLflow run", path, error)
-        return None
-
-
-def _probe_sqlite(uri: str) -> None:
-    """Open the database file once: where that fails, MLflow would go on trying for 100 s."""
-    from sqlalchemy.engine import make_url
-
-    path = make_url(uri).database
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(path)) as connection:
-            connection.execute("PRAGMA schema_version")
-
-
 def _store_errors() -> tuple[type[Exception], ...]:
     """What a store that is down, full, locked or unwritable raises."""
     from mlflow.exceptions import MlflowException
@@ -380,14 +336,6 @@ def _store_errors() -> tuple[type[Exception], ...]:
     from sqlalchemy.exc import SQLAlchemyError
 
     return (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
-
-
-def _without_credentials(uri: str) -> str:
-    """The URI without user name and password, fit to be printed."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _quieten() -> None:

@@ -32,8 +32,8 @@ from jobs.sweep.board import Board
 from jobs.sweep.definition import METRICS, Plan, make_plan, read_sweep
 from jobs.sweep.desk import open_desk
 from jobs.sweep.ledger import Ledger
-from jobs.sweep.reference import score_reference
 from jobs.sweep.report import ablation_table, write_report
+from jobs.sweep.scoring import score_lpips, score_reference
 from jobs.sweep.session import Session, signals_stop
 from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
@@ -41,6 +41,7 @@ from jobs.tracking import Tracker
 from jobs.train import with_places
 from taehv.checkpoint import write_atomically
 from taehv.errors import TrainingError
+from taehv.evaluation.lpips import Lpips
 from taehv.run_folder import RunFolder
 
 log = logging.getLogger("jobs.tune")
@@ -98,6 +99,9 @@ def run(plan: Plan, folder: RunFolder) -> int:
     """Check, try, and say what is best."""
     check(plan.base)
     sweep, base = plan.sweep, plan.base
+    if sweep.lpips:
+        # Before hours of training rather than after.
+        Lpips.load(sweep.lpips, "cpu")
     open_sources(base.data, base.train.seed, base.train.global_batch_size)
     folder.local.mkdir(parents=True, exist_ok=True)
     _keep_definition(plan, folder)
@@ -135,8 +139,9 @@ def run(plan: Plan, folder: RunFolder) -> int:
                     session.close()
             board.close()
             if sweep.reference_vae and not session.stopping:
-                log.info("scoring the reference VAE on the same clips")
                 reference = score_reference(base, folder)
+            if sweep.lpips and not session.stopping:
+                score_lpips(plan, ledger)
         code = _conclude(plan, ledger, session, tracker, reference)
         status = "KILLED" if session.stopping else "FINISHED"
         return code

@@ -44,6 +44,8 @@ class Record:
     attempts: int = 0
     """Times it was begun or gone on with."""
     error: str = ""
+    lpips: float | None = None
+    """Mean over the held-out clips; lower is better."""
     verdict: str = ""
     """pass, warning or failure, of a trial that is finished."""
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)

@@ -52,26 +52,31 @@ def curves(shown: Sequence[Curve], metric: str) -> str:
     return axes.svg("".join(parts), f"{metric} over the steps of every trial")
 
 
+@dataclass(frozen=True)
+class Line:
+    """A configuration in parallel coordinates."""
+
+    name: str
+    values: Mapping[str, Any]
+    score: float
+    ended_early: bool
+
+
 def parallel(
     keys: Sequence[str],
     log_keys: set[str],
-    lines: Sequence[tuple[str, Mapping[str, Any], float]],
+    lines: Sequence[Line],
     metric: str,
-    best: int,
 ) -> str:
     """Parallel coordinates: an upright axis for each key and one for the score, a line for each
-    configuration.
-
-    lines: name, values by key, score. best: which one is drawn on top.
-    """
+    configuration; the first is drawn strong and on top, those that were stopped early dashed."""
     width, height, top, bottom = 760.0, 360.0, 34.0, 300.0
     columns = [*keys, metric]
     places = [70 + k * (width - 150) / max(1, len(columns) - 1) for k in range(len(columns))]
     scales = [
-        _upright([values[key] for _, values, _ in lines], key in log_keys, top, bottom)
-        for key in keys
+        _upright([line.values[key] for line in lines], key in log_keys, top, bottom) for key in keys
     ]
-    scales.append(_upright([score for *_, score in lines], False, top, bottom))
+    scales.append(_upright([line.score for line in lines], False, top, bottom))
     parts = []
     for place, column, scale in zip(places, columns, scales, strict=True):
         parts.append(f'<path class="axis" d="M{place:.1f} {top:.0f}V{bottom:.0f}"/>')
@@ -79,17 +84,16 @@ def parallel(
         for label, y in scale.ticks:
             parts.append(f'<path class="axis" d="M{place:.1f} {y:.1f}h-5"/>')
             parts.append(text(place - 8, y + 4, label, "end"))
-    order = sorted(range(len(lines)), key=lambda k: k == best)
-    for k in order:
-        name, values, score = lines[k]
-        ys = [scale(values[key]) for key, scale in zip(keys, scales, strict=False)]
-        ys.append(scales[-1](score))
+    for k in reversed(range(len(lines))):
+        line = lines[k]
+        ys = [scale(line.values[key]) for key, scale in zip(keys, scales, strict=False)]
+        ys.append(scales[-1](line.score))
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, ys, strict=True))
-        kind = "line first" if k == best else "line"
-        dash = "" if k == best else DASHES[0]
+        kind = "line first" if k == 0 else "line"
+        dash = DASHES[2] if line.ended_early else DASHES[0]
         parts.append(
             f'<polyline class="{kind}" stroke-dasharray="{dash}" points="{path}">'
-            f"<title>{escape(name)}: {score:.4g}</title></polyline>"
+            f"<title>{escape(line.name)}: {line.score:.4g}</title></polyline>"
         )
     return (
         f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" '

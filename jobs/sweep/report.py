@@ -15,6 +15,7 @@ from jobs.sweep.definition import Plan
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger, Record
 from jobs.sweep.results import (
+    LPIPS,
     Group,
     aligned,
     groups,
@@ -53,7 +54,7 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
         parts.append(("Ablation", _ablation(plan, ledger, reference)))
     parts += [
         ("Validation", _curves(plan, ledger, best)),
-        ("Settings and score", _parallel(plan, best)),
+        ("Settings and score", _parallel(plan, ledger, best)),
         ("What decides", _importance(plan, ledger)),
         ("Faithful or sharp", _trade_off(best)),
         ("All trials", _trials(plan, ledger)),
@@ -162,22 +163,33 @@ def _curves(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
     return f"<p>{words}</p>{plots.curves(shown, metric)}"
 
 
-def _parallel(plan: Plan, best: Sequence[Group]) -> str:
-    keys = list(plan.space)
-    if not keys or not best:
+def _parallel(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
+    keys, metric = list(plan.space), plan.sweep.metric
+    if not keys:
         return ""
-    lines = [
-        (" ".join(r.name for r in group.trials), group.drawn, group.mean(plan.sweep.metric))
-        for group in best
-    ]
+    lines = [plots.Line(_names(group), group.drawn, group.mean(metric), False) for group in best]
+    for group in groups(plan, ledger):
+        # Those that no seed has finished.
+        scores = [last_scores(ledger.rows(record)).get(metric) for record in group.trials]
+        known = [score for score in scores if score is not None and math.isfinite(score)]
+        if not group.seeds and known:
+            lines.append(plots.Line(_names(group), group.drawn, max(known), True))
+    if not lines:
+        return ""
     log_keys = {key for key, domain in plan.space.items() if domain.log or domain.ratio_to}
-    ratios = [
+    words = ["The best configuration is drawn strong"]
+    if any(line.ended_early for line in lines):
+        words.append("dashed ones were stopped early, and have the score of their end")
+    words += [
         f"{escape(key)} is drawn as a factor on {escape(domain.ratio_to)}"
         for key, domain in plan.space.items()
         if domain.ratio_to
     ]
-    words = f"<p>{'; '.join(ratios)}.</p>" if ratios else ""
-    return words + plots.parallel(keys, log_keys, lines, plan.sweep.metric, best=0)
+    return f"<p>{'; '.join(words)}.</p>{plots.parallel(keys, log_keys, lines, metric)}"
+
+
+def _names(group: Group) -> str:
+    return "trial " + " ".join(record.name for record in group.trials)
 
 
 def _importance(plan: Plan, ledger: Ledger) -> str:
@@ -197,24 +209,38 @@ def _importance(plan: Plan, ledger: Ledger) -> str:
 
 
 def _trade_off(best: Sequence[Group]) -> str:
-    points = [
-        (
-            group.label or group.trials[0].name,
-            group.mean("val_ema/sharpness"),
-            group.mean("val_ema/psnr"),
+    parts = []
+    sharp = _scored_both(best, "val_ema/sharpness")
+    if sharp and all(x > 0 for _, x, _ in sharp):
+        front = plots.pareto([(psnr, -abs(math.log(x))) for _, x, psnr in sharp])
+        parts.append(
+            "<p>Blur is rewarded by PSNR; sharpness, the ratio of fine detail to the original's, "
+            f"is right at 1. {_front_told(sharp, front)}</p>"
+            + plots.trade_off(sharp, front, "sharpness (1 is right)", 1.0)
         )
+    distance = _scored_both(best, LPIPS)
+    if distance:
+        front = plots.pareto([(psnr, -x) for _, x, psnr in distance])
+        parts.append(
+            "<p>LPIPS is a learned distance, and lower is better. "
+            f"{_front_told(distance, front)}</p>"
+            + plots.trade_off(distance, front, "LPIPS (0 is the original)", 0.0)
+        )
+    return "".join(parts)
+
+
+def _scored_both(best: Sequence[Group], other: str) -> list[tuple[str, float, float]]:
+    """Name, the other score and PSNR of those that have both."""
+    points = [
+        (group.label or group.trials[0].name, group.mean(other), group.mean("val_ema/psnr"))
         for group in best
     ]
-    points = [p for p in points if all(math.isfinite(v) for v in p[1:]) and p[1] > 0]
-    if not points:
-        return ""
-    front = plots.pareto([(psnr, -abs(math.log(sharp))) for _, sharp, psnr in points])
+    return [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
+
+
+def _front_told(points: Sequence[tuple[str, float, float]], front: Sequence[int]) -> str:
     names = ", ".join(escape(points[k][0]) for k in front)
-    return (
-        "<p>Blur is rewarded by PSNR; sharpness, the ratio of fine detail to the original's, is "
-        f"right at 1. Filled: the Pareto set ({names}), of which none is better than another in "
-        f"both.</p>{plots.trade_off(points, front, 'sharpness (1 is right)', 1.0)}"
-    )
+    return f"Filled: the Pareto set ({names}), of which none is better than another in both."
 
 
 def ablation_rows(plan: Plan, ledger: Ledger, reference: Reference) -> list[tuple[str, Any]]:

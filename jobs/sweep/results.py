@@ -21,6 +21,9 @@ from taehv.state import to_yaml
 
 CONFIDENCE = 0.95
 
+LPIPS = "val_ema/lpips"
+"""Where its weights were given; no trial has it in its own metrics."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -90,7 +93,7 @@ def write_csv(plan: Plan, ledger: Ledger) -> None:
     drawn = [key for key, domain in plan.space.items() if domain.ratio_to]
     header = ["trial", "rank", "status", "stage", "row", *keys]
     header += [f"{key} / {plan.space[key].ratio_to}" for key in drawn]
-    header += ["step", "seconds", "attempts", "verdict", *METRICS, "run_folder", "error"]
+    header += ["step", "seconds", "attempts", "verdict", *METRICS, LPIPS, "run_folder", "error"]
     path = ledger.folder.local / "results.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -104,6 +107,7 @@ def write_csv(plan: Plan, ledger: Ledger) -> None:
                 + [record.drawn.get(key, "") for key in drawn]
                 + [record.step, f"{record.seconds:.1f}", record.attempts, record.verdict]
                 + [scores.get(name, "") for name in METRICS]
+                + ["" if record.lpips is None else record.lpips]
                 + [ledger.address(record), record.error]
             )
     ledger.folder.publish("results.csv")
@@ -167,7 +171,10 @@ def _group(ledger: Ledger, records: list[Record]) -> Group:
     scores: dict[str, list[float]] = {}
     for record in records:
         if record.status == "finished":
-            for name, value in last_scores(ledger.rows(record)).items():
+            last = last_scores(ledger.rows(record))
+            if record.lpips is not None:
+                last[LPIPS] = record.lpips
+            for name, value in last.items():
                 scores.setdefault(name, []).append(value)
     first = records[0]
     drawn = {key: value for key, value in first.drawn.items() if key != "train.seed"}
