@@ -47,6 +47,9 @@ SHARDS = "shards"
 ROW_BYTES = 8 * 2**20
 """About the size of a row: what is in memory of a video, however long it is."""
 
+INDEX_ROWS = 16384
+"""Of a row group of the index: what is in memory of a long list."""
+
 READERS = 16
 """Footers that are read at once: a store takes its time for each."""
 
@@ -273,7 +276,9 @@ def read_summaries(folder: RunFolder, names: Sequence[str]) -> Iterator[tuple[st
             return name, summary
 
     with ThreadPoolExecutor(READERS) as pool:
-        yield from pool.map(read, names)
+        # The pool would read on to the end, whether what it has read is wanted yet or not.
+        for first in range(0, len(names), READERS):
+            yield from pool.map(read, names[first : first + READERS])
 
 
 def read_latents(file: pq.ParquetFile, video: EncodedVideo) -> Iterator[Tensor]:
@@ -305,22 +310,25 @@ def write_index(folder: RunFolder, names: Sequence[str]) -> tuple[int, int, int]
     """
     aside = folder.local / f".{INDEX}.{os.getpid()}"
     videos = frames = 0
-    lines: list[str] = []
+    unusable: list[str] = []
+    rows: list[dict[str, Any]] = []
     try:
         with pq.ParquetWriter(aside, INDEX_SCHEMA) as writer:
             for name, summary in read_summaries(folder, names):
-                rows = [asdict(video) | {"shard": name} for video in summary.videos]
-                if rows:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-                videos += len(rows)
+                rows += [asdict(video) | {"shard": name} for video in summary.videos]
+                videos += len(summary.videos)
                 frames += sum(video.frames for video in summary.videos)
-                lines += [json.dumps(entry) + "\n" for entry in summary.unusable]
-        _write_whole(folder, QUARANTINE, "".join(lines))
+                unusable += [json.dumps(entry) + "\n" for entry in summary.unusable]
+                if len(rows) >= INDEX_ROWS:
+                    writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+                    rows.clear()
+            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
+        _write_whole(folder, QUARANTINE, "".join(unusable))
         aside.replace(folder.local / INDEX)
         folder.publish(INDEX)
     finally:
         aside.unlink(missing_ok=True)
-    return videos, len(lines), frames
+    return videos, len(unusable), frames
 
 
 def _writer(path: Path) -> pq.ParquetWriter:
