@@ -3,15 +3,17 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: train evaluate test test-slow test-faults test-cluster check help
+.PHONY: train evaluate tune test test-slow test-faults test-cluster test-sweeps check help
 
 help:
 	@echo "make train      train a small TAEHV on synthetic driving video, on this machine"
 	@echo "make evaluate   judge the newest run in runs/: scores, report, verdict"
+	@echo "make tune       a sweep of two short trials, from end to end"
 	@echo "make test       checks and tests"
 	@echo "make test-slow  the minutes-long suite: 'make train' itself, and its figures"
 	@echo "make test-faults  kills, full disks, stores that hang: the half-hour suite"
 	@echo "make test-cluster  cluster.yaml, brought up in a pretended cloud: as root, on Linux"
+	@echo "make test-sweeps  sweeps that are killed, starved, or have something to find"
 	@echo "make check      lint, format, types, and the walls between the rooms"
 
 train: .venv/runs
@@ -22,8 +24,11 @@ evaluate: .venv/runs
 	test -n "$$weights" || { echo "no finished run in runs/: 'make train' makes one"; exit 1; }; \
 	$(BIN)/python jobs/evaluate.py --checkpoint "$$weights" --overwrite
 
+tune: .venv/runs
+	$(BIN)/python jobs/tune.py tune_configs/smoke.yaml
+
 test: check
-	$(BIN)/python -m pytest -m "not slow and not faults and not cluster"
+	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not sweeps"
 
 test-slow: .venv/tests
 	$(BIN)/python -m pytest -m slow
@@ -35,6 +40,9 @@ test-faults: .venv/tests
 # A whole cluster on this machine, in a pretended cloud: as root, on Linux; ten minutes.
 test-cluster: .venv/tests
 	tests/cluster/lab.sh python -m pytest -x -v -s -m cluster tests/cluster
+
+test-sweeps: .venv/tests
+	$(BIN)/python -m pytest -m sweeps
 
 check: .venv/tests
 	$(BIN)/ruff check .
