@@ -75,7 +75,7 @@ class Lab:
             RAY_AUTH_MODE="token",
             RAY_API_SERVER_ADDRESS=DASHBOARD,
         )
-        self.background("moto_server", "-H", GATEWAY, "-p", "5000")
+        self.background(sys.executable, "-m", "tests.cluster.aws", "-H", GATEWAY, "-p", "5000")
         wait_for(lambda: answers(GATEWAY, 5000), 60, "moto's server")
         self.outputs = make_stack()
         self.bucket = self.outputs["Edit3Bucket"]

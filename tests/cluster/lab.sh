@@ -35,7 +35,8 @@ chmod 700 "$LAB/laptop/root"
 echo "127.0.0.1 localhost laptop" >"$LAB/hosts"
 : >"$LAB/resolv.conf"
 
-status=0
+# Killed, it takes all that it started with it; to be asked nicely it does not listen.
+trap 'kill -KILL "$lab" 2>/dev/null' INT TERM
 unshare --net --pid --mount --uts --ipc --fork --kill-child --mount-proc bash -c '
     set -e
     . "$HERE/private_folders.sh"
@@ -50,7 +51,10 @@ unshare --net --pid --mount --uts --ipc --fork --kill-child --mount-proc bash -c
     ip route add default dev centre
     export HOME=/root TMPDIR=/tmp PATH="$REPOSITORY/.venv/bin:$PATH" RAY_USAGE_STATS_ENABLED=0
     cd "$REPOSITORY"
-    exec "$@"' lab "$@" || status=$?
+    exec "$@"' lab "$@" &
+lab=$!
+status=0
+wait "$lab" || status=$?
 # What stood for volumes.
 losetup --list --noheadings --output NAME,BACK-FILE | awk -v lab="$LAB/" 'index($2, lab) == 1 {print $1}' |
     xargs --no-run-if-empty --max-args=1 losetup --detach
