@@ -73,6 +73,7 @@ class WindowReader:
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._reads = 0
+        self._answering = False
 
     def __enter__(self) -> Self:
         return self
@@ -139,13 +140,15 @@ class WindowReader:
         self, request: WindowRequest | WholeRequest, seconds: float, wanted: str
     ) -> Iterator["_Link"]:
         """A request sent; the child is ended unless its answer is read to the end."""
-        if self._child is not None and (self._reads == READS or self._child.poll() is not None):
+        gone = self._child is not None and self._child.poll() is not None
+        if gone or self._answering or self._reads == READS:
             self.close()
         if self._child is None:
             self._child, self._reads = self._start(), 0
         self._reads += 1
-        link = _Link(self._child, time.monotonic() + seconds)
-        sound = False
+        child = self._child
+        link = _Link(child, time.monotonic() + seconds)
+        self._answering, sound = True, False
         try:
             body = pickle.dumps(request)
             link.send(REQUEST.pack(len(body)) + body)
@@ -159,14 +162,17 @@ class WindowReader:
                 f"no {wanted} after {seconds:g} s; its decoder was stopped"
             ) from None
         except (EOFError, BrokenPipeError):
-            raise _end_of(self._child) from None
+            raise _end_of(child) from None
         finally:
-            if not sound:
-                self.close()
+            # An answer that was left unread may be given up when another child is at work.
+            if self._child is child:
+                self._answering = False
+                if not sound:
+                    self.close()
 
     def close(self) -> None:
         """End the child. A later read starts another."""
-        child, self._child = self._child, None
+        child, self._child, self._answering = self._child, None, False
         if child is None:
             return
         child.kill()

@@ -16,9 +16,7 @@ import torch
 from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from data_pipeline.guard import WindowReader
 from data_pipeline.held_out import HeldOutVideo, choose_videos
-from data_pipeline.window import WindowClips, WindowRequest
 from jobs.config import ConfigError
 from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly
 from jobs.evaluation.config import EvaluateConfig, parse, read_thresholds
@@ -28,6 +26,7 @@ from jobs.evaluation.exhibits import worst_clips, write_samples
 from jobs.evaluation.measure import Sampling
 from jobs.evaluation.output import check_output, staged
 from jobs.evaluation.publish import publish
+from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.results import assemble, write_json
 from jobs.evaluation.scoring import CostWorker, Scored, ScoringTask, ScoringWorker
 from jobs.evaluation.table import closing_table, sample_line
@@ -76,11 +75,7 @@ def run(config: EvaluateConfig) -> int:
     with fan_out(config.ray) as workers:
         scored, skipped = _score_all(videos, refused, sampling, contestants, workers, config)
         cost = _measure_cost(contestants, workers)
-    with WindowReader() as reader, staged(output) as folder:
-
-        def read(request: WindowRequest) -> WindowClips:
-            return reader.read(request, config.data.decode_seconds)
-
+    with VideoReader(config.data.decode_seconds) as read, staged(output) as folder:
         found = [(entry.video, entry.result) for entry in scored if entry.result is not None]
         results = assemble(
             config,

@@ -109,6 +109,18 @@ def test_a_read_that_is_given_up_leaves_nothing_in_the_pipe(
     check_sound(reader, request)
 
 
+def test_an_answer_that_is_not_read_on_hurts_no_other(reader: WindowReader, folder: Path) -> None:
+    request = WholeRequest(str(folder / "sound.mp4"), 8)
+    _, left = reader.read_whole(request, SECONDS)
+    first = next(left)
+    video, pieces = reader.read_whole(request, SECONDS)
+    found = [next(pieces)]
+    left.close()
+    found += [*pieces]
+    np.testing.assert_array_equal(found[0], first)
+    assert sum(len(piece) for piece in found) == video.frames == 50
+
+
 def test_videos_that_cannot_be_read(reader: WindowReader, tmp_path: Path, folder: Path) -> None:
     (tmp_path / "none.mp4").write_bytes(b"no video")
     for location, message in (

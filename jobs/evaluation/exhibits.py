@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.clips import Reader
 from data_pipeline.held_out import HeldOutVideo, fixed_clips
 from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.latent_picture import latent_png
 from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
+from jobs.evaluation.reading import VideoReader
 from jobs.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
 from taehv.evaluation.methods import Method
 
@@ -45,7 +45,7 @@ def write_samples(
     chosen: Sequence[tuple[HeldOutVideo, VideoResult]],
     sampling: Sampling,
     contestants: Contestants,
-    read: Reader,
+    read: VideoReader,
     folder: Path,
 ) -> None:
     """test_K_original, _reconstructed and _comparison.mp4, and test_K_latents.png, of each."""
@@ -59,7 +59,7 @@ def write_samples(
             ]
             shown: list[Tensor] = []
             for original, reconstructed in _pairs(
-                video, result, sampling, network, read, contestants.device
+                video, sampling, network, read, contestants.device
             ):
                 first, second = _picture(original), _picture(reconstructed)
                 for writer, picture in zip(
@@ -77,7 +77,7 @@ def worst_clips(
     scored: Sequence[tuple[HeldOutVideo, VideoResult]],
     sampling: Sampling,
     contestants: Contestants,
-    read: Reader,
+    read: VideoReader,
     folder: Path,
     count: int,
 ) -> list[WorstClip]:
@@ -130,7 +130,7 @@ def _around(
     video: HeldOutVideo,
     result: VideoResult,
     sampling: Sampling,
-    read: Reader,
+    read: VideoReader,
     contestants: Contestants,
     clip: int,
     frame: int,
@@ -144,26 +144,22 @@ def _around(
     first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
     last = min(count, first + sampling.data.num_frames)
     stretch = replace(video, span=(first / count, last / count))
-    pairs = stream_pairs(
-        stretch, result.facts, sampling.multiple, contestants.methods[-1], contestants.device
-    )[1]
+    method = contestants.methods[-1]
+    pairs = stream_pairs(stretch, sampling.multiple, method, read, contestants.device)[1]
     frames = torch.stack([original for original, _ in pairs], dim=1)
     return frames, result.clips[clip].first_frame + frame - first
 
 
 def _pairs(
     video: HeldOutVideo,
-    result: VideoResult,
     sampling: Sampling,
     method: Method,
-    read: Reader,
+    read: VideoReader,
     device: torch.device,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first clip's frames, or the video's, each with its reconstruction; [1, 3, H, W]."""
     if sampling.whole:
-        yield from stream_pairs(
-            video, result.facts, sampling.multiple, method, device, MOST_FRAMES
-        )[1]
+        yield from stream_pairs(video, sampling.multiple, method, read, device, MOST_FRAMES)[1]
         return
     clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
     frames = torch.from_numpy(clips[0].frames).to(device).float()[None] / 255

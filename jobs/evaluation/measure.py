@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from data_pipeline.clips import Reader
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.held_out import HeldOutVideo, fixed_clips
-from data_pipeline.whole import VideoFacts, WholeRequest, plan_whole, whole_frames
+from data_pipeline.whole import VideoFacts, WholeRequest, WholeVideo
+from jobs.evaluation.reading import VideoReader
 from taehv.evaluation.frames import FrameScorer
 from taehv.evaluation.methods import Method, NetworkMethod
 from taehv.evaluation.rate import LatentStatistics
@@ -74,7 +74,7 @@ def score_video(
     video: HeldOutVideo,
     sampling: Sampling,
     methods: list[Method],
-    read: Reader,
+    read: VideoReader,
     device: torch.device,
     perceptual: Perceptual | None = None,
 ) -> VideoResult:
@@ -87,10 +87,8 @@ def score_video(
         m.passing(latents.observe) if isinstance(m, NetworkMethod) and m.key == "network" else m
         for m in methods
     ]
-    # Also before a whole video: what hangs or crashes the decoder does so in a guarded process.
     if sampling.whole:
-        facts, _ = fixed_clips(video, replace(sampling.data, num_frames=1), 1, read)
-        clip = _score_whole(video, facts, sampling, methods, device, perceptual)
+        facts, clip = _score_whole(video, sampling, methods, read, device, perceptual)
         return VideoResult(video.name, facts, [clip], latents)
     facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
     results = []
@@ -107,41 +105,46 @@ def score_video(
 
 def _score_whole(
     video: HeldOutVideo,
-    facts: VideoFacts,
     sampling: Sampling,
     methods: list[Method],
+    read: VideoReader,
     device: torch.device,
     perceptual: Perceptual | None,
-) -> ClipResult:
+) -> tuple[VideoFacts, ClipResult]:
     """Each method reads the video for itself: kept for all, it would not fit in memory."""
     scorers = {}
     for method in methods:
         scorers[method.key] = scorer = FrameScorer(perceptual)
-        size, pairs = stream_pairs(video, facts, sampling.multiple, method, device)
+        whole, pairs = stream_pairs(video, sampling.multiple, method, read, device)
         waiting: list[tuple[Tensor, Tensor]] = []
         for pair in pairs:
             waiting.append(pair)
             if len(waiting) == PIECE_FRAMES:
                 _add(scorer, waiting)
         _add(scorer, waiting)
-    first = round(video.span[0] * facts.frames)
-    return _result(first, size, scorers)
+    size = (whole.frames, whole.height, whole.width)
+    return whole.facts, _result(whole.first_frame, size, scorers)
 
 
 def stream_pairs(
     video: HeldOutVideo,
-    facts: VideoFacts,
     multiple: int,
     method: Method,
+    read: VideoReader,
     device: torch.device,
     limit: int = 0,
-) -> tuple[tuple[int, int, int], Iterator[tuple[Tensor, Tensor]]]:
-    """(T, H, W), and each frame with its reconstruction, [1, 3, H, W] in [0, 1]."""
+) -> tuple[WholeVideo, Iterator[tuple[Tensor, Tensor]]]:
+    """What is read, and each frame with its reconstruction, [1, 3, H, W] in [0, 1].
+
+    limit: at most so many frames; 0: all. Raises UnusableVideoError, also from the iteration.
+    """
     request = WholeRequest(video.location, multiple, span=video.span, limit=limit)
-    planned = plan_whole(request, facts)
-    size, pieces = (planned.frames, planned.height, planned.width), whole_frames(request, planned)
-    if min(size[1:]) < SSIM_WINDOW:
-        raise UnusableVideoError(f"has frames of {size[1]}x{size[2]} pixels, too small for SSIM")
+    whole, pieces = read.whole(request)
+    if min(whole.height, whole.width) < SSIM_WINDOW:
+        pieces.close()
+        raise UnusableVideoError(
+            f"has frames of {whole.height}x{whole.width} pixels, too small for SSIM"
+        )
 
     def pairs() -> Iterator[tuple[Tensor, Tensor]]:
         # Frames wait here for as long as the method takes to answer: a latent or two.
@@ -153,10 +156,10 @@ def stream_pairs(
                     waiting.append(frame[None])
                     yield frame[None]
 
-        for reconstructed in method.stream(frames(), size[0]):
+        for reconstructed in method.stream(frames(), whole.frames):
             yield waiting.pop(0), reconstructed
 
-    return size, pairs()
+    return whole, pairs()
 
 
 def _add(scorer: FrameScorer, waiting: list[tuple[Tensor, Tensor]]) -> None:

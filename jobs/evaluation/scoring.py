@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass
 
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.guard import WindowReader
 from data_pipeline.held_out import HeldOutVideo
-from data_pipeline.window import WindowClips, WindowRequest
 from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.cost import Costs, costs
 from jobs.evaluation.measure import Sampling, VideoResult, score_video
+from jobs.evaluation.reading import VideoReader
 from taehv import distributed
 
 
@@ -44,7 +43,7 @@ class ScoringWorker:
     def __init__(self, task: ScoringTask) -> None:
         self._task = task
         self._contestants = task.contestants.on(distributed.device())
-        self._reader = WindowReader()
+        self._read = VideoReader(task.decode_seconds)
 
     def __call__(self, piece: tuple[int, HeldOutVideo]) -> Scored:
         index, video = piece
@@ -64,10 +63,7 @@ class ScoringWorker:
         return Scored(index, video, found, reason, time.perf_counter() - start)
 
     def close(self) -> None:
-        self._reader.close()
-
-    def _read(self, request: WindowRequest) -> WindowClips:
-        return self._reader.read(request, self._task.decode_seconds)
+        self._read.close()
 
 
 class CostWorker:

@@ -1,0 +1,43 @@
+"""Videos read in a process of their own, within a time limit."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from types import TracebackType
+from typing import Self
+
+from data_pipeline.augment import Frames
+from data_pipeline.guard import WindowReader
+from data_pipeline.whole import WholeRequest, WholeVideo
+from data_pipeline.window import WindowClips, WindowRequest
+
+
+class VideoReader:
+    """A `data_pipeline.clips.Reader` that reads whole videos, too; a context manager."""
+
+    def __init__(self, decode_seconds: float) -> None:
+        """decode_seconds: for one window, or one piece of a whole video."""
+        self._reader, self._seconds = WindowReader(), decode_seconds
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, request: WindowRequest) -> WindowClips:
+        """Raises what `WindowReader.read` raises."""
+        return self._reader.read(request, self._seconds)
+
+    def whole(self, request: WholeRequest) -> tuple[WholeVideo, Generator[Frames]]:
+        """Raises what `WindowReader.read_whole` raises."""
+        return self._reader.read_whole(request, self._seconds)
+
+    def close(self) -> None:
+        """End its process."""
+        self._reader.close()
