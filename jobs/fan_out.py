@@ -138,7 +138,7 @@ class _RayFanOut(FanOut):
                 ray.data.from_items(rows, override_num_blocks=len(rows))
                 .map_batches(
                     _Actor,
-                    fn_constructor_args=(worker, ray.cloudpickle.dumps(ray.put(shared))),
+                    fn_constructor_args=(worker, [ray.put(shared)]),
                     batch_size=None,
                     batch_format="pyarrow",
                     concurrency=(1, workers) if workers > 1 else 1,
@@ -166,12 +166,10 @@ class _Actor:
     """A worker in a process of Ray's. What only the user can mend travels as a result, since Ray
     would wrap it and might try again."""
 
-    def __init__(self, worker: Callable[[Any], Worker[Any, Any]], shared: bytes) -> None:
-        """shared: a pickled reference, which keeps the object for as long as the job lives; Ray
-        does not give a plain one to an actor that it starts again."""
+    def __init__(self, worker: Callable[[Any], Worker[Any, Any]], shared: Sequence[Any]) -> None:
         import ray
 
-        self._worker = worker(ray.get(ray.cloudpickle.loads(shared)))
+        self._worker = worker(ray.get(shared[0]))
 
     def __call__(self, block: Any) -> dict[str, Any]:
         results = []
