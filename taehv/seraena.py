@@ -18,6 +18,9 @@ REAL, FAKE = -1.0, 1.0
 
 @dataclass(frozen=True)
 class SeraenaConfig:
+    start_step: int = 0
+    """Steps before the generator follows the corrected targets. The discriminator learns from the
+    first one."""
     frames_per_group: int = 3
     """Consecutive frames that the discriminator sees as one image of 3x as many channels."""
     widths: tuple[int, int, int, int, int, int] = (64, 128, 256, 512, 512, 512)
@@ -30,6 +33,8 @@ class SeraenaConfig:
     """Bound on the replay buffer, over all workers, in 10^9 bytes."""
 
     def __post_init__(self) -> None:
+        if self.start_step < 0:
+            raise ValueError(f"seraena.start_step is {self.start_step}: it cannot be negative")
         if self.frames_per_group < 1:
             raise ValueError(f"seraena.frames_per_group is {self.frames_per_group}: at least 1")
         if min(self.widths) < 1:
