@@ -14,10 +14,12 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
-from jobs.config import ClusterConfig
+from data_pipeline.storage import is_s3
+from jobs.config import ClusterConfig, ConfigError
 from taehv.errors import TrainingError
 
 Shared = TypeVar("Shared", contravariant=True)
@@ -55,6 +57,17 @@ class RayConfig:
     def wanted(self) -> bool:
         """Whether Ray is used."""
         return self.use == "yes" or (self.use == "auto" and bool(os.environ.get("RAY_ADDRESS")))
+
+
+def check_lasting(option: str, folder: str) -> None:
+    """Raises ConfigError for a folder that would be gone with the job."""
+    if "runtime_resources" in Path.cwd().parts and not (
+        is_s3(folder) or Path(folder).is_absolute()
+    ):
+        raise ConfigError(
+            f"{option} {folder}: a submitted job runs in a copy of the code that Ray throws away; "
+            "give an absolute path that all nodes share, or s3://"
+        )
 
 
 class Worker(Protocol[Piece, Result]):

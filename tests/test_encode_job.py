@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_pipeline.guard import WindowReader
 from data_pipeline.whole import WholeRequest, plan_whole, whole_frames
-from jobs import encode
+from jobs import encode, evaluate
 from jobs.latents import encoding, shards
 from jobs.latents.config import EncodeConfig
 from jobs.latents.shards import DTYPES, open_shard, read_latents
@@ -486,6 +486,22 @@ def test_a_missing_checkpoint(
     assert "no.pth: there is no such weights file" in line
     assert not (tmp_path / "out").exists()
     assert "--checkpoint is missing" in refused(capsys, encode.main([]), 2)
+
+
+def test_a_submitted_job_writes_to_a_place_that_lasts(
+    weights: Path,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its working directory is Ray's, which is told by its name."""
+    copy = tmp_path / "runtime_resources" / "working_dir_files"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    assert "give an absolute path" in refused(capsys, run(weights, annotations, "latents"), 2)
+    command = ["--checkpoint", str(weights), "--output-dir", "out"]
+    assert "give an absolute path" in refused(capsys, evaluate.main(command), 2)
 
 
 def test_latents_that_their_type_cannot_hold(

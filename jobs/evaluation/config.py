@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from data_pipeline.config import DataConfig
 from data_pipeline.storage import is_s3
 from jobs.config import ConfigError
-from jobs.fan_out import RayConfig
+from jobs.fan_out import RayConfig, check_lasting
 from jobs.given_weights import checkpoint_of, find_weights, run_config
 from jobs.tracking import TrackingConfig
 from taehv.shapes import infer_config
@@ -110,6 +110,8 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
         raise ConfigError("--checkpoint is missing: the weights to judge, or a run's folder")
     if is_s3(config.checkpoint) and not config.output_dir:
         raise ConfigError("--output-dir is missing: a folder for the results, on this machine")
+    if config.output_dir:
+        check_lasting("--output-dir", config.output_dir)
     return config
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from data_pipeline.storage import absolute, parent
 from jobs.config import ConfigError
-from jobs.fan_out import RayConfig
+from jobs.fan_out import RayConfig, check_lasting
 from jobs.given_weights import checkpoint_of, find_weights, network_of, run_config
 from taehv.variants import ModelConfig
 
@@ -114,6 +114,7 @@ def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
             "--data.annotations is missing: the videos to encode, and no config.yaml of a run "
             "beside the checkpoint names any"
         )
+    check_lasting("--output-dir", config.output_dir)
     return with_absolute_places(config)
 
 
