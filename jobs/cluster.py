@@ -20,6 +20,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from jobs.config import ClusterConfig
 from jobs.pool import Shares, label_selector
+from jobs.rendezvous import ClusterTorchConfig
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 from taehv.scratch import ScratchFolder
@@ -105,7 +106,7 @@ def make_trainer(
     return TorchTrainer(
         worker,
         train_loop_config=settings,
-        torch_config=_torch_config(config, own_ray),
+        torch_config=_torch_config(config, shares, own_ray),
         scaling_config=ScalingConfig(
             num_workers=shares.workers,
             use_gpu=shares.use_gpu,
@@ -129,11 +130,11 @@ def make_trainer(
     )
 
 
-def _torch_config(config: ClusterConfig, own_ray: bool) -> TorchConfig:
+def _torch_config(config: ClusterConfig, shares: Shares, own_ray: bool) -> TorchConfig:
     if own_ray:
         return OneMachineTorchConfig()
-    # Left to itself, Ray takes NCCL where workers reserve GPUs.
-    return TorchConfig(backend="gloo" if config.gpu == "pretend" else None)
+    on_gpu = shares.use_gpu and config.gpu != "pretend"
+    return ClusterTorchConfig(backend="nccl" if on_gpu else "gloo")
 
 
 class OneMachineTorchConfig(TorchConfig):  # type: ignore[misc]
