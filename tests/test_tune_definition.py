@@ -81,6 +81,7 @@ def test_an_error_names_the_line(
         ("confirm: 2\n", "line 10: confirm needs `seeds`"),
         ("concurrent: 0\n", "line 10: concurrent is 0"),
         ("rows: {a: {loss.seraena: 0}}\n", "line 1: .*either a `space` or `rows`"),
+        ("rows: {a: 3}\n", "line 10: a holds 3 instead of config keys"),
         ("space: {}\n", "line 10: space stands here a second time"),
         ("reference_vae: true\n", "line 10: .*--teacher.path"),
         ("budget: {hours: -1}\n", "line 10: budget.hours is -1"),

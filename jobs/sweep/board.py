@@ -38,6 +38,7 @@ class Board:
                 console=Console(stderr=True), get_renderable=self._table, refresh_per_second=2
             )
             self._live.start()
+            self._redirect_log()
 
     def expect(self, trials: int) -> None:
         """There are to be so many."""
@@ -71,6 +72,13 @@ class Board:
         if self._live is not None:
             self._live.stop()
             self._live = None
+            self._redirect_log()
+
+    def _redirect_log(self) -> None:
+        """Lines of the log go above the table while there is one."""
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
 
     def _score(self, number: int) -> str:
         score = self._scores.get(number)

@@ -18,6 +18,7 @@ from jobs.sweep.space import (
     Domain,
     Settings,
     check_swept,
+    frozen,
     parse_domain,
     resolve,
     with_settings,
@@ -170,7 +171,13 @@ def make_plan(sweep: Sweep, base: Config, lines: Lines) -> Plan:
             raise lines.error(("space", key), f"{key}: {domain.ratio_to} is a ratio itself")
         for value in domain.ends():
             _try(base, resolve({key: value}, space, base), lines, ("space", key))
-    rows = {str(label): dict(row or {}) for label, row in sweep.rows.items()}
+    for label, row in sweep.rows.items():
+        if not isinstance(row, dict):
+            raise lines.error(("rows", label), f"{label} holds {row!r} instead of config keys")
+    rows = {
+        str(label): {key: frozen(value) for key, value in row.items()}
+        for label, row in sweep.rows.items()
+    }
     for label, row in rows.items():
         for key in row:
             try:

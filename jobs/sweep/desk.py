@@ -53,8 +53,10 @@ class Voice(logging.Handler):
     """A trial's end of the desk. To its run's driver it is tracker, progress and log in one."""
 
     def __init__(self, desk: Any, number: int) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.INFO)
         self.desk, self.number = desk, number
+        # Of what is no warning, only what is being waited for is worth a line in a sweep.
+        self.addFilter(lambda r: r.levelno >= logging.WARNING or r.name == "jobs.pool")
 
     def say(self, kind: str, content: Any) -> None:
         self.desk.put.remote(kind, self.number, content)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from jobs.sweep.definition import Plan
@@ -72,16 +72,9 @@ def _study(
         if values:
             study.add_trial(
                 optuna.trial.create_trial(
-                    params={key: _member(space[key], drawn[key]) for key in space},
+                    params={key: drawn[key] for key in space},
                     distributions=space,
                     value=statistics.fmean(values),
                 )
             )
     return study
-
-
-def _member(distribution: BaseDistribution, value: Any) -> Any:
-    """The choice that a value stands for: JSON makes lists of tuples."""
-    if isinstance(distribution, CategoricalDistribution) and isinstance(value, list):
-        return tuple(value)
-    return value

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from jobs.sweep.space import frozen
 from taehv import journal
 from taehv.checkpoint import write_atomically
 from taehv.errors import TrainingError
@@ -106,8 +107,11 @@ class Ledger:
 
 def _read(folder: RunFolder, file: str) -> Record:
     try:
-        return TypeAdapter(Record).validate_python(json.loads(folder.retrieve(file).read_text()))
-    except (ValueError, ValidationError) as error:
+        content = json.loads(folder.retrieve(file).read_text())
+        for name in ("drawn", "settings"):
+            content[name] = {key: frozen(value) for key, value in content[name].items()}
+        return TypeAdapter(Record).validate_python(content)
+    except (ValueError, KeyError, AttributeError) as error:
         raise TrainingError(
             f"{folder}/{file} is damaged ({error}): remove that trial's folder, and it is made "
             "again"

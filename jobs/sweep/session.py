@@ -39,6 +39,9 @@ MLFLOW_STATUS: dict[Status, Any] = {
 }
 """MLflow has no word for a pruned run: the tag `trial.status` tells it from a killed one."""
 
+NO_SETTINGS = ("train.run_dir", "train.resume", "tracking.run_name")
+"""Each trial's own without being settings: MLflow compares runs by the parameters that differ."""
+
 
 class Session(tune.Callback):  # type: ignore[misc]
     """Listens to the trials, writes down what becomes of them, and stops them.
@@ -60,6 +63,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         """Why no more is begun; empty: it goes on."""
         self._tracker = tracker
         self._trackers: dict[int, Tracker] = {}
+        self._folders: dict[int, RunFolder] = {}
         self._live: set[int] = set()
         self._steps: dict[int, int] = {n: r.step for n, r in ledger.records.items()}
         hours = plan.sweep.budget.hours
@@ -192,7 +196,9 @@ class Session(tune.Callback):  # type: ignore[misc]
                 tracker.tag("verdict", verdict)
             if record.error:
                 tracker.tag("trial.error", record.error)
-            tracker.artifact(RunFolder(self.ledger.address(record)).retrieve("config.yaml"))
+            folder = self._folders.pop(number)
+            if folder.exists("config.yaml"):
+                tracker.artifact(folder.retrieve("config.yaml"))
             tracker.finish(MLFLOW_STATUS[record.status])
         self.board.update(record)
 
@@ -205,7 +211,8 @@ class Session(tune.Callback):  # type: ignore[misc]
             run_name=name,
             tensorboard=False,
         )
-        folder = RunFolder(run_dir)
+        # On a store its local files live as long as it does.
+        folder = self._folders[number] = RunFolder(run_dir)
         folder.retrieve("mlflow.json")
         tags = {
             "sweep": self.plan.sweep.name,
@@ -214,8 +221,9 @@ class Session(tune.Callback):  # type: ignore[misc]
             "trial.seed": str(record.seed),
             "trial.run_dir": run_dir,
         } | ({"trial.row": record.label} if record.label else {})
+        parameters = {k: v for k, v in flatten(config).items() if k not in NO_SETTINGS}
         tracker = Tracker.start(
-            tracking, folder.local, flatten(config), tags, parent_run_id=self._tracker.run_id
+            tracking, folder.local, parameters, tags, parent_run_id=self._tracker.run_id
         )
         if folder.is_remote and tracker.run_id:
             folder.publish("mlflow.json")

@@ -102,7 +102,7 @@ def parse_domain(value: Any) -> Domain:
 def _parse_choices(choices: Any, ratio_to: str) -> Domain:
     if not isinstance(choices, list) or not choices:
         raise ValueError("expected at least one choice")
-    hashable = tuple(tuple(c) if isinstance(c, list) else c for c in choices)
+    hashable = tuple(frozen(choice) for choice in choices)
     if len(set(hashable)) != len(hashable):
         raise ValueError("a choice stands there twice")
     return Domain(choices=hashable, ratio_to=ratio_to)
@@ -122,6 +122,11 @@ def _parse_range(kind: str, ends: Any, ratio_to: str) -> Domain:
     if "int" in kind and not (low.is_integer() and high.is_integer()):
         raise ValueError(f"{kind} needs whole numbers, not {ends!r}")
     return Domain(low=low, high=high, log="log" in kind, whole="int" in kind, ratio_to=ratio_to)
+
+
+def frozen(value: Any) -> Any:
+    """A value of YAML or JSON as the configuration has it: lists are tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def resolve(drawn: Mapping[str, Any], space: Mapping[str, Domain], base: Config) -> Settings:

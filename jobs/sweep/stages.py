@@ -21,6 +21,10 @@ from jobs.sweep.trial import Trial, TrialPlan
 
 log = logging.getLogger(__name__)
 
+BESIDE_THE_DRIVER = {"node:__internal_head__": 0.001}
+"""What a trial's own actor asks for: its place on the head, which no cloud takes away. Its training
+workers ask for themselves."""
+
 # Trials say themselves what is wrong with them, in a line.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
@@ -89,7 +93,7 @@ class Stages:
         with tempfile.TemporaryDirectory(prefix="taehv_tune_") as folder:
             trainable = tune.with_parameters(Trial, plan=self._trial_plan)
             tuner = tune.Tuner(
-                tune.with_resources(trainable, {"CPU": 0.01}),
+                tune.with_resources(trainable, tune.PlacementGroupFactory([BESIDE_THE_DRIVER])),
                 tune_config=TuneConfig(
                     search_alg=searcher, scheduler=rule, num_samples=trials, reuse_actors=True
                 ),

@@ -238,6 +238,8 @@ class ShareOfPool(Pool):
         shares = super().wait(cancelled)
         if shares is None or self._trials == 1:
             return shares
+        if shares.use_gpu and not self._config.most_workers:
+            shares = dataclasses.replace(shares, workers=max(1, shares.workers // self._trials))
         least = self._decode_cpus
         cpus = (shares.cpus_per_worker + shares.decode_cpus_per_worker) / self._trials
         own = max(0.01, min(1.0, math.floor(100 * (cpus - least)) / 100))
