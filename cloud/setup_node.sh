@@ -9,7 +9,8 @@ if [ ! -x "$venv/bin/python" ]; then
     if ! command -v python3.11 >/dev/null; then
         # Ubuntu 22.04 has 3.10; this archive has 3.11 for it.
         sudo add-apt-repository -y ppa:deadsnakes/ppa
-        sudo apt-get install -qq -y python3.11-venv
+        # A machine that has just booted may still be installing its own updates.
+        sudo apt-get -o DPkg::Lock::Timeout=300 install -qq -y python3.11-venv
     fi
     python3.11 -m venv "$venv"
 fi
