@@ -142,7 +142,7 @@ def test_a_job_goes_on_over_lost_nodes(lab: Lab, cluster: Path) -> None:
 
 
 def test_nothing_listened_elsewhere_than_it_must() -> None:
-    """On loopback, and on the machine's own address in the cluster's network: the dashboard, MLflow,
+    """On loopback, and on the machine's own address in the cluster's network: dashboard, MLflow,
     and the workers' meeting point. Ray's own servers take all addresses of a node, which cannot be
     set; the security group and the token stand before them."""
     assert LISTENERS
