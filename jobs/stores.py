@@ -51,7 +51,7 @@ def probe_sqlite(uri: str) -> None:
 
 def open_hint(uri: str) -> str:
     """What to type to see what a store holds."""
-    uri = _without_credentials(uri)
+    uri = without_credentials(uri)
     if uri.startswith(("http://", "https://")):
         return f"open {uri}"
     # Without these two settings the server starts about nine processes of 230 MB.
@@ -61,7 +61,7 @@ def open_hint(uri: str) -> str:
     )
 
 
-def _without_credentials(uri: str) -> str:
+def without_credentials(uri: str) -> str:
     """The URI without user name and password, fit to be printed."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:

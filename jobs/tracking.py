@@ -15,7 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jobs.stores import Measured, measurements, open_hint, probe_sqlite, read_run_id
+from jobs.stores import (
+    Measured,
+    measurements,
+    open_hint,
+    probe_sqlite,
+    read_run_id,
+    without_credentials,
+)
 from jobs.tensorboard import EventFile
 
 logger = logging.getLogger(__name__)
@@ -70,11 +77,7 @@ class Tracker:
         self._id_file = self._run_dir / "mlflow.json"
         self._parameters = {k: str(v)[:LONGEST_PARAMETER] for k, v in parameters.items()}
         self._tags = dict(tags)
-        self._uri = (
-            config.uri
-            or os.environ.get("MLFLOW_TRACKING_URI", "")
-            or f"sqlite:///{self._run_dir.parent / 'mlflow.db'}"
-        )
+        self._uri = _uri_of(config, self._run_dir)
         self.run_id = run_id
         """Id of the MLflow run; None until the store has been reached."""
         self._client: Any = None
@@ -327,6 +330,34 @@ class Tracker:
         }
         held |= {(name, step) for name, _, _, step in self._metrics}
         return [value for value in measured if (value[0], value[3]) not in held]
+
+
+def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
+    """The store in which a run in `run_dir` would be shown, and why it cannot be used; "" where it
+    can. Nothing is written there."""
+    uri = _uri_of(config, run_dir.absolute())
+    place = without_credentials(uri)
+    _quieten()
+    from mlflow import MlflowClient
+
+    try:
+        if uri.startswith("sqlite:///"):
+            file = Path(uri.removeprefix("sqlite:///"))
+            folder = next(parent for parent in file.parents if parent.is_dir())
+            if not os.access(file if file.exists() else folder, os.W_OK):
+                return place, "it cannot be written there"
+            if file.exists():
+                probe_sqlite(uri)
+        else:
+            MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except _store_errors() as error:
+        return place, str(error).replace(uri, place).splitlines()[0]
+    return place, ""
+
+
+def _uri_of(config: TrackingConfig, run_dir: Path) -> str:
+    named = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
