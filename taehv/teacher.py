@@ -132,7 +132,8 @@ class Teacher:
 
     def to(self, device: torch.device) -> "Teacher":
         """Moved there, to the arithmetic that `load` gives it there."""
-        return Teacher(self._vae.to(device, _dtype_on(device)), self._latent_scale)
+        vae, dtype = self._vae.to(device), _dtype_on(device)
+        return Teacher(vae if vae.dtype == dtype else vae.to(dtype), self._latent_scale)
 
     def num_latents(self, num_frames: int) -> int:
         """How many latents T frames give: T over the time factor, rounded up."""
