@@ -36,17 +36,17 @@ class _ClusterBackend(Backend):  # type: ignore[misc]
 
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         workers = len(worker_group)
-        place = ray.get(worker_group.execute_single_async(0, _open_store))
+        place = ray.get(worker_group.execute_single_async(0, open_store))
         joining = [
             worker_group.execute_single_async(
-                rank, _join, rank, workers, place, backend_config.backend
+                rank, join, rank, workers, place, backend_config.backend
             )
             for rank in range(workers)
         ]
         ray.get(joining)
 
 
-def _open_store() -> tuple[str, int]:
+def open_store() -> tuple[str, int]:
     """Open the store on the first worker; its address and port."""
     global _store
     address = ray.util.get_node_ip_address()
@@ -62,8 +62,10 @@ def _open_store() -> tuple[str, int]:
     return address, port
 
 
-def _join(rank: int, workers: int, place: tuple[str, int], backend: str) -> None:
-    """Raises RuntimeError where this worker has no GPU that works, but should."""
+def join(rank: int, workers: int, place: tuple[str, int], backend: str) -> None:
+    """Make this process one of the group whose store is at `place`.
+
+    Raises RuntimeError where this worker has no GPU that works, but should."""
     if backend == "nccl" and not torch.cuda.is_available():
         raise RuntimeError(
             f"torch finds no GPU on {socket.gethostname()}, though Ray counts one there: look at "

@@ -69,7 +69,7 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        rendezvous._join(0, 1, (ADDRESS, 1), "nccl")
+        rendezvous.join(0, 1, (ADDRESS, 1), "nccl")
 
 
 def test_the_interface_of_an_address() -> None:
