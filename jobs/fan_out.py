@@ -22,6 +22,8 @@ from data_pipeline.storage import is_s3
 from jobs.config import ClusterConfig, ConfigError
 from taehv.errors import TrainingError
 
+log = logging.getLogger(__name__)
+
 Shared = TypeVar("Shared", contravariant=True)
 Piece = TypeVar("Piece", contravariant=True)
 Result = TypeVar("Result", covariant=True)
@@ -43,6 +45,9 @@ class RayConfig:
     workers: int = 0
     """Most workers; 0: one per GPU that is there, or per CPU where there is no GPU. A number lets
     an autoscaler bring as many."""
+    gpu: Literal["auto", "yes", "no"] = "auto"
+    """Whether workers take GPUs. auto: where there is one at the start; yes: also where the
+    autoscaler has yet to bring it."""
     gpu_share: float = 1.0
     """Part of a GPU that a worker takes: with 0.25 four of them, each with its decoder, share one.
     """
@@ -110,18 +115,21 @@ def fan_out(config: RayConfig) -> Iterator[FanOut]:
     # Ray takes seconds to import.
     from jobs import cluster
 
-    with cluster.connected(ClusterConfig(), decode_cpus=0):
-        yield _RayFanOut(config)
+    with cluster.connected(ClusterConfig(), decode_cpus=0) as own:
+        yield _RayFanOut(config, own)
 
 
 class _RayFanOut(FanOut):
-    def __init__(self, config: RayConfig) -> None:
+    def __init__(self, config: RayConfig, own: bool) -> None:
+        """own: whether it is a Ray of this machine, which no node can join."""
         import ray
 
         self._share = config.gpu_share
         there = ray.cluster_resources()
         gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-        self.has_gpus = gpus > 0
+        self.has_gpus = config.gpu == "yes" or (config.gpu == "auto" and gpus > 0)
+        if self.has_gpus and not gpus and own:
+            raise TrainingError("--ray.gpu yes: this machine has no GPU")
         room = math.floor(gpus / self._share) if self.has_gpus else cpus
         self._workers = config.workers or max(1, room)
 
@@ -146,6 +154,8 @@ class _RayFanOut(FanOut):
         blocks = np.array_split(np.arange(len(pieces)), min(len(pieces), MOST_BLOCKS))
         rows = [{"pieces": pickle.dumps([pieces[k] for k in block])} for block in blocks]
         workers = min(self._workers, len(pieces))
+        needs = f"{self._share:g} GPU and 1 CPU" if self.has_gpus else "1 CPU"
+        log.info("asking Ray for up to %d workers with %s each", workers, needs)
         with DataContext.current(context):
             results = iter(
                 ray.data.from_items(rows, override_num_blocks=len(rows))
