@@ -74,7 +74,7 @@ class Engine(Protocol):
     def __call__(self, *inputs: Any) -> Any: ...
     def backward(self, loss: Tensor) -> None: ...
     def step(self) -> None: ...
-    def get_global_grad_norm(self) -> float | None: ...
+    def get_global_grad_norm(self) -> Tensor | float | None: ...
     def zero_optimization_stage(self) -> int: ...
 
 
@@ -145,12 +145,12 @@ def set_learning_rate(engine: Engine, value: float) -> None:
         group["lr"] = value
 
 
-def gradient_norm_before_step(engine: Engine, network: nn.Module) -> float | None:
+def gradient_norm_before_step(engine: Engine, network: nn.Module) -> Tensor | None:
     """The gradient's norm where DeepSpeed keeps none (stage 0); to be asked before `step`."""
     if engine.zero_optimization_stage() > 0:
         return None
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:

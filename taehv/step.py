@@ -48,7 +48,8 @@ class StepOutcome:
     losses: Tensor
     """float32 [global batch, len(LOSSES)], by slot."""
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: Tensor | float
+    """On a GPU not waited for until it is asked for."""
     stop_wanted: bool
     """By any worker."""
     all_have_written: bool
@@ -58,7 +59,7 @@ class StepOutcome:
         means = self.losses.mean(0).tolist()
         return dict(zip(LOSSES, means, strict=True)) | {
             "train/learning_rate": self.learning_rate,
-            "train/gradient_norm": self.gradient_norm,
+            "train/gradient_norm": float(self.gradient_norm),
         }
 
 
@@ -83,13 +84,13 @@ def train_step(
         state.step, config.train.max_steps
     )
     set_learning_rate(state.engine, learning_rate)
-    seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
 
     for one_pass in range(layout.passes):
         part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
-        frames = torch.from_numpy(batch["frames"][part]).to(device).float() / 255
+        frames = _on_device(torch.from_numpy(batch["frames"][part]), device).float() / 255
         own_slots = slots[part].tolist()
-        weights = torch.tensor([float(s != SURPLUS) for s in own_slots], device=device)
+        slot_weights = [float(slot != SURPLUS) for slot in own_slots]
+        weights = _on_device(torch.tensor(slot_weights), device)
         groups = len(own_slots) // layout.slots_per_group
         taught = teacher.encode(frames) if teacher else None
         fed = taught if config.loss.decoder_input == "teacher" else None
@@ -109,7 +110,7 @@ def train_step(
         total = (
             config.loss.reconstruction * reconstruction
             + config.loss.encoder * encoder
-            + seraena_weight * seraena
+            + config.loss.seraena * seraena
         )
         state.engine.backward((total * weights).sum() * share)
 
@@ -118,14 +119,15 @@ def train_step(
             shown = choose_shown(
                 frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
             )
-            group_weights = weights[:: layout.slots_per_group].tolist()
+            group_weights = slot_weights[:: layout.slots_per_group]
             scores = adversary.engine(shown.images, shown.context, group_weights)
             discrimination = discriminator_loss(scores, shown.target, len(own_slots))
             adversary.engine.backward((discrimination * weights).sum() * share)
 
         table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
-        real = [position for position, slot in enumerate(own_slots) if slot != SURPLUS]
-        losses[[own_slots[position] for position in real]] = table[real]
+        # Slots are consecutive, and those beyond the batch come last.
+        real = sum(slot != SURPLUS for slot in own_slots)
+        losses[own_slots[0] : own_slots[0] + real] = table[:real]
         if one_pass < layout.passes - 1:
             state.engine.step()
             if adversary:
@@ -133,16 +135,25 @@ def train_step(
 
     losses, stop_wanted, all_have_written = _agree(losses, signals)
     _refuse_non_finite(losses, batch, state.step)
-    norm = gradient_norm_before_step(state.engine, state.generator)
+    norm: Tensor | float | None = gradient_norm_before_step(state.engine, state.generator)
     state.engine.step()
     if norm is None:
-        norm = float(state.engine.get_global_grad_norm() or 0.0)
+        norm = state.engine.get_global_grad_norm()
     if adversary:
         adversary.engine.step()
         commit_statistics(adversary.network, layout.groups)
     state.ema.update(state.generator, state.step)
     state.step += 1
-    return StepOutcome(losses, learning_rate, norm, stop_wanted, all_have_written)
+    return StepOutcome(
+        losses, learning_rate, 0.0 if norm is None else norm, stop_wanted, all_have_written
+    )
+
+
+def _on_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that the CPU does not wait for."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def _agree(losses: Tensor, signals: Signals) -> tuple[Tensor, bool, bool]:
