@@ -84,6 +84,7 @@ def train_step(
         state.step, config.train.max_steps
     )
     set_learning_rate(state.engine, learning_rate)
+    seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
 
     for one_pass in range(layout.passes):
         part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
@@ -110,7 +111,7 @@ def train_step(
         total = (
             config.loss.reconstruction * reconstruction
             + config.loss.encoder * encoder
-            + config.loss.seraena * seraena
+            + seraena_weight * seraena
         )
         state.engine.backward((total * weights).sum() * share)
 
