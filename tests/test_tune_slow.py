@@ -15,15 +15,17 @@ from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
 from taehv import journal
 from taehv.run_folder import RunFolder
-from tests.jobs_run import REPOSITORY, finish, wait_for
+from tests.jobs_run import REPOSITORY, TINY, finish, wait_for
+from tests.small_teacher import save_small_teacher
 from tests.sweep_run import kill_at_once, mlflow_runs, records, start, statuses, write_sweep
 
 pytestmark = [pytest.mark.sweeps, pytest.mark.timeout(1200)]
 
 
-@pytest.fixture
-def annotations(tmp_path: Path) -> str:
-    return str(ensure_synthetic(tmp_path / "cache", videos=6, frames=40, height=48, width=80))
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    cache = tmp_path_factory.mktemp("cache")
+    return str(ensure_synthetic(cache, videos=6, frames=40, height=48, width=80))
 
 
 FOUR = """\
@@ -118,6 +120,35 @@ def test_the_planted_setting_is_found(tmp_path: Path, annotations: str) -> None:
     with (sweep_dir / "results.csv").open() as file:
         first = [row for row in csv.DictReader(file) if row["rank"] == "1"]
     assert [row["train.seed"] for row in first] == ["0", "1"]
+
+
+def test_the_shipped_ablation(tmp_path: Path, annotations: str) -> None:
+    """The four rows, with a small teacher in place of the one whose weights cannot be had here."""
+    teacher = save_small_teacher(tmp_path / "teacher")
+    sweep_dir = tmp_path / "sweeps" / "ablation"
+    tiny = (*TINY, "--train.max-steps", "4", "--train.validation-every", "4")
+    ablation = REPOSITORY / "tune_configs" / "ablation.yaml"
+    home, data = tmp_path / "home", ("--data.annotations", annotations)
+    code, said = finish(start(home, ablation, sweep_dir, *data, *tiny))
+    assert code == 2, said
+    assert "ablation.yaml, line 17: this sweep compares with the reference VAE" in said
+    with_teacher = (*data, *tiny, "--teacher.path", str(teacher))
+    code, said = finish(start(home, ablation, sweep_dir, *with_teacher), seconds=900)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 9
+    table = said[said.index("MSE") :].splitlines()
+    labels = ("reconstruction only", "+ reference VAE", "+ reference VAE + Seraena")
+    for label in (*labels, "the reference VAE itself"):
+        (line,) = (text for text in table if text.startswith(f"{label}  "))
+        assert "none" not in line
+    found = records(sweep_dir).values()
+    encoder_losses = {
+        record["label"]: journal.read(sweep_dir / f"trials/{record['number']:03d}/metrics.jsonl")[
+            -1
+        ]["train/encoder_loss"]
+        for record in found
+    }
+    assert all(loss > 0 for loss in encoder_losses.values())
 
 
 def test_make_tune(tmp_path: Path) -> None:

@@ -138,6 +138,8 @@ def closing_table(plan: Plan, ledger: Ledger, most: int = 12) -> str:
         cells = [told_mean(group, metric) for metric in metrics]
         names = " ".join(record.name for record in group.trials)
         lines.append((str(rank), names, *cells, settings_told(group)))
+    if not best:
+        lines.append(("", "no trial is finished yet", *[""] * (len(lines[0]) - 2)))
     text = aligned(lines, left=(1, len(lines[0]) - 1))
     counts: dict[str, int] = {}
     for record in ledger.records.values():
@@ -151,6 +153,8 @@ TOLD = ("psnr", "ssim", "mse", "sharpness")
 
 def told_mean(group: Group, metric: str) -> str:
     """A mean, with its interval where there is one."""
+    if math.isnan(group.mean(metric)):
+        return "none"
     half = group.half_width(metric)
     between = f" ±{half:.2g}" if math.isfinite(half) else ""
     return f"{group.mean(metric):.4g}{between}"
