@@ -1,0 +1,359 @@
+"""The autoscaler: what it may start, and what became of what it tried.
+
+Ray's own status says that a launch failed, but not why; the reason is in the monitor's log on the
+head alone. So a task on the head reads the monitor's command line, its configuration and its logs.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+import yaml
+
+from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.nodes import Node, on_node
+from jobs.pool import label_selector
+
+AREA = "autoscaler"
+
+READ_SECONDS = 60.0
+LOG_BYTES = 2**20
+"""Of the end of each log."""
+
+CONFIG_OPTION = "--autoscaling-config="
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """A type of nodes that the autoscaler may start."""
+
+    name: str
+    instance: str
+    """The cloud's name for the machine; empty where it has none."""
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+    most: int
+    """Nodes of it at once."""
+    priority: int = 0
+
+    def has(self, label: str) -> bool:
+        """Whether its nodes have the label KEY=VALUE; the empty one has every node."""
+        return bool(label_selector(label).items() <= self.labels.items())
+
+    @property
+    def gpus(self) -> int:
+        return int(self.resources.get("GPU", 0))
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.instance})" if self.instance else self.name
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the log says last of a node type."""
+
+    node_type: str
+    when: str
+    error: str
+    """Empty: it was launched."""
+
+
+@dataclass(frozen=True)
+class Autoscaler:
+    """What is known of it."""
+
+    config_file: str = ""
+    """Empty: there is none, or none that can be read from the head."""
+    types: tuple[NodeType, ...] = ()
+    """Without the head's."""
+    most_nodes: int = 0
+    """Of all types at once, besides the head."""
+    launches: tuple[Launch, ...] = ()
+    """The last of each node type."""
+    set_up_failures: tuple[str, ...] = ()
+    """Log lines about nodes on which Ray could not be started."""
+    crash: str = ""
+    """The last error of its loop, where it ended by that."""
+    elsewhere: bool = False
+    """It runs where the head cannot look (Kubernetes)."""
+    unreadable: str = ""
+    """Why the head could not be asked."""
+
+
+def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
+    """Ask the head."""
+    head = next((node for node in nodes if node.is_head), None)
+    gcs = ray.get_runtime_context().gcs_address
+    if head is None or head.is_own:
+        return read_head(gcs, _log_folder())
+    asked = _read_head_there.options(scheduling_strategy=on_node(head.id)).remote(gcs)
+    try:
+        found: Autoscaler = ray.get(asked, timeout=READ_SECONDS)
+    except ray.exceptions.RayError as error:
+        return Autoscaler(unreadable=str(error).splitlines()[0])
+    return found
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _read_head_there(gcs: str) -> Autoscaler:
+    return read_head(gcs, _log_folder())
+
+
+def _log_folder() -> Path:
+    # There is no public way to a session's folder.
+    return Path(ray._private.worker._global_node.get_logs_dir_path())
+
+
+def read_head(gcs: str, logs: Path) -> Autoscaler:
+    """What this machine, the head of the cluster at `gcs`, knows; `logs`: its session's."""
+    file = _config_file(gcs)
+    text = "\n".join(_end_of(logs / name) for name in ("monitor.log", "monitor.err"))
+    types, most = read_config(yaml.safe_load(file.read_text())) if file else ((), 0)
+    return Autoscaler(
+        config_file=str(file or ""),
+        types=types,
+        most_nodes=most,
+        launches=read_launches(text),
+        set_up_failures=read_set_up_failures(text),
+        crash=read_crash(text),
+        elsewhere=not file and "KUBERNETES_SERVICE_HOST" in os.environ,
+    )
+
+
+def _config_file(gcs: str) -> Path | None:
+    """Of the monitor of this cluster; there may be others on the machine."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = process.info["cmdline"] or []
+        if f"--gcs-address={gcs}" in command:
+            for option in command:
+                if option.startswith(CONFIG_OPTION):
+                    path = Path(option.removeprefix(CONFIG_OPTION)).expanduser()
+                    return path if path.is_file() else None
+    return None
+
+
+def _end_of(file: Path) -> str:
+    if not file.is_file():
+        return ""
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - LOG_BYTES))
+        return stream.read().decode(errors="replace")
+
+
+def read_config(config: Mapping[str, Any]) -> tuple[tuple[NodeType, ...], int]:
+    """The node types of a configuration that `ray up` has completed, and the bound on all nodes."""
+    most = int(config.get("max_workers", 0))
+    types = tuple(
+        NodeType(
+            name=name,
+            instance=_instance(kind.get("node_config") or {}),
+            resources=kind.get("resources") or {},
+            labels=kind.get("labels") or {},
+            most=min(most, int(kind.get("max_workers", most))),
+            priority=int(kind.get("priority", 0)),
+        )
+        for name, kind in config.get("available_node_types", {}).items()
+        if name != config.get("head_node_type")
+    )
+    return types, most
+
+
+def _instance(node_config: Mapping[str, Any]) -> str:
+    """AWS's and GCP's word for it."""
+    return str(node_config.get("InstanceType") or node_config.get("machineType") or "")
+
+
+_STAMP = r"^(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\S*\s.*? -- "
+_LAUNCHED = re.compile(_STAMP + r"Launched \d+ nodes of type (?P<type>[^\s.]+)\.?$", re.MULTILINE)
+# Both of Ray's autoscalers; the older one says "node(s)", and puts a full stop before the reason.
+_FAILED = re.compile(
+    _STAMP + r".*?Failed to launch \d+ (?:nodes|node\(s\)) of type (?P<type>[^\s.:]+)"
+    r"[:.]\s*(?P<error>.+)$",
+    re.MULTILINE,
+)
+_SET_UP = re.compile(
+    _STAMP + r"(?P<text>.*(?:failed to install ray with errors|update-failed|"
+    r"Failed to setup head node|SSH command failed|Setup command .* failed).*)$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CRASH = re.compile(_STAMP + r"Error in monitor loop", re.MULTILINE)
+
+
+def read_launches(log: str) -> tuple[Launch, ...]:
+    """The last word of the monitor's log on each node type."""
+    events = [
+        (match.start(), Launch(match["type"], match["when"], match.groupdict().get("error") or ""))
+        for pattern in (_LAUNCHED, _FAILED)
+        for match in pattern.finditer(log)
+    ]
+    last = {launch.node_type: launch for _, launch in sorted(events, key=lambda event: event[0])}
+    return tuple(last.values())
+
+
+def read_set_up_failures(log: str) -> tuple[str, ...]:
+    """Log lines, each kind once, the newest last."""
+    return tuple(dict.fromkeys(match["text"].strip() for match in _SET_UP.finditer(log)))[-3:]
+
+
+def read_crash(log: str) -> str:
+    """The error that ended the monitor's loop; empty where none did."""
+    found = list(_CRASH.finditer(log))
+    if not found:
+        return ""
+    trace = log[found[-1].end() :].strip().splitlines()
+    ends = [line for line in trace if re.match(r"^[\w.]+(Error|Exception)\b", line)]
+    return ends[0] if ends else "no reason given"
+
+
+@dataclass(frozen=True)
+class _Cause:
+    """A kind of errors of clouds."""
+
+    pattern: str
+    words: str
+    advice: str
+    passes: bool = False
+    """Whether waiting helps."""
+
+
+_CAUSES = (
+    _Cause(
+        "InsufficientInstanceCapacity|InsufficientHostCapacity|InsufficientCapacity"
+        "|ZONE_RESOURCE_POOL_EXHAUSTED|STOCKOUT",
+        "the cloud has no such machine free in these zones now",
+        "wait, or add zones (provider.availability_zone), another node type or on-demand nodes",
+        passes=True,
+    ),
+    _Cause(
+        "VcpuLimitExceeded|MaxSpotInstanceCountExceeded|InstanceLimitExceeded|QuotaExceeded"
+        "|QUOTA_EXCEEDED|Quota '",
+        "the account's quota for such machines is used up",
+        "ask the cloud for a higher quota in this region (spot and on-demand have their own), or "
+        "use smaller machines",
+    ),
+    _Cause(
+        "RequestLimitExceeded|Throttling|RATE_LIMIT_EXCEEDED",
+        "the cloud took too many requests from this account",
+        "wait; a lower upscaling_speed asks for fewer nodes at once",
+        passes=True,
+    ),
+    _Cause(
+        "SpotMaxPriceTooLow",
+        "the spot price is above the one that is offered",
+        "leave MaxPrice out of node_config: the on-demand price is then the bound",
+    ),
+    _Cause(
+        "InvalidInstanceType|The following supplied instance types do not exist"
+        "|not supported in your requested Availability Zone|Unsupported\\)"
+        "|machineTypes/\\S+' was not found",
+        "there is no such instance type there",
+        "correct InstanceType in cluster.yaml (is it mistyped, or not offered in these zones?), "
+        "then `ray up cluster.yaml`",
+    ),
+    _Cause(
+        "ExpiredToken|RequestExpired|AuthFailure|InvalidClientTokenId|SignatureDoesNotMatch"
+        "|Unable to locate credentials|NoCredentials|invalid_grant",
+        "the cloud does not accept the head's credentials",
+        "give the head an instance profile (IamInstanceProfile), or renew what it uses instead",
+    ),
+    _Cause(
+        "UnauthorizedOperation|AccessDenied|not authorized|PERMISSION_DENIED|forbidden",
+        "the head may not start such nodes",
+        "allow its role ec2:RunInstances, and iam:PassRole for the profile of the nodes "
+        "(cloud/aws_account.yaml has both)",
+    ),
+    _Cause(
+        "InvalidAMIID",
+        "there is no such image",
+        "correct ImageId in cluster.yaml: images belong to one region, and old ones are withdrawn",
+    ),
+    _Cause(
+        r"Invalid(?:Group|SecurityGroup|Subnet|SubnetID|KeyPair|ParameterValue)\b|IamInstanceProfile",
+        "something that node_config names does not exist in this region",
+        "correct the security group, subnet, key or profile that the message names",
+    ),
+)
+
+
+def explain(error: str) -> tuple[str, str, bool]:
+    """An error of a cloud in plain words, what to do, and whether waiting helps."""
+    for cause in _CAUSES:
+        if re.search(cause.pattern, error):
+            return cause.words, cause.advice, cause.passes
+    return (
+        "the launch failed",
+        "look at monitor.log in the head's /tmp/ray/session_latest/logs",
+        False,
+    )
+
+
+def judge_autoscaler(facts: Autoscaler) -> list[Finding]:
+    """Its last errors, in plain words."""
+    if facts.unreadable:
+        return [
+            Finding(
+                Level.WARNING,
+                AREA,
+                "",
+                f"the head could not be asked about it: {facts.unreadable}",
+                "run this on the head: `ray job submit -- python jobs/doctor.py`",
+            )
+        ]
+    findings = [*_judge_crash(facts), *_judge_launches(facts.launches), *_judge_set_up(facts)]
+    if findings:
+        return findings
+    if facts.config_file:
+        count = f"{len(facts.types)} node types"
+        return [Finding(Level.OK, AREA, count, f"no error of late ({facts.config_file})")]
+    if facts.elsewhere:
+        advice = "look at `kubectl logs` of the head's autoscaler container"
+        return [
+            Finding(Level.SKIPPED, AREA, "", f"it runs beside the head, out of sight: {advice}")
+        ]
+    return [Finding(Level.OK, AREA, "", "there is none: the nodes are those that are there")]
+
+
+def _judge_crash(facts: Autoscaler) -> Iterable[Finding]:
+    if facts.crash:
+        yield Finding(
+            Level.FAILURE,
+            AREA,
+            "",
+            f"it has stopped: {facts.crash}",
+            "correct what the message names, and run `ray up cluster.yaml` again",
+        )
+
+
+def _judge_launches(launches: Sequence[Launch]) -> Iterable[Finding]:
+    # Types behind a failed one are tried too, and have often been launched.
+    any_launched = any(not launch.error for launch in launches)
+    for launch in launches:
+        if launch.error:
+            words, advice, passes = explain(launch.error)
+            yield Finding(
+                Level.WARNING if passes or any_launched else Level.FAILURE,
+                AREA,
+                launch.node_type,
+                f"{words}. Last tried {launch.when}: {launch.error[:400]}",
+                advice,
+                {"node_type": launch.node_type, "when": launch.when, "error": launch.error},
+            )
+
+
+def _judge_set_up(facts: Autoscaler) -> Iterable[Finding]:
+    for text in facts.set_up_failures:
+        yield Finding(
+            Level.WARNING,
+            AREA,
+            "",
+            f"a machine came, but Ray did not start on it: {text[:400]}",
+            "look at monitor.out in the head's /tmp/ray/session_latest/logs for the set-up command "
+            "that failed; `ray up` again after a change",
+        )

@@ -1,0 +1,54 @@
+"""What a check comes to: one line for a person, one object for a program."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Level(StrEnum):
+    """How good it is; the words are printed."""
+
+    OK = "OK"
+    SKIPPED = "SKIPPED"
+    """There is nothing to look at yet; it says nothing against the set-up, nor for it."""
+    WARNING = "WARNING"
+    FAILURE = "FAILURE"
+
+
+_RANK = tuple(Level)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: Level
+    area: str
+    """What was looked at, in a word or two."""
+    figure: str
+    """What was measured or counted, with its unit; may be empty."""
+    message: str
+    """What that means; of a bad finding, what is wrong."""
+    advice: str = ""
+    """What to do; empty where nothing has to be done."""
+    values: Mapping[str, Any] = field(default_factory=dict)
+    """The figures for a program, in bytes, seconds and numbers, by names that end in the unit."""
+
+    def __post_init__(self) -> None:
+        assert self.advice or self.level in (Level.OK, Level.SKIPPED), self
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    """Of all of them; OK where there are none."""
+    return max((f.level for f in findings), key=_RANK.index, default=Level.OK)
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def mib(size: float) -> str:
+    return f"{size / 2**20:.0f} MiB"

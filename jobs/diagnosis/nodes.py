@@ -1,0 +1,99 @@
+"""The nodes of a cluster, asked one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from jobs.diagnosis.machine import Machine, describe
+from jobs.nodes import PACKAGES
+from jobs.pool import label_selector
+
+ANSWER_SECONDS = 90.0
+"""A node's first process has to import Ray."""
+
+HEAD_RESOURCE = "node:__internal_head__"
+"""By which Ray marks the head."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node that lives."""
+
+    id: str
+    address: str
+    is_head: bool
+    is_own: bool
+    """Where the driver runs."""
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+    machine: Machine | None
+    """None where it did not answer."""
+
+    def has(self, label: str) -> bool:
+        """Whether it has the label KEY=VALUE; the empty one has every node."""
+        return bool(label_selector(label).items() <= self.labels.items())
+
+    @property
+    def gpus(self) -> int:
+        """As Ray counts them."""
+        return int(self.resources.get("GPU", 0))
+
+    @property
+    def name(self) -> str:
+        """For a person."""
+        return "the head" if self.is_head else f"node {self.address}"
+
+    @property
+    def own_labels(self) -> dict[str, str]:
+        """Without those that Ray sets."""
+        return {k: v for k, v in self.labels.items() if not k.startswith("ray.io/")}
+
+
+@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
+def _describe_there(packages: Sequence[str], paths: Sequence[str]) -> Machine:
+    return describe(packages, paths)
+
+
+def look_at_nodes(paths: Sequence[str]) -> list[Node]:
+    """Every node that lives, the head first; `paths` are local ones that all should see."""
+    own = ray.get_runtime_context().get_node_id()
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    asked = {
+        _describe_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
+            PACKAGES, list(paths)
+        ): node["NodeID"]
+        for node in alive
+        if node["NodeID"] != own
+    }
+    machines: dict[str, Machine] = {own: describe(PACKAGES, paths)}
+    if asked:
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        for reference in answered:
+            try:
+                machines[asked[reference]] = ray.get(reference)
+            except RayError:
+                # One that dies while it is asked has not answered either.
+                continue
+    nodes = [
+        Node(
+            id=node["NodeID"],
+            address=node["NodeManagerAddress"],
+            is_head=HEAD_RESOURCE in node["Resources"],
+            is_own=node["NodeID"] == own,
+            resources=node["Resources"],
+            labels=node["Labels"],
+            machine=machines.get(node["NodeID"]),
+        )
+        for node in alive
+    ]
+    return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id))
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """That node or none."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)

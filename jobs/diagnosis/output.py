@@ -1,0 +1,79 @@
+"""The findings on paper: lines to read, and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from typing import IO
+
+from jobs.diagnosis.finding import Finding, Level, worst
+
+SCHEMA_VERSION = 1
+"""Grows when a key of the JSON form changes its meaning or goes; docs/doctor.md describes it."""
+
+WIDTH = 100
+MARGIN = 30
+
+_COLORS = {Level.OK: "32", Level.SKIPPED: "2", Level.WARNING: "33", Level.FAILURE: "31"}
+
+
+def line(finding: Finding, colors: bool) -> str:
+    """A finding in one line or a few: level, area, figure, what it means, what to do."""
+    word = f"{finding.level:<8}"
+    if colors:
+        word = f"\x1b[{_COLORS[finding.level]}m{word}\x1b[0m"
+    text = f"{finding.figure}: {finding.message}" if finding.figure else finding.message
+    lines = _wrapped(text)
+    if finding.advice:
+        lines += _wrapped(f"-> {finding.advice}")
+    margin = "\n" + " " * MARGIN
+    return f"{word} {finding.area:<{MARGIN - 10}} {margin.join(lines)}"
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """The last line."""
+    counted = Counter(finding.level for finding in findings)
+    counts = ", ".join(f"{counted[level]} {level}" for level in Level if counted[level])
+    says = {
+        Level.OK: "ready",
+        Level.SKIPPED: "ready, as far as could be seen without nodes to look at",
+        Level.WARNING: "it will work, with the warnings above",
+        Level.FAILURE: "not ready: mend what is marked FAILURE",
+    }
+    return f"{counts}; {says[worst(findings)]}"
+
+
+def to_json(findings: Sequence[Finding], address: str) -> str:
+    """The machine-readable form."""
+    return json.dumps(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "verdict": worst(findings),
+            "address": address,
+            "findings": [
+                {
+                    "level": finding.level,
+                    "area": finding.area,
+                    "figure": finding.figure,
+                    "message": finding.message,
+                    "advice": finding.advice,
+                    "values": dict(finding.values),
+                }
+                for finding in findings
+            ],
+        },
+        indent=2,
+    )
+
+
+def wants_colors(stream: IO[str]) -> bool:
+    """Only a terminal, and not one whose user has said no (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _wrapped(text: str) -> list[str]:
+    # Paths and addresses are to be copied: they are not torn apart.
+    return textwrap.wrap(text, WIDTH - MARGIN, break_long_words=False, break_on_hyphens=False)
