@@ -11,3 +11,9 @@ def log_plainly() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     for room in ("jobs", "taehv", "data_pipeline"):
         logging.getLogger(room).setLevel(logging.INFO)
+
+
+def refuse(error: Exception, code: int) -> int:
+    """Say what is wrong in one clear line; gives the exit code."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -21,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
 from data_pipeline.storage import is_s3
 from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.fan_out import RayConfig, fan_out
 from jobs.given_weights import address_of, find_weights
 from jobs.latents.config import EncodeConfig, parse
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
             config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
             return decode(config) if config.decode else encode(config)
     except ConfigError as error:
-        return _refuse(error, BAD_CONFIG)
+        return refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
-        return _refuse(error, FAILED)
+        return refuse(error, FAILED)
     except Stopped as stopped:
         print("stopped; what is finished stays, and the same command goes on", file=sys.stderr)
         return 128 + stopped.number
@@ -273,12 +273,6 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _refuse(error: Exception, code: int) -> int:
-    """One clear line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.held_out import HeldOutVideo, choose_videos
 from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly, refuse
 from jobs.evaluation.config import EvaluateConfig, parse, read_thresholds
 from jobs.evaluation.contestants import Contestants, load
 from jobs.evaluation.cost import Costs
@@ -46,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
         return run(config)
     except ConfigError as error:
-        return _refuse(error, BAD_CONFIG)
+        return refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
-        return _refuse(error, FAILED)
+        return refuse(error, FAILED)
     except KeyboardInterrupt:
         print("stopped; nothing was written", file=sys.stderr)
         return 130
@@ -186,12 +186,6 @@ def _fitting(config: EvaluateConfig, multiple: int) -> DataConfig:
                 f"data.{name} is {size}: these networks need a multiple of {multiple}, at least 16"
             )
     return config.data
-
-
-def _refuse(error: Exception, code: int) -> int:
-    """One clear line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

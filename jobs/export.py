@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import tyro
 
 from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.given_weights import checkpoint_of, find_weights, network_of
 from taehv.errors import TrainingError
 from taehv.export import TOLERANCE, export_programs
@@ -49,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(_parse(sys.argv[1:] if arguments is None else arguments))
     except ConfigError as error:
-        return _refuse(error, BAD_CONFIG)
+        return refuse(error, BAD_CONFIG)
     except (TrainingError, OSError) as error:
-        return _refuse(error, FAILED)
+        return refuse(error, FAILED)
 
 
 def run(config: ExportConfig) -> int:
@@ -92,12 +92,6 @@ def _parse(arguments: list[str]) -> ExportConfig:
         if not getattr(config, name):
             raise ConfigError(f"--{name.replace('_', '-')} is missing")
     return config
-
-
-def _refuse(error: Exception, code: int) -> int:
-    """One clear line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":
