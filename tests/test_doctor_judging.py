@@ -138,8 +138,10 @@ def test_a_mistyped_instance_type_is_named() -> None:
     finding = workers_finding(CONFIG, [HEAD], cloud)
     assert finding.level == Level.FAILURE
     assert finding.figure == "0 of 1-4"
-    assert "spot has no resources" in finding.message
+    assert "without resources: spot" in finding.message
     assert "g6.12xlagre" in finding.advice
+    cloud = dataclasses.replace(cloud, mistyped={"g6.12xlagre": "g6.12xlarge"})
+    assert "g6.12xlagre (is g6.12xlarge meant?)" in workers_finding(CONFIG, [HEAD], cloud).advice
     # Beside a type that serves, it is a warning.
     both = dataclasses.replace(CLOUD, types=(SPOT, dataclasses.replace(mistyped, name="other")))
     findings = judge_workers(CONFIG, count_workers(CONFIG, [HEAD], both), [HEAD], both)

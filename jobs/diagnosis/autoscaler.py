@@ -6,10 +6,11 @@ head alone. So a task on the head reads the monitor's command line, its configur
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class Autoscaler:
     """The last error of its loop, where it ended by that."""
     elsewhere: bool = False
     """It runs where the head cannot look (Kubernetes)."""
+    mistyped: Mapping[str, str] = field(default_factory=dict)
+    """Instance types that AWS has nowhere, each with the nearest that it has, or ""."""
     unreadable: str = ""
     """Why the head could not be asked."""
 
@@ -123,6 +126,7 @@ def read_head(gcs: str, logs: Path) -> Autoscaler:
         launches=read_launches(text),
         set_up_failures=read_set_up_failures(text),
         crash=read_crash(text),
+        mistyped=mistyped_instances([kind.instance for kind in types if not kind.resources]),
         elsewhere=not file and "KUBERNETES_SERVICE_HOST" in os.environ,
     )
 
@@ -168,6 +172,21 @@ def read_config(config: Mapping[str, Any]) -> tuple[tuple[NodeType, ...], int]:
 def _instance(node_config: Mapping[str, Any]) -> str:
     """AWS's and GCP's word for it."""
     return str(node_config.get("InstanceType") or node_config.get("machineType") or "")
+
+
+def mistyped_instances(instances: Sequence[str]) -> dict[str, str]:
+    """Those that no region of AWS has, by the list that AWS's own package brings, each with the
+    nearest in it. Where one of a cluster is unknown, Ray looks up none of the others either."""
+    names = [name for name in instances if "." in name]
+    try:
+        from botocore.session import get_session
+    except ImportError:
+        return {}
+    if not names:
+        return {}
+    known = get_session().get_service_model("ec2").shape_for("InstanceType").enum
+    unknown = [name for name in names if name not in known]
+    return {name: next(iter(difflib.get_close_matches(name, known, n=1)), "") for name in unknown}
 
 
 _STAMP = r"^(?P<when>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\S*\s.*? -- "

@@ -71,7 +71,7 @@ def judge_workers(
     values = {"now": workers.now, "possible": workers.most, "wanted": workers.most_wanted}
     each = "a GPU each" if workers.on_gpus else "CPUs"
     useless = [kind for kind in autoscaler.types if not kind.resources]
-    reasons = "".join(f". {_why_useless(kind)}" for kind in useless)
+    reason = f". {_why_useless(useless)}" if useless else ""
     if workers.most < workers.fewest_wanted:
         place = f" on nodes with the label {label}" if label else ""
         return [
@@ -80,15 +80,15 @@ def judge_workers(
                 AREA,
                 figure,
                 f"{wanted} workers ({each}) are asked for, room{place} is for {workers.most}, with "
-                f"all nodes that may come{reasons}",
+                f"all nodes that may come{reason}",
                 _advice(workers, autoscaler, useless),
                 values,
             )
         ]
-    findings = [
-        Finding(Level.WARNING, AREA, kind.name, _why_useless(kind), _correct(kind))
-        for kind in useless
-    ]
+    findings = []
+    if useless:
+        advice = _correct(useless, autoscaler)
+        findings.append(Finding(Level.WARNING, AREA, "", _why_useless(useless), advice))
     if workers.most < workers.most_wanted:
         findings.append(
             Finding(
@@ -110,7 +110,7 @@ def judge_workers(
 
 def _advice(workers: Workers, autoscaler: Autoscaler, useless: Sequence[NodeType]) -> str:
     if useless:
-        return _correct(useless[0])
+        return _correct(useless, autoscaler)
     if autoscaler.types:
         return (
             "add a node type with the label and "
@@ -123,22 +123,25 @@ def _advice(workers: Workers, autoscaler: Autoscaler, useless: Sequence[NodeType
     return "no autoscaler brings nodes here: ask for fewer workers, or lower --data.decode-cpus"
 
 
-def _why_useless(kind: NodeType) -> str:
-    if not kind.instance:
-        return f"node type {kind.name} has no resources, so that no work fits it"
-    return (
-        f"node type {kind.name} has no resources, so that no work fits it: the cloud knows no "
-        f"instance type {kind.instance} in this region"
-    )
+def _why_useless(kinds: Sequence[NodeType]) -> str:
+    names = ", ".join(kind.name for kind in kinds)
+    return f"No work fits node types without resources: {names}"
 
 
-def _correct(kind: NodeType) -> str:
-    if not kind.instance:
-        return f"give {kind.name} its `resources:` in cluster.yaml"
-    return (
-        f"correct InstanceType {kind.instance} of {kind.name} in cluster.yaml (is it mistyped?), "
-        "then run `ray up cluster.yaml`"
-    )
+def _correct(kinds: Sequence[NodeType], autoscaler: Autoscaler) -> str:
+    """Where the cloud does not know the machine of one type, Ray fills in the resources of none."""
+    again = "then run `ray up cluster.yaml`"
+    if autoscaler.mistyped:
+        pairs = autoscaler.mistyped.items()
+        told = [f"{name}{f' (is {near} meant?)' if near else ''}" for name, near in pairs]
+        return f"AWS has no instance type {', '.join(told)}: correct it in cluster.yaml, {again}"
+    instances = [kind.instance for kind in kinds if kind.instance]
+    if instances:
+        return (
+            f"one of their instance types ({', '.join(instances)}) is mistyped, or is not offered "
+            f"in the region: correct it in cluster.yaml, {again}"
+        )
+    return f"give them their `resources:` in cluster.yaml, {again}"
 
 
 def _range(fewest: int, most: int) -> str:

@@ -32,7 +32,7 @@ from jobs.diagnosis.gpus import judge_gpus
 from jobs.diagnosis.labels import judge_labels
 from jobs.diagnosis.memory import estimate, judge_memory
 from jobs.diagnosis.nodes import Node, look_at_nodes
-from jobs.diagnosis.results import judge_shared, judge_store, look_at_store, mark, test_store
+from jobs.diagnosis.results import judge_shared, judge_store, look_at_store, mark, try_store
 from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
@@ -80,7 +80,7 @@ def examine(config: Config, options: Options) -> Iterator[Finding]:
         yield _failed("cluster", error, "correct RAY_ADDRESS, or start the cluster")
         # What needs no cluster is worth knowing all the same.
         yield from judge_store(
-            config.train.run_dir, [test_store(config.train.run_dir, "the driver")]
+            config.train.run_dir, [try_store(config.train.run_dir, "the driver")]
         )
         yield from judge_sample(config, take_sample(source, "the driver") if source else None)
 

@@ -40,7 +40,7 @@ class StoreTest:
 
 def look_at_store(run_dir: str, nodes: Sequence[Node], train_nodes: str) -> list[StoreTest]:
     """From the driver, and from one node that trains, whose role may be another."""
-    tests = [test_store(run_dir, "the driver")]
+    tests = [try_store(run_dir, "the driver")]
     others = [n for n in nodes if not n.is_own and not n.is_head and n.has(train_nodes)]
     if others and "://" in run_dir:
         chosen = others[0]
@@ -60,10 +60,10 @@ def look_at_store(run_dir: str, nodes: Sequence[Node], train_nodes: str) -> list
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _test_store_there(run_dir: str, where: str) -> StoreTest:
-    return test_store(run_dir, where)
+    return try_store(run_dir, where)
 
 
-def test_store(run_dir: str, where: str) -> StoreTest:
+def try_store(run_dir: str, where: str) -> StoreTest:
     """Try it from this process; nothing stays but, on S3, an empty marker of the folder."""
     content = os.urandom(TEST_BYTES)
     try:

@@ -1,0 +1,206 @@
+"""jobs/doctor.py asks stores: a bucket, a tracking server, mounts, logs; each real, on loopback."""
+
+import logging
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from moto import mock_aws
+from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler.node_launch_exception import NodeLaunchException
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
+
+from data_pipeline.clips import open_sources
+from data_pipeline.config import DataConfig
+from data_pipeline.errors import DataError
+from jobs.diagnosis.autoscaler import mistyped_instances, read_config, read_head, read_launches
+from jobs.diagnosis.data import take_sample
+from jobs.diagnosis.machine import PROGRAM, describe
+from jobs.diagnosis.results import mark, try_store
+from jobs.diagnosis.words import plain_error
+from jobs.tracking import TrackingConfig, find_fault
+from tests.data_videos import write_dataset
+from tests.jobs_run import REPOSITORY
+from tests.s3_server import S3Server, s3_server
+
+MISTYPED = "g6.12xlagre"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[S3Server]:
+    with s3_server() as server:
+        yield server
+
+
+def test_a_bucket_takes_a_file_and_gives_it_back(store: S3Server) -> None:
+    store.put("runs/there", b"")
+    test = try_store(f"s3://runs/a{store.options}", "here")
+    assert test.error == ""
+    assert test.write_seconds > 0
+    assert test.read_seconds > 0
+
+
+def test_a_bucket_that_is_not_there_is_told(store: S3Server) -> None:
+    assert "no such bucket" in try_store(f"s3://nowhere/a{store.options}", "here").error
+
+
+def test_a_list_in_a_bucket_that_is_not_there_is_told(store: S3Server) -> None:
+    config = DataConfig(annotations=f"s3://nowhere/a.json{store.options}")
+    with pytest.raises(DataError) as caught:
+        open_sources(config, seed=0, batch=2)
+    assert "nowhere" in plain_error(str(caught.value))
+
+
+def test_a_folder_is_left_as_it_was(tmp_path: Path) -> None:
+    assert try_store(str(tmp_path / "runs" / "a"), "here").error == ""
+    with mark(str(tmp_path / "runs" / "a")) as marked:
+        assert Path(marked).is_file()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run_dir = str(tmp_path / "file" / "run")
+    assert try_store(run_dir, "here").error
+    with mark(run_dir) as marked:
+        assert marked == ""
+
+
+def test_videos_are_read_and_decoded(tmp_path: Path) -> None:
+    annotations = write_dataset(tmp_path, count=6)
+    config = DataConfig(annotations=str(annotations), height=16, width=24, num_frames=5)
+    source, _ = open_sources(config, seed=0, batch=2)
+    sample = take_sample(source, "here")
+    assert (sample.error, sample.unreadable, sample.unusable) == ("", (), ())
+    assert sample.bytes_read > 0
+    assert sample.clips > 0
+    assert sample.clips_per_second > 0
+
+    for video in tmp_path.glob("*.mp4"):
+        video.unlink()
+    sample = take_sample(source, "here")
+    assert sample.videos_read == 0
+    assert "No such file" in sample.unreadable[0]
+
+
+def test_a_tracking_server_that_is_dead_is_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    uri = f"http://user:secret@127.0.0.1:{port}"
+    place, fault = find_fault(TrackingConfig(uri=uri), tmp_path / "run")
+    assert place == f"http://127.0.0.1:{port}"
+    assert fault
+    assert "secret" not in fault
+
+
+def test_a_tracking_file_is_not_made_by_asking(tmp_path: Path) -> None:
+    run_dir = tmp_path / "runs" / "a"
+    place, fault = find_fault(TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db"), run_dir)
+    assert (place, fault) == (f"sqlite:///{tmp_path}/mlflow.db", "")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mlflow.db").write_text("something else, and long enough to be looked at" * 100)
+    assert find_fault(TrackingConfig(uri=place), run_dir)[1]
+
+
+def test_a_machine_is_described(tmp_path: Path) -> None:
+    """The mount that is measured is given, since /dev/shm is what it is here."""
+    machine = describe(["ray", "no-such-package"], [str(tmp_path), "/not/there"], str(tmp_path))
+    assert machine.versions["ray"][0].isdigit()
+    assert machine.versions["no-such-package"] == "none"
+    assert len(machine.versions[PROGRAM]) == 8
+    assert machine.missing == ("/not/there",)
+    assert machine.shm_bytes > 2**20
+    assert describe([], [], "/not/there").shm_bytes == 0
+
+
+def test_a_mistyped_instance_type_has_no_resources() -> None:
+    """By Ray's own completion of the shipped cluster.yaml, in a pretended AWS."""
+    with pytest.MonkeyPatch.context() as patch, mock_aws():
+        for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
+        cluster: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+        completed = AWSNodeProvider.fillout_available_node_types_resources(cluster)
+        kinds = {kind.name: kind for kind in read_config(completed)[0]}
+        assert "head" not in kinds
+        assert kinds["train-spot-a10g"].gpus == 4
+        assert kinds["train-spot-a10g"].has("role=train")
+        assert kinds["decode-spot"].resources["CPU"] == 16
+
+        cluster["available_node_types"]["train-spot-l4"]["node_config"]["InstanceType"] = MISTYPED
+        # `ray up` prints this and goes on with what it has: not one type has its resources.
+        with pytest.raises(ValueError, match=MISTYPED):
+            AWSNodeProvider.fillout_available_node_types_resources(cluster)
+    types, most = read_config(cluster)
+    assert most == cluster["max_workers"]
+    assert {kind.name for kind in types if kind.resources} == set()
+    assert mistyped_instances([kind.instance for kind in types]) == {MISTYPED: "g6.12xlarge"}
+
+
+class Refusing:
+    """Stands for the cloud."""
+
+    def __init__(self, error: Exception | None) -> None:
+        self._error = error
+
+    def create_node_with_resources_and_labels(self, *_: object) -> None:
+        if self._error:
+            raise self._error
+
+
+class Reader:
+    """The part of a configuration's reader that a launch needs."""
+
+    def get_cached_autoscaling_config(self) -> AutoscalingConfig:
+        kinds = {
+            name: {"node_config": {}, "resources": {}, "max_workers": 1}
+            for name in ("head", "spot", "demand")
+        }
+        content = {
+            "cluster_name": "x",
+            "max_workers": 2,
+            "auth": {},
+            "provider": {"type": "aws"},
+            "available_node_types": kinds,
+            "head_node_type": "head",
+        }
+        return AutoscalingConfig(content, skip_content_hash=True)
+
+
+def test_the_log_of_rays_launcher_is_read(tmp_path: Path) -> None:
+    """Ray's own code writes the lines, in the form of its monitor's log."""
+    refused = NodeLaunchException("InsufficientInstanceCapacity", "We have none.", None)
+    handler = logging.FileHandler(tmp_path / "monitor.log")
+    form = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)s -- %(message)s"
+    handler.setFormatter(logging.Formatter(form))
+    logger = logging.getLogger("ray.autoscaler.v2.instance_manager.node_provider")
+    before, _ = logger.level, logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        for error, kind in ((refused, "demand"), (None, "demand"), (refused, "spot")):
+            adapter = NodeProviderAdapter(Refusing(error), Reader())
+            adapter._launch_nodes_by_type(kind, 1, "request")
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
+    demand, spot = sorted(read_head("127.0.0.1:1", tmp_path).launches, key=lambda x: x.node_type)
+    assert (demand.node_type, demand.error) == ("demand", "")
+    assert spot.node_type == "spot"
+    assert "InsufficientInstanceCapacity" in spot.error
+    assert spot.when[:2] == "20"
+
+
+def test_the_older_autoscaler_is_read_too() -> None:
+    log = (
+        "2026-01-01 10:00:00,000\tINFO node_launcher.py:170 -- NodeLauncher0: Failed to launch 2 "
+        "node(s) of type spot. (VcpuLimitExceeded): You have requested more vCPU capacity."
+    )
+    (launch,) = read_launches(log)
+    assert launch.node_type == "spot"
+    assert launch.error.startswith("(VcpuLimitExceeded)")
