@@ -179,7 +179,8 @@ def test_the_log_of_rays_launcher_is_read(tmp_path: Path) -> None:
     form = "%(asctime)s\t%(levelname)s %(filename)s:%(lineno)s -- %(message)s"
     handler.setFormatter(logging.Formatter(form))
     logger = logging.getLogger("ray.autoscaler.v2.instance_manager.node_provider")
-    before, _ = logger.level, logger.addHandler(handler)
+    before = logger.level
+    logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
         for error, kind in ((refused, "demand"), (None, "demand"), (refused, "spot")):
