@@ -102,7 +102,8 @@ def merge_steps(conv: nn.Conv2d, x: Tensor, clips: int, stride: int) -> Tensor:
     """A 1x1 convolution over each `stride` consecutive steps, stacked on channels.
 
     That is a convolution over time, `stride` steps long and `stride` steps apart, and nothing need
-    be stacked.
+    be stacked. In lower precision it is stacked all the same: oneDNN's bf16 kernels for that
+    convolution's backward pass write beyond their memory (seen with torch 2.13, 32 channels).
 
     Args:
         conv: stride * C channels to C', the earliest step's first, without bias.
@@ -112,6 +113,10 @@ def merge_steps(conv: nn.Conv2d, x: Tensor, clips: int, stride: int) -> Tensor:
         merged: Tensor = conv(x)
         return merged
     rows, channels, height, width = x.shape
+    if torch.is_autocast_enabled(x.device.type) or x.dtype in (torch.bfloat16, torch.float16):
+        apart = x.permute(0, 2, 3, 1).reshape(-1, stride, clips, height, width, channels)
+        stacked = apart.permute(0, 2, 3, 4, 1, 5).flatten(4).flatten(0, 1)
+        return F.conv2d(stacked.permute(0, 3, 1, 2), conv.weight)
     # Clips stand side by side along H. The kernel is 1 high and wide, so they do not meet.
     video = x.permute(0, 2, 3, 1).reshape(1, rows // clips, clips * height, width, channels)
     kernel = conv.weight.view(-1, stride, channels).transpose(1, 2)[..., None, None]
