@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from jobs.stores import (
     Measured,
+    artifacts_beside,
     measurements,
     open_hint,
     probe_sqlite,
@@ -260,8 +261,7 @@ class Tracker:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             # A database has no place of its own for files; a server does.
-            local = self._uri.startswith("sqlite:")
-            place = (self._run_dir.parent / "mlartifacts").as_uri() if local else None
+            place = artifacts_beside(self._uri)
             try:
                 client.create_experiment(name, artifact_location=place)
             except MlflowException as error:

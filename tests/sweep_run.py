@@ -29,7 +29,7 @@ def write_sweep(folder: Path, text: str, steps: int = 6) -> Path:
     return path
 
 
-def start(home: Path, sweep: Path, sweep_dir: Path, *more: str) -> "subprocess.Popen[str]":
+def start(home: Path, sweep: Path, sweep_dir: Path | str, *more: str) -> "subprocess.Popen[str]":
     """`python jobs/tune.py sweep --sweep-dir sweep_dir`, its output captured."""
     home.mkdir(exist_ok=True, parents=True)
     return subprocess.Popen(

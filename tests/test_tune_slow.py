@@ -16,6 +16,7 @@ from jobs.sweep.ledger import Ledger
 from taehv import journal
 from taehv.run_folder import RunFolder
 from tests.jobs_run import REPOSITORY, TINY, finish, wait_for
+from tests.s3_server import s3_server
 from tests.small_teacher import save_small_teacher
 from tests.sweep_run import kill_at_once, mlflow_runs, records, start, statuses, write_sweep
 
@@ -92,6 +93,38 @@ def test_trials_side_by_side(tmp_path: Path, annotations: str) -> None:
     code, said = finish(process, seconds=600)
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished"] * 4
+
+
+def test_a_budget_of_steps_ends_a_sweep(tmp_path: Path, annotations: str) -> None:
+    text = FOUR + "budget: {steps: 14}\n"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=10), tmp_path / "sweeps" / "budget"
+    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    code, said = finish(process, seconds=600)
+    assert code == 0, said
+    assert "budget.steps (14) are made" in said
+    assert statuses(sweep_dir)[0] == "finished"
+    assert len(statuses(sweep_dir)) < 4
+
+
+def test_a_sweep_on_a_store(tmp_path: Path, annotations: str) -> None:
+    text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\n"
+    sweep = write_sweep(tmp_path, text, steps=4)
+    with s3_server() as server:
+        server.put("bucket/there", b"")
+        address = f"s3://bucket/sweeps/a{server.options}"
+        home, data = tmp_path / "home", ("--data.annotations", annotations)
+        for _ in range(2):
+            code, said = finish(start(home, sweep, address, *data), seconds=600)
+            assert code == 0, said
+            assert "2 trials: 2 finished" in said
+        folder = RunFolder(address)
+        assert read_yaml(folder.retrieve("best_config.yaml")).loss.seraena in (0.1, 0.2)
+        for name in ("results.csv", "report.html", "trials/001/final_model.safetensors"):
+            assert folder.exists(name)
+        assert {r.attempts for r in Ledger(folder).records.values()} == {1}
+    runs = mlflow_runs(home / "mlflow.db")
+    assert len(runs) == 3
+    assert {run.info.status for run in runs} == {"FINISHED"}
 
 
 PLANTED = """\
