@@ -49,6 +49,14 @@ def probe_sqlite(uri: str) -> None:
             connection.execute("PRAGMA schema_version")
 
 
+def artifacts_beside(uri: str) -> str | None:
+    """Where files of an SQLite store lie; None for a store that knows a place itself."""
+    from sqlalchemy.engine import make_url
+
+    database = make_url(uri).database if uri.startswith("sqlite:") else None
+    return (Path(database).absolute().parent / "mlartifacts").as_uri() if database else None
+
+
 def open_hint(uri: str) -> str:
     """What to type to see what a store holds."""
     uri = without_credentials(uri)
