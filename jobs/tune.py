@@ -117,6 +117,7 @@ def run(plan: Plan, folder: RunFolder) -> int:
     points = plan.points()
     trials = len(points) if points is not None else sweep.search.trials
     board = Board(sweep.metric, base.train.max_steps, trials)
+    board.remember(ledger.records.values())
     status: Any = "FAILED"
     reference: Mapping[str, float] | None = None
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.live import Live
@@ -40,6 +41,17 @@ class Board:
             self._live.start()
             self._redirect_log()
 
+    def remember(self, records: Iterable[Record]) -> None:
+        """Trials of an earlier session."""
+        counts: dict[str, int] = {}
+        for record in records:
+            self._records[record.number] = record
+            self._steps[record.number] = record.step
+            counts[record.status] = counts.get(record.status, 0) + 1
+        if counts:
+            told = ", ".join(f"{count} {status}" for status, count in counts.items())
+            log.info("going on with a sweep of which there are: %s", told)
+
     def expect(self, trials: int) -> None:
         """There are to be so many."""
         self._trials = trials
@@ -48,7 +60,7 @@ class Board:
         """A trial has begun or ended."""
         before = self._records.get(record.number)
         self._records[record.number] = record
-        self._steps.setdefault(record.number, record.step)
+        self._steps[record.number] = max(record.step, self._steps.get(record.number, 0))
         if self._live is None and (before is None or before.status != record.status):
             log.info("trial %s %s%s", record.name, _told(record), self._score(record.number))
 

@@ -155,8 +155,9 @@ class _Run(threading.Thread):
         finally:
             room.removeHandler(self._voice)
             outcome["seconds"] = time.monotonic() - began
-            ray.get(self._plan.desk.put.remote("ended", self._voice.number, outcome))
             self.news.put(None)
+            # The actor waits for the end of this thread, so this is heard before its last result.
+            ray.get(self._plan.desk.put.remote("ended", self._voice.number, outcome))
 
     def _keep_traceback(self) -> None:
         """Beside the trial's record, which has its message alone."""
