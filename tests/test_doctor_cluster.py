@@ -1,0 +1,118 @@
+"""jobs/doctor.py on a cluster of two nodes: healthy, and with everything wrong that can be."""
+
+import json
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from jobs import doctor
+from tests.data_videos import write_dataset
+from tests.jobs_run import TINY
+from tests.s3_server import s3_server
+
+OPTIONS = [*TINY, "--json", "--train.global-batch-size", "4", "--cluster.workers", "2"]
+LABELS = ["--cluster.train-nodes", "role=train", "--data.decode-nodes", "role=decode"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head that trains, and a node that trains and decodes."""
+    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+    cluster = Cluster()
+    cluster.add_node(num_cpus=1, labels={"role": "train"}, include_dashboard=False, temp_dir=folder)
+    cluster.add_node(num_cpus=2, labels={"role": "train"}, temp_dir=folder)
+    cluster.add_node(num_cpus=1, labels={"role": "decode"}, temp_dir=folder)
+    try:
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def home(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a user of the cluster."""
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("MLFLOW_TRACKING_URI", "TAEHV_CONFIG", "TAEHV_STORAGE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    return home
+
+
+def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
+    """The exit code, and the findings by area; of several in one area the worst."""
+    code = doctor.main([*OPTIONS, *arguments])
+    report = json.loads(capsys.readouterr().out)
+    order = ["OK", "SKIPPED", "WARNING", "FAILURE"]
+    findings = sorted(report["findings"], key=lambda finding: order.index(finding["level"]))
+    return code, {finding["area"]: finding for finding in findings}
+
+
+def test_a_healthy_cluster(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = write_dataset(home / "videos", count=6)
+    run_dir = home / "runs" / "a"
+    places = ["--data.annotations", str(annotations), "--train.run-dir", str(run_dir)]
+    code, found = examined(capsys, *places, *LABELS)
+    assert [f for f in found.values() if f["level"] != "OK"] == []
+    assert code == 0
+    assert "3 nodes" in found["versions"]["message"]
+    assert found["all-reduce"]["values"]["ranks"] == 2
+    assert found["all-reduce"]["values"]["nodes"] == 2
+    assert found["all-reduce"]["values"]["bytes_per_second"] > 0
+    assert found["decoding"]["values"]["seconds_per_clip"] > 0
+    assert found["workers"]["values"]["possible"] >= 2
+    assert "3 machines" in found["shared folders"]["message"]
+    assert not run_dir.parent.exists()
+
+
+def test_a_sick_cluster(
+    home: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """All at once: each is found, and none hides another."""
+    # What pip leaves of another version, found before the real one.
+    other = tmp_path / "other"
+    (other / "deepspeed-9.9.9.dist-info").mkdir(parents=True)
+    metadata = "Metadata-Version: 2.1\nName: deepspeed\nVersion: 9.9.9\n"
+    (other / "deepspeed-9.9.9.dist-info" / "METADATA").write_text(metadata)
+    node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    try:
+        with s3_server() as server:
+            code, found = examined(
+                capsys,
+                f"--data.annotations=s3://nowhere/a.json{server.options}",
+                f"--train.run-dir=s3://nowhere/run{server.options}",
+                f"--tracking.uri=http://127.0.0.1:{port}",
+                "--cluster.train-nodes=role=trian",
+                "--cluster.gpu=yes",
+            )
+    finally:
+        cluster.remove_node(node)
+    assert code == 1
+    failed = {area for area, finding in found.items() if finding["level"] == "FAILURE"}
+    assert failed >= {"versions", "labels", "workers", "data list", "checkpoint store", "MLflow"}
+    assert "deepspeed 9.9.9 (the driver has" in found["versions"]["message"]
+    assert "is role=train meant?" in found["labels"]["advice"]
+    assert found["workers"]["figure"] == "0 of 2"
+    assert "no such bucket" in found["checkpoint store"]["message"]
+    assert found["reading"]["level"] == "SKIPPED"
+
+
+def test_wrong_options_are_told_as_by_the_other_jobs(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert doctor.main(["--gpu-clips-per-second", "0"]) == 2
+    assert "above 0" in capsys.readouterr().err
+    assert doctor.main(["--config", "/not/there.yaml"]) == 2
+    with pytest.raises(SystemExit) as caught:
+        doctor.main(["--data.hight", "64"])
+    assert caught.value.code == 2
