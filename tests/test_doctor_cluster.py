@@ -69,7 +69,7 @@ def test_a_healthy_cluster(home: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert found["all-reduce"]["values"]["bytes_per_second"] > 0
     assert found["decoding"]["values"]["seconds_per_clip"] > 0
     assert found["workers"]["values"]["possible"] >= 2
-    assert "3 machines" in found["shared folders"]["message"]
+    assert "3 nodes" in found["shared folders"]["message"]
     assert not run_dir.parent.exists()
 
 

@@ -93,7 +93,7 @@ def test_a_healthy_cluster_is_all_green() -> None:
         *judge_list(VideoList("s3://bucket/a.json", 500, 0.1)),
         *judge_sample(CONFIG, sample),
         *judge_store("s3://bucket/run", [StoreTest("the driver", 0.2, 0.1)]),
-        *judge_collective(Reduction("nccl", 4, 1, seconds=0.01), 70_000_000),
+        *judge_collective(Reduction("nccl", 4, 1, seconds=0.01), 4, 70_000_000),
         *judge_memory(CONFIG, Estimate(Footprint(GIB, GIB, 1), 4, 2, True), NODES),
         *judge_cost(CONFIG, workers, sample, NODES, CLOUD, gpu_clips_per_second=40),
         *judge_tracking(True, "http://127.0.0.1:5000", ""),
@@ -110,7 +110,7 @@ def test_a_cluster_without_nodes_yet_is_not_called_checked() -> None:
         judge_gpus(CONFIG, [HEAD]),
         judge_shared_memory([HEAD]),
         judge_object_store(CONFIG, [HEAD], 4),
-        judge_collective(None, 1),
+        judge_collective(None, 4, 1),
     ):
         assert only(findings).level == Level.SKIPPED
 
@@ -258,11 +258,11 @@ def test_a_folder_that_a_node_does_not_see_is_a_failure() -> None:
 def test_bandwidth_is_that_of_the_slowest_link() -> None:
     """By NCCL's own tests: 2 (n - 1) / n of the message passes every link."""
     reduction = Reduction("gloo", 4, 2, seconds=0.1)
-    finding = only(judge_collective(reduction, 10**8))
+    finding = only(judge_collective(reduction, 4, 10**8))
     assert finding.values["bytes_per_second"] == pytest.approx(1.5 * MESSAGE_BYTES / 0.1)
     assert finding.values["step_seconds"] == pytest.approx(0.1 * 10**8 / MESSAGE_BYTES)
     assert finding.level == Level.OK
-    assert only(judge_collective(reduction, 10**9)).level == Level.WARNING
+    assert only(judge_collective(reduction, 4, 10**9)).level == Level.WARNING
 
 
 @pytest.mark.parametrize(
@@ -271,7 +271,7 @@ def test_bandwidth_is_that_of_the_slowest_link() -> None:
 )
 def test_an_all_reduce_without_a_result_is_told(facts: dict[str, object], level: Level) -> None:
     reduction = dataclasses.replace(Reduction("nccl", 2, 2), **facts)  # type: ignore[arg-type]
-    assert only(judge_collective(reduction, 1)).level == level
+    assert only(judge_collective(reduction, 2, 1)).level == level
 
 
 def test_a_batch_that_no_gpu_holds_is_a_failure() -> None:

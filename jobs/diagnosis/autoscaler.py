@@ -18,7 +18,7 @@ import psutil
 import ray
 import yaml
 
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node, on_node
 from jobs.pool import label_selector
 
@@ -329,8 +329,8 @@ def judge_autoscaler(facts: Autoscaler) -> list[Finding]:
     if findings:
         return findings
     if facts.config_file:
-        count = f"{len(facts.types)} node types"
-        return [Finding(Level.OK, AREA, count, f"no error of late ({facts.config_file})")]
+        figure = number_of(len(facts.types), "node type")
+        return [Finding(Level.OK, AREA, figure, f"no error of late ({facts.config_file})")]
     if facts.elsewhere:
         advice = "look at `kubectl logs` of the head's autoscaler container"
         return [

@@ -69,7 +69,7 @@ def judge_workers(
     wanted = _range(workers.fewest_wanted, workers.most_wanted)
     figure = f"{min(workers.most, workers.most_wanted)} of {wanted}"
     values = {"now": workers.now, "possible": workers.most, "wanted": workers.most_wanted}
-    each = "a GPU each" if workers.on_gpus else "CPUs"
+    each = "a GPU each" if workers.on_gpus else "on CPUs"
     useless = [kind for kind in autoscaler.types if not kind.resources]
     reason = f". {_why_useless(useless)}" if useless else ""
     if workers.most < workers.fewest_wanted:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from jobs.config import Config
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node, on_node
 from jobs.rendezvous import join, open_store
 
@@ -140,12 +140,17 @@ def _last_line(text: str) -> str:
     return lines[-1][:400] if lines else "no reason given"
 
 
-def judge_collective(reduction: Reduction | None, gradient_bytes: int) -> list[Finding]:
-    """`gradient_bytes`: what the workers exchange in a step."""
+def judge_collective(
+    reduction: Reduction | None, workers: int, gradient_bytes: int
+) -> list[Finding]:
+    """`workers`: how many are expected; `gradient_bytes`: what they exchange in a step."""
     if reduction is None:
+        if workers == 1:
+            return [Finding(Level.OK, AREA, "", "none is needed: there is one worker")]
         message = "needs two nodes that train, or a GPU; there are none now"
         return [Finding(Level.SKIPPED, AREA, "", message)]
-    who = f"{reduction.ranks} processes on {reduction.nodes} nodes, {reduction.backend}"
+    where = number_of(reduction.nodes, "node")
+    who = f"{number_of(reduction.ranks, 'process')} on {where}, {reduction.backend}"
     if reduction.silent:
         return [
             Finding(

@@ -10,7 +10,7 @@ from jobs.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler, NodeType
 from jobs.diagnosis.capacity import Workers
 from jobs.diagnosis.data import Sample
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
 
 AREA = "cost in nodes"
@@ -52,7 +52,7 @@ def judge_cost(
         "train_node_type": training.kind,
     }
     asked = config.cluster.decode_cpus * count
-    message = f"{count} workers on {training}"
+    message = f"for {number_of(count, 'worker')}"
     if not workers.on_gpus or config.cluster.gpu == "pretend":
         cpus = asked or config.data.decode_cpus * count
         message += f"; decoding takes {cpus:g} CPUs{_on_nodes(config, cpus, nodes, autoscaler)}"

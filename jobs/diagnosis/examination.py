@@ -187,7 +187,7 @@ class _Cluster:
     def _collective(self) -> Iterator[Finding]:
         reduction = look_at_collective(self.config, self.nodes, self.workers.on_gpus)
         estimated = estimate(self.config, self._planned_workers(), self._on_real_gpus())
-        yield from judge_collective(reduction, estimated.memory.gradients)
+        yield from judge_collective(reduction, self._planned_workers(), estimated.memory.gradients)
 
     def _reckon(self) -> Iterator[Finding]:
         estimated = estimate(self.config, self._planned_workers(), self._on_real_gpus())

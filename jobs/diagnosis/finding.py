@@ -46,6 +46,12 @@ def worst(findings: Iterable[Finding]) -> Level:
     return max((f.level for f in findings), key=_RANK.index, default=Level.OK)
 
 
+def number_of(number: float, thing: str) -> str:
+    """A number of things: "1 node", "2 nodes"."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number:g} {thing}{ending}"
+
+
 def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.config import Config
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
 
 AREA = "GPUs"
@@ -25,7 +25,7 @@ def judge_gpus(config: Config, nodes: Sequence[Node]) -> list[Finding]:
         if config.cluster.gpu == "yes":
             return [Finding(Level.SKIPPED, AREA, "", "no node with a GPU is there now")]
         return [
-            Finding(Level.OK, AREA, "0", "no node has one: training is on CPUs (cluster.gpu: auto)")
+            Finding(Level.OK, AREA, "", "no node has one: training is on CPUs (cluster.gpu: auto)")
         ]
     findings = [finding for node in with_gpus for finding in _judge_node(node)]
     drivers = {gpu.driver: node for node in with_gpus if node.machine for gpu in node.machine.gpus}
@@ -35,7 +35,7 @@ def judge_gpus(config: Config, nodes: Sequence[Node]) -> list[Finding]:
             Finding(
                 Level.WARNING,
                 AREA,
-                f"{len(drivers)} drivers",
+                number_of(len(drivers), "driver"),
                 f"nodes differ in their driver: {told}",
                 "use one image for all GPU nodes; NCCL between drivers is hardly tested by anyone",
             )
@@ -46,7 +46,7 @@ def judge_gpus(config: Config, nodes: Sequence[Node]) -> list[Finding]:
             Finding(
                 Level.OK,
                 AREA,
-                f"{total} on {len(with_gpus)} nodes",
+                f"{total} on {number_of(len(with_gpus), 'node')}",
                 f"{', '.join(names)}, driver {', '.join(drivers)}",
                 values={"gpus": total, "nodes": len(with_gpus), "drivers": sorted(drivers)},
             )

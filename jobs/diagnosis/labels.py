@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from jobs.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
 from jobs.pool import label_selector
 
@@ -27,7 +27,7 @@ def judge_labels(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler) 
             Finding(
                 Level.WARNING,
                 AREA,
-                f"{len(left_out)} nodes",
+                number_of(len(left_out), "node"),
                 f"{', '.join(node.name for node in left_out)} with GPUs but without the label "
                 f"{train} (cluster.train_nodes): no worker will run there",
                 "give them the label (`ray start --labels`, or `labels:` of their node type)",
@@ -48,7 +48,7 @@ def _judge_one(
     have = [node for node in nodes if node.has(label)]
     types = [kind for kind in autoscaler.types if kind.has(label)]
     if have or types:
-        there = f"{len(have)} nodes have it now"
+        there = f"{number_of(len(have), 'node')} with it now"
         to_come = f", node types {', '.join(kind.name for kind in types)}" if types else ""
         return [Finding(Level.OK, AREA, label, f"{there}{to_come} ({key})")]
     known = [node.own_labels for node in nodes] + [dict(kind.labels) for kind in autoscaler.types]

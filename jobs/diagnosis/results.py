@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node, on_node
 from jobs.diagnosis.words import plain_error
 from taehv.run_folder import RunFolder
@@ -205,9 +205,11 @@ def judge_shared(
     if findings:
         return findings
     local = [path for path in [run_dir, *inputs] if "://" not in path]
-    if others or not may_grow:
-        count = f"on {len(others) + 1} machines" if others else "one machine alone"
-        return [Finding(Level.OK, SHARED, "", f"results and inputs are seen {count}")]
+    if others:
+        seen = f"{number_of(len(others) + 1, 'node')} see the results and inputs"
+        return [Finding(Level.OK, SHARED, "", seen)]
+    if not may_grow:
+        return [Finding(Level.OK, SHARED, "", "none is needed: there is one machine")]
     if local:
         return [
             Finding(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from data_pipeline.streaming import MOST_STEPS, SEGMENT_BYTES
 from jobs.config import Config
-from jobs.diagnosis.finding import Finding, Level, gib, mib
+from jobs.diagnosis.finding import Finding, Level, gib, mib, number_of
 from jobs.diagnosis.nodes import Node
 
 AREA = "shared memory"
@@ -52,7 +52,7 @@ def judge_shared_memory(nodes: Sequence[Node]) -> list[Finding]:
             Level.OK,
             AREA,
             gib(least),
-            f"the smallest /dev/shm of {len(working)} nodes holds its object store",
+            f"/dev/shm, the smallest of {number_of(len(working), 'node')}, holds the object store",
             values={"shm_bytes": least},
         )
     ]
@@ -66,20 +66,28 @@ def judge_object_store(config: Config, nodes: Sequence[Node], workers: int) -> l
     there = sum(node.resources.get("object_store_memory", 0) for node in working)
     needed = workers * segment_bytes(config, workers)
     values = {"object_store_bytes": there, "needed_bytes": needed}
-    told = f"{workers} workers read segments of {mib(needed / workers)} of decoded clips each"
+    told = f"decoded clips for {number_of(workers, 'worker')}, {mib(needed / workers)} each"
     if there < needed:
         return [
             Finding(
                 Level.WARNING,
                 STORE,
                 gib(there),
-                f"{told}: Ray will write clips to the disk and read them back",
+                f"less than {told}: Ray will write clips to the disk and read them back",
                 "give the nodes more memory and /dev/shm (Ray takes 30 % of the memory), or use "
                 "fewer workers",
                 values,
             )
         ]
-    return [Finding(Level.OK, STORE, gib(there), f"on {len(working)} nodes; {told}", values=values)]
+    return [
+        Finding(
+            Level.OK,
+            STORE,
+            gib(there),
+            f"on {number_of(len(working), 'node')}; holds {told}",
+            values=values,
+        )
+    ]
 
 
 def segment_bytes(config: Config, workers: int) -> int:

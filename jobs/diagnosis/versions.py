@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import PROGRAM
 from jobs.diagnosis.nodes import ANSWER_SECONDS, Node
 
@@ -17,7 +17,9 @@ def judge_versions(driver: Mapping[str, str], nodes: Sequence[Node]) -> list[Fin
     bad = [finding for finding in findings if finding is not None]
     if bad:
         return bad
-    where = "the driver" if len(nodes) == 1 else f"the driver and {len(nodes)} nodes"
+    where = (
+        "the driver" if len(nodes) == 1 else f"the driver and all {number_of(len(nodes), 'node')}"
+    )
     told = ", ".join(f"{name} {version}" for name, version in driver.items())
     return [Finding(Level.OK, AREA, "", f"{told}: the same on {where}", values=dict(driver))]
 
