@@ -48,7 +48,8 @@ class Centre:
 
         for volume in self._ec2.describe_volumes()["Volumes"]:
             for attachment in volume["Attachments"]:
-                self._plug(volume["VolumeId"], attachment["InstanceId"])
+                if attachment["Device"] == "/dev/sdf":  # Not the one that it boots from.
+                    self._plug(volume["VolumeId"], attachment["InstanceId"])
 
     def _plug(self, volume: str, instance: str) -> None:
         """Give a machine a disk, which keeps what is on it from one machine to the next."""
