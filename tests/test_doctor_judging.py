@@ -221,6 +221,8 @@ def test_unreadable_data_is_a_failure() -> None:
     finding = only(judge_sample(CONFIG, sample))
     assert (finding.level, finding.figure) == (Level.FAILURE, "0 of 1")
     assert "a.mp4: access is denied" in finding.message
+    slow = Sample("node d", 40_000_000, 10.0, 4)
+    assert only(judge_sample(CONFIG, slow)).level == Level.WARNING
     some = Sample("node d", 1000, 0.1, 3, ("a.mp4: gone",), 4, 1.0)
     assert [f.level for f in judge_sample(CONFIG, some)] == [Level.WARNING, Level.OK]
 

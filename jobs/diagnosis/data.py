@@ -30,6 +30,9 @@ VIDEO_BYTES = 32 * 2**20
 READ_SECONDS = 20.0
 """After it no further video is read, so that a slow store does not hold up the rest."""
 
+TELLING_BYTES = 4 * 2**20
+"""With less, it is the time to open a file that was measured."""
+
 WINDOWS = 4
 DECODE_SECONDS = 60.0
 
@@ -227,7 +230,7 @@ def _judge_reading(sample: Sample) -> list[Finding]:
     speed = sample.bytes_read / sample.read_seconds
     figure, values = f"{speed / 1e6:.0f} MB/s", {"bytes_per_second": speed}
     message = f"{tried} videos, one after the other, on {sample.where}"
-    if speed < SLOW_BYTES_PER_SECOND and sample.read_seconds > 1:
+    if speed < SLOW_BYTES_PER_SECOND and sample.bytes_read > TELLING_BYTES:
         return [
             Finding(
                 Level.WARNING,

@@ -24,7 +24,7 @@ SHARED = "shared folders"
 TEST_BYTES = 8 * 2**20
 STORE_SECONDS = 120.0
 
-SLOW_BYTES_PER_SECOND = 5e6
+SLOW_BYTES_PER_SECOND = 2e6
 """A checkpoint of the full size has about a gigabyte."""
 
 
