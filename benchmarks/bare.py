@@ -1,0 +1,58 @@
+"""The bare training step: clips that lie in memory, one worker, nothing written or logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import cycle
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jobs.config import Config
+from taehv import distributed
+from taehv.interfaces import Batch
+from taehv.state import TrainState
+from taehv.step import train_step
+
+BATCHES = 4
+
+
+def make_batches(config: Config) -> list[Batch]:
+    """Smooth moving clips of the configuration's size, whole global batches."""
+    data, batch_size = config.data, config.train.global_batch_size
+    shape = (data.num_frames, 3, data.height, data.width)
+    axes = np.meshgrid(*(np.linspace(0, 3, n) for n in shape), indexing="ij")
+
+    def clip(sample: int) -> np.ndarray:
+        random = np.random.default_rng(sample)
+        waves = sum(
+            axis * speed for axis, speed in zip(axes, random.uniform(-3, 3, 4), strict=True)
+        )
+        return (127.5 + 100 * np.sin(waves + random.uniform(0, 6))).astype(np.uint8)
+
+    def batch(step: int) -> Batch:
+        samples = np.arange(step * batch_size, (step + 1) * batch_size)
+        return {
+            "frames": np.stack([clip(int(sample)) for sample in samples]),
+            "sample": samples,
+            "video": [f"waves {sample}" for sample in samples],
+            "rejected": [],
+            "verdicts": [],
+            "decoded": 0,
+        }
+
+    return [batch(step) for step in range(BATCHES)]
+
+
+def bare_step(config: Config) -> tuple[TrainState, Callable[[], None]]:
+    """A training state, and what makes one step of it after the other."""
+    distributed.initialise()
+    state = TrainState(config, config.train.layout(1))
+    batches: Iterator[Batch] = cycle(make_batches(config))
+    return state, lambda: (train_step(state, next(batches), None), None)[1]
+
+
+def as_tensors(batches: list[Batch]) -> list[Tensor]:
+    """Their frames, uint8 [N, T, 3, H, W]."""
+    return [torch.from_numpy(batch["frames"]) for batch in batches]

@@ -1,0 +1,153 @@
+"""How fast the network encodes and decodes, against the same network written the plain way.
+
+    python benchmarks/codec.py
+    python benchmarks/codec.py --device cuda --frames 81 --height 480 --width 832 \
+        --public PATH/taehv.py
+
+Everything is timed in turns in one process. "of the limit" is the time that the operations would
+take at the rates of this machine's own matrix product and copy, over the time they took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from benchmarks.counts import count, layer_table, least_seconds
+from benchmarks.machine import machine_name, measure_machine, medians
+from benchmarks.plain import PlainTaehv, public_codec
+from taehv.evaluation.timing import measure
+from taehv.model import TAEHV, ModelConfig, build_model
+from taehv.streaming import StreamingDecoder, StreamingEncoder
+
+Work = Callable[[], Tensor]
+LIMIT = 1.5
+"""Encoding and decoding: at least so many times as fast as the plain way."""
+BF16_ERROR = 1e-2
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--clips", type=int, default=1)
+    parser.add_argument("--frames", type=int, default=9)
+    parser.add_argument("--height", type=int, default=128)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--chunk", type=int, default=2, help="latents at once in the chunked mode")
+    parser.add_argument("--variant", default="taecvx")
+    parser.add_argument("--public", default="", help="the public taehv.py, as one more baseline")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--layers", action="store_true", help="the operations that cost most")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    print(machine_name(device))
+    o = options
+    print(f"{o.clips} x {o.frames} x {o.height} x {o.width}, {o.variant}; medians of {o.repeats}")
+    model = build_model(ModelConfig(variant=options.variant)).eval().to(device)
+    passed = [_compare(options, model, dtype) for dtype in (torch.float32, torch.bfloat16)]
+    return 0 if all(passed) else 1
+
+
+@torch.no_grad()
+def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> bool:
+    device = next(model.parameters()).device
+    frames = torch.rand(options.clips, options.frames, 3, options.height, options.width)
+    frames = frames.to(device)
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, dtype == torch.bfloat16)
+
+    def timed(work: Callable[[], Any]) -> Callable[[], Any]:
+        def inside() -> Any:
+            with torch.no_grad(), autocast():
+                return work()
+
+        return inside
+
+    plain = PlainTaehv(model)
+    with autocast():
+        latents = model.encode_video(frames)
+    chunk = options.chunk
+    ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "plain": (lambda: plain.encode(frames), lambda: plain.decode(latents).clamp(0, 1)),
+        "parallel": (lambda: model.encode_video(frames), lambda: model.decode_video(latents)),
+        f"in chunks of {chunk}": (
+            lambda: model.encode_video(frames, chunk=chunk),
+            lambda: model.decode_video(latents, chunk=chunk),
+        ),
+        "sequential": (
+            lambda: model.encode_video(frames, parallel=False),
+            lambda: model.decode_video(latents, parallel=False),
+        ),
+        "streaming": (partial(_stream_in, model, frames), partial(_stream_out, model, latents)),
+    }
+    if options.public:
+        encode, decode = public_codec(options.public, model.state_dict())
+        ways["public taehv.py"] = (lambda: encode(frames), lambda: decode(latents))
+    works = {
+        (name, part): timed(work) for name, pair in ways.items() for part, work in enumerate(pair)
+    }
+    taken = medians({str(k): w for k, w in works.items()}, device, options.repeats)
+    machine = measure_machine(device, dtype)
+    error = _error(works["parallel", 1](), works["plain", 1]())
+    print(
+        f"\n{str(dtype).removeprefix('torch.')}: products {machine.flops / 1e9:.0f} GFLOP/s, "
+        f"copies {machine.bytes_per_second / 1e9:.1f} GB/s"
+    )
+    print(
+        f"{'':<18}{'encode ms':>10}{'decode ms':>10}{'both':>8}{'ratio':>7}{'of the limit':>13}"
+        f"{'peak MB':>9}"
+    )
+    both: dict[str, float] = {}
+    for name in ways:
+        parts = [taken[str((name, part))] for part in (0, 1)]
+        both[name] = sum(parts)
+        operations = [o for part in (0, 1) for o in count(works[name, part])]
+        share = least_seconds(operations, machine) / both[name]
+        # A CPU's allocator keeps what earlier ways have freed, so that a peak there says nothing.
+        peak = measure(works[name, 1], device).peak_bytes if device.type == "cuda" else None
+        print(
+            f"{name:<18}{1e3 * parts[0]:>10.1f}{1e3 * parts[1]:>10.1f}{1e3 * both[name]:>8.1f}"
+            f"{both['plain'] / both[name]:>7.2f}{share:>13.2f}"
+            + (f"{peak / 1e6:>9.0f}" if peak is not None else "")
+        )
+    ratio = both["plain"] / both["parallel"]
+    good = ratio >= LIMIT and error <= BF16_ERROR
+    print(
+        f"plain / parallel {ratio:.2f}, limit {LIMIT}; relative error {error:.1e}, limit "
+        f"{BF16_ERROR:g}: {'pass' if good else 'FAIL'}"
+    )
+    if options.layers:
+        operations = count(works["parallel", 0]) + count(works["parallel", 1])
+        print(layer_table(operations, machine))
+    return good
+
+
+def _stream_in(model: TAEHV, frames: Tensor) -> None:
+    encoder = StreamingEncoder(model)
+    for frame in frames.unbind(1):
+        encoder.encode(frame)
+    encoder.flush()
+
+
+def _stream_out(model: TAEHV, latents: Tensor) -> None:
+    decoder = StreamingDecoder(model, num_latents=latents.shape[1])
+    for latent in latents.unbind(1):
+        decoder.decode(latent)
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
