@@ -100,6 +100,7 @@ class TAEHV(nn.Module):
                 T, at nearly the same speed; 0: all of them. The numbers are the same.
         """
         self.check_frames(frames)
+        _check_chunk(chunk)
         whole = self.alignment.num_latents(frames.shape[1]) * self.time_downscale
         if parallel and not chunk:
             folded = self.fold(repeat_last_frame(frames, whole))
@@ -130,6 +131,7 @@ class TAEHV(nn.Module):
             chunk: with `parallel`, latents to decode at once, as in `encode_video`; 0: all of them.
         """
         self.check_latents(latents)
+        _check_chunk(chunk)
         trim = self.alignment.frames_to_trim(latents.shape[1])
         if parallel and not chunk:
             frames = self.unfold(run_parallel(self.decoder, latents, self._recomputes(), trim))
@@ -197,6 +199,11 @@ class TAEHV(nn.Module):
             )
         if latents.numel() == 0:
             raise ValueError(f"latents hold nothing: their shape is {shape}")
+
+
+def _check_chunk(chunk: int) -> None:
+    if chunk < 0:
+        raise ValueError(f"chunk is {chunk}: a number of latents, or 0 for all of them")
 
 
 def build_model(config: ModelConfig) -> TAEHV:

@@ -86,6 +86,14 @@ def test_chunks_give_the_numbers_of_the_whole(name: str) -> None:
                 torch.testing.assert_close(found, decoded, rtol=0, atol=1e-12)
 
 
+def test_a_chunk_that_is_no_number_of_latents_is_refused() -> None:
+    model = random_model(SMALL["taehv"])
+    with pytest.raises(ValueError, match="chunk is -1"):
+        model.encode_video(torch.rand(1, 5, 3, 8, 8), chunk=-1)
+    with pytest.raises(ValueError, match="chunk is -2"):
+        model.decode_video(torch.rand(1, 2, 16, 1, 1), chunk=-2)
+
+
 def test_what_is_carried_from_chunk_to_chunk_is_one_step_a_layer() -> None:
     model = random_model(SMALL["taehv"])
     decoder = StreamingDecoder(model)
