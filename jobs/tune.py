@@ -28,11 +28,12 @@ from jobs.checks import check
 from jobs.config import Config, ConfigError, flatten
 from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
 from jobs.sweep import results
+from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import Board
 from jobs.sweep.definition import METRICS, Plan, make_plan, read_sweep
 from jobs.sweep.desk import open_desk
 from jobs.sweep.ledger import Ledger
-from jobs.sweep.report import ablation_table, write_report
+from jobs.sweep.report import write_report
 from jobs.sweep.scoring import score_lpips, score_reference
 from jobs.sweep.session import Session, signals_stop
 from jobs.sweep.stages import Stages
@@ -128,7 +129,6 @@ def run(plan: Plan, folder: RunFolder) -> int:
                 base,
                 sweep.metric,
                 folder.address,
-                base.tracking.experiment,
                 desk,
                 own_ray,
                 sweep.concurrent,

@@ -9,9 +9,10 @@ import pytest
 
 from jobs.config import flatten, read_yaml
 from jobs.sweep import plots, results
+from jobs.sweep.ablation import ablation_table
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger, Status
-from jobs.sweep.report import ablation_table, render
+from jobs.sweep.report import render
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 from tests.sweep_records import add_trial, empty_ledger, made_plan

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from typing import Any
 
 from jobs.report.document import document
 from jobs.report.words import definitions, level, number, table
 from jobs.sweep import plots
+from jobs.sweep.ablation import NONE, Reference, ablation_section, mean_cell
 from jobs.sweep.definition import Plan
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger, Record
 from jobs.sweep.results import (
     LPIPS,
     Group,
-    aligned,
     groups,
     last_scores,
     ranked,
     settings_told,
-    told_mean,
 )
 
 SHOWN = {
@@ -32,11 +30,6 @@ SHOWN = {
     "sharpness": "sharpness",
     "temporal": "temporal error",
 }
-
-NONE = "–"  # noqa: RUF001
-
-Reference = Mapping[str, float] | None
-"""Scores of the reference VAE itself, where it was asked for."""
 
 
 def write_report(plan: Plan, ledger: Ledger, reference: Reference) -> None:
@@ -51,7 +44,7 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
     best = ranked(plan, ledger)
     parts = [("Ranking", _ranking(plan, best))]
     if plan.rows:
-        parts.append(("Ablation", _ablation(plan, ledger, reference)))
+        parts.append(("Ablation", ablation_section(plan, ledger, reference)))
     parts += [
         ("Validation", _curves(plan, ledger, best)),
         ("Settings and score", _parallel(plan, ledger, best)),
@@ -66,15 +59,6 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
     )
     shown = [part for part in parts if part[1]]
     return document(f"Sweep {plan.sweep.name}", _head(plan, ledger, best), shown, footer)
-
-
-def mean_cell(group: Group, metric: str, digits: int = 4) -> str:
-    """A mean over seeds, its interval beneath."""
-    mean, half = group.mean(metric), group.half_width(metric)
-    if not math.isfinite(mean):
-        return NONE
-    between = f"<small>±{half:.2g}</small>" if math.isfinite(half) else ""
-    return number(mean, digits) + between
 
 
 def _head(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
@@ -241,54 +225,6 @@ def _scored_both(best: Sequence[Group], other: str) -> list[tuple[str, float, fl
 def _front_told(points: Sequence[tuple[str, float, float]], front: Sequence[int]) -> str:
     names = ", ".join(escape(points[k][0]) for k in front)
     return f"Filled: the Pareto set ({names}), of which none is better than another in both."
-
-
-def ablation_rows(plan: Plan, ledger: Ledger, reference: Reference) -> list[tuple[str, Any]]:
-    """The rows of the sweep in their order, and the reference VAE."""
-    by_label = {group.label: group for group in groups(plan, ledger)}
-    rows: list[tuple[str, Any]] = [
-        (label, by_label[label]) for label in plan.rows if label in by_label
-    ]
-    if reference is not None:
-        rows.append(("the reference VAE itself", reference))
-    return rows
-
-
-ABLATION = {
-    "mse": "MSE",
-    "psnr": "PSNR, dB",
-    "ssim": "SSIM",
-    "sharpness": "sharpness",
-    "encode_seconds": "encode, s a clip",
-}
-
-
-def ablation_table(plan: Plan, ledger: Ledger, reference: Reference) -> str:
-    """The same as text."""
-    lines = [("", *ABLATION.values())]
-    for label, found in ablation_rows(plan, ledger, reference):
-        if isinstance(found, Group):
-            lines.append((label, *(told_mean(found, f"val_ema/{name}") for name in ABLATION)))
-        else:
-            lines.append((label, *(f"{found[name]:.4g}" for name in ABLATION)))
-    return aligned(lines, left=(0,))
-
-
-def _ablation(plan: Plan, ledger: Ledger, reference: Reference) -> str:
-    rows = []
-    for label, found in ablation_rows(plan, ledger, reference):
-        if isinstance(found, Group):
-            cells = [mean_cell(found, f"val_ema/{name}", 3) for name in ABLATION]
-            cells.append(str(found.seeds))
-        else:
-            cells = [*(number(found[name], 3) for name in ABLATION), NONE]
-        rows.append((escape(label), *cells))
-    size = plan.base.data
-    clip = f"{size.num_frames}x{size.height}x{size.width}"
-    return (
-        f"<p>Averaged weights at the end, on the same held-out clips of {clip}.</p>"
-        f"{table(('', *ABLATION.values(), 'seeds'), rows)}"
-    )
 
 
 def _trials(plan: Plan, ledger: Ledger) -> str:

@@ -79,14 +79,18 @@ class Stages:
         self._run_listed("confirm", points)
 
     def _run_listed(self, stage: Stage, points: Sequence[Settings]) -> None:
-        """Those points that have no trial that ended."""
+        """Those points that have no trial that ended; where trials are stopped early, the others
+        are told again, as what they are compared with."""
         known = self._ledger.of_stage(stage)
         ended = [record.drawn for record in known if record.status in ENDED]
-        left = [point for point in points if point not in ended]
-        again = _Again(self, stage, [r for r in known if r.status not in ENDED])
-        if left:
-            rule = scheduler(self._plan) if stage == "search" else None
-            self._tune(listed(self._plan, left, again.enrol), len(left), rule)
+        if all(point in ended for point in points):
+            return
+        rule = scheduler(self._plan) if stage == "search" else None
+        told = self._plan.sweep.scheduler.name != "none" and rule is not None
+        passed = [r for r in known if r.status == "failed" or (r.status in ENDED and not told)]
+        left = [point for point in points if point not in [record.drawn for record in passed]]
+        again = _Again(self, stage, [record for record in known if record not in passed])
+        self._tune(listed(self._plan, left, again.enrol), len(left), rule)
 
     def _tune(self, searcher: Any, trials: int, rule: Any) -> None:
         sweep = self._plan.sweep

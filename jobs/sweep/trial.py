@@ -43,7 +43,6 @@ class TrialPlan:
     metric: str
     folder: str
     """The sweep's."""
-    experiment: str
     desk: Any
     own_ray: bool
     concurrent: int
