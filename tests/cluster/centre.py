@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -124,8 +123,6 @@ class Metadata(BaseHTTPRequestHandler):
         self._answer(404 if text is None else 200, text or "")
 
     def _fact(self, instance: dict[str, Any]) -> str | None:
-        profile = instance.get("IamInstanceProfile", {}).get("Arn", "").rpartition("/")[2]
-        credentials = "/latest/meta-data/iam/security-credentials"
         facts = {
             "/latest/meta-data/placement/region": REGION,
             "/latest/meta-data/placement/availability-zone": instance["Placement"][
@@ -138,21 +135,6 @@ class Metadata(BaseHTTPRequestHandler):
         if self.path == "/latest/meta-data/spot/instance-action":
             notice = self.centre.folder / "notices" / instance["InstanceId"]
             return notice.read_text() if notice.exists() else None
-        if self.path.rstrip("/") == credentials:
-            return profile or None
-        if self.path == f"{credentials}/{profile}":
-            now = datetime.now(UTC)
-            return json.dumps(
-                {
-                    "Code": "Success",
-                    "Type": "AWS-HMAC",
-                    "AccessKeyId": f"key-of-{profile}",
-                    "SecretAccessKey": "secret",
-                    "Token": "session",
-                    "LastUpdated": f"{now:%Y-%m-%dT%H:%M:%SZ}",
-                    "Expiration": f"{now + timedelta(hours=6):%Y-%m-%dT%H:%M:%SZ}",
-                }
-            )
         return None
 
     def _answer(self, status: int, text: str) -> None:

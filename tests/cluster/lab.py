@@ -33,6 +33,9 @@ DASHBOARD = "http://127.0.0.1:8265"
 # What every shell of a machine reads first: the rest of its image is this machine itself.
 IMAGE = f"""
 export AWS_ENDPOINT_URL={ENDPOINT} RAY_USAGE_STATS_ENABLED=0
+# In place of the profile's credentials: a client that misses them on a busy computer would go on
+# without any, and moto then stores what it sends with its checksums in between.
+export AWS_ACCESS_KEY_ID=node AWS_SECRET_ACCESS_KEY=secret
 # /dev is that of the one computer.
 export PATH=$HOME/bin:$PATH TAEHV_DEVICES=$HOME/devices
 # Memory and cores are those of one computer, whatever number of machines it pretends to be.
