@@ -76,16 +76,21 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
     if rest[0] in ("-h", "--help"):
         tyro.cli(Config, args=["--help"], description=__doc__)
     sweep, base, lines = read_sweep(Path(rest.pop(0)))
+    before = flatten(base)
     try:
         base = tyro.cli(Config, args=rest, default=base, description=__doc__)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    plan = make_plan(sweep, base, lines)
+    for key in {*plan.space, *(key for row in plan.rows.values() for key in row)}:
+        if flatten(base)[key] != before[key]:
+            raise ConfigError(f"{key} is what this sweep tries: it cannot be an option as well")
     if base.train.run_dir or base.train.resume:
         raise ConfigError("--train.run-dir and --train.resume are each trial's: give --sweep-dir")
     sweep_dir = sweep_dir or f"runs/{sweep.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     # The folder's place follows the same rules as a run's.
     train = dataclasses.replace(base.train, run_dir=sweep_dir)
-    placed = with_places(dataclasses.replace(base, train=train))
+    placed = with_places(dataclasses.replace(plan.base, train=train))
     folder = RunFolder(placed.train.run_dir)
     tracking = placed.tracking
     if not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -93,7 +98,7 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
         store = Path(folder.address).parent / "mlflow.db"
         tracking = dataclasses.replace(tracking, uri=f"sqlite:///{store}")
     base = dataclasses.replace(placed, train=base.train, tracking=tracking)
-    return make_plan(sweep, base, lines), folder
+    return dataclasses.replace(plan, base=base), folder
 
 
 def run(plan: Plan, folder: RunFolder) -> int:

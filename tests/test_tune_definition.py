@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs import tune
 from jobs.config import Config, ConfigError, flatten
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.space import with_settings
@@ -147,3 +148,20 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
     before, after = flatten(config), flatten(changed)
     differing = {key: after[key] for key in after if after[key] != before[key]}
     assert differing == {"loss.encoder": 0.25, "optim.betas": (0.8, 0.9)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--loss.encoder", "0.5"], "loss.encoder is what this sweep tries"),
+        (["--train.run-dir", "x"], "give --sweep-dir"),
+        (["--sweep-dir"], "--sweep-dir needs a value"),
+    ],
+)
+def test_options_that_a_sweep_does_not_take(
+    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(GOOD)
+    assert tune.main([str(path), *options]) == 2
+    assert message in capsys.readouterr().err
