@@ -89,8 +89,7 @@ def test_a_sick_cluster(
         with s3_server() as server:
             code, found = examined(
                 capsys,
-                f"--data.annotations=s3://nowhere/a.json{server.options}",
-                f"--train.run-dir=s3://nowhere/run{server.options}",
+                f"--cluster.storage=s3://nowhere{server.options}",
                 f"--tracking.uri=http://127.0.0.1:{port}",
                 "--cluster.train-nodes=role=trian",
                 "--cluster.gpu=yes",
@@ -99,12 +98,36 @@ def test_a_sick_cluster(
         cluster.remove_node(node)
     assert code == 1
     failed = {area for area, finding in found.items() if finding["level"] == "FAILURE"}
-    assert failed >= {"versions", "labels", "workers", "data list", "checkpoint store", "MLflow"}
+    assert failed >= {
+        "versions",
+        "labels",
+        "workers",
+        "cluster.storage",
+        "data list",
+        "checkpoint store",
+        "MLflow",
+    }
     assert "deepspeed 9.9.9 (the driver has" in found["versions"]["message"]
     assert "is role=train meant?" in found["labels"]["advice"]
     assert found["workers"]["figure"] == "0 of 2"
     assert "no such bucket" in found["checkpoint store"]["message"]
     assert found["reading"]["level"] == "SKIPPED"
+
+
+def test_a_cluster_that_is_not_there(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What needs none is looked at all the same."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+    annotations = write_dataset(home / "videos", count=6)
+    places = ["--data.annotations", str(annotations), "--train.run-dir", str(home / "a")]
+    code, found = examined(capsys, *places)
+    assert code == 1
+    assert {area for area, f in found.items() if f["level"] == "FAILURE"} == {"cluster"}
+    assert f"127.0.0.1:{port}" in found["cluster"]["message"]
+    assert found["decoding"]["level"] == found["checkpoint store"]["level"] == "OK"
 
 
 def test_wrong_options_are_told_as_by_the_other_jobs(

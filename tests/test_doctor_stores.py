@@ -2,7 +2,9 @@
 
 import logging
 import socket
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,38 @@ def test_a_bucket_takes_a_file_and_gives_it_back(store: S3Server) -> None:
 
 def test_a_bucket_that_is_not_there_is_told(store: S3Server) -> None:
     assert "no such bucket" in try_store(f"s3://nowhere/a{store.options}", "here").error
+
+
+class Denying(BaseHTTPRequestHandler):
+    """Stands for a store whose policy is against it."""
+
+    def refuse(self) -> None:
+        content = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = refuse  # noqa: N815
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Silent."""
+
+
+def test_a_bucket_that_may_not_be_read_is_told(store: S3Server) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Denying)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = f"?endpoint_override=127.0.0.1:{server.server_address[1]}&scheme=http"
+    try:
+        assert "access is denied" in try_store(f"s3://closed/a{options}", "here").error
+        with pytest.raises(DataError) as caught:
+            open_sources(DataConfig(annotations=f"s3://closed/a.json{options}"), seed=0, batch=2)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert "access is denied" in plain_error(str(caught.value))
 
 
 def test_a_list_in_a_bucket_that_is_not_there_is_told(store: S3Server) -> None:

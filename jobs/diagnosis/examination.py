@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -38,12 +40,15 @@ from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
 from jobs.diagnosis.words import plain_error
 from jobs.pool import Pool
+from jobs.shared import placed
 from jobs.tracking import find_fault
 from jobs.train import with_places
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
+
+KNOCK_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +68,12 @@ def examine(config: Config, options: Options) -> Iterator[Finding]:
     try:
         config = with_places(config)
     except OSError as error:
-        yield _failed("config", error, "give --cluster.storage a folder that can be written")
-        return
+        advice = "give --cluster.storage a bucket or a folder that this machine can write"
+        yield _failed("cluster.storage", error, advice)
+        # What else is wrong is looked for as if the synthetic videos had come there.
+        annotations = placed("data/annotations.json", config.cluster.storage)
+        there = replace(config.data, annotations=annotations)
+        config = with_places(replace(config, data=there))
     yield from _judge_config(config)
     source, videos = _open(config)
     yield from judge_list(videos)
@@ -74,15 +83,26 @@ def examine(config: Config, options: Options) -> Iterator[Finding]:
         place = fault = ""
     yield from judge_tracking(config.tracking.enabled, place, fault)
     try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
         with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
             yield from _Cluster(config, options, source, own_ray).examine()
-    except (TrainingError, ray.exceptions.RayError) as error:
+    except (TrainingError, ray.exceptions.RayError, OSError) as error:
         yield _failed("cluster", error, "correct RAY_ADDRESS, or start the cluster")
         # What needs no cluster is worth knowing all the same.
         yield from judge_store(
             config.train.run_dir, [try_store(config.train.run_dir, "the driver")]
         )
         yield from judge_sample(config, take_sample(source, "the driver") if source else None)
+
+
+def _knock(address: str) -> None:
+    """Raises TrainingError where nobody answers at HOST:PORT, which Ray tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host, int(port)), timeout=KNOCK_SECONDS).close()
+        except OSError as error:
+            raise TrainingError(f"nobody answers at {address} (RAY_ADDRESS): {error}") from error
 
 
 def _judge_config(config: Config) -> Iterator[Finding]:
