@@ -56,7 +56,7 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
         env=head.environment,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=500,
         check=False,
     )
     said = result.stdout + result.stderr
