@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.counts import count, layer_table, least_seconds
-from benchmarks.machine import machine_name, measure_machine, medians
+from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name, measure_machine, medians
 from benchmarks.plain import PlainTaehv, public_codec
 from taehv.evaluation.timing import measure
 from taehv.model import TAEHV, ModelConfig, build_model
@@ -48,9 +48,12 @@ def main() -> int:
     parser.add_argument("--variant", default="taecvx")
     parser.add_argument("--public", default="", help="the public taehv.py, as one more baseline")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help=CLOCK_HELP)
     parser.add_argument("--layers", action="store_true", help="the operations that cost most")
     options = parser.parse_args()
     device = torch.device(options.device)
+    if options.clock == "cpu":
+        torch.set_num_threads(1)
     print(machine_name(device))
     o = options
     print(f"{o.clips} x {o.frames} x {o.height} x {o.width}, {o.variant}; medians of {o.repeats}")
@@ -96,8 +99,8 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
     works = {
         (name, part): timed(work) for name, pair in ways.items() for part, work in enumerate(pair)
     }
-    taken = medians({str(k): w for k, w in works.items()}, device, options.repeats)
-    machine = measure_machine(device, dtype)
+    taken = medians({str(k): w for k, w in works.items()}, device, options.repeats, options.clock)
+    machine = measure_machine(device, dtype, options.clock)
     error = _error(works["parallel", 1](), works["plain", 1]())
     print(
         f"\n{str(dtype).removeprefix('torch.')}: products {machine.flops / 1e9:.0f} GFLOP/s, "

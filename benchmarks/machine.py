@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
+CLOCK_HELP = "cpu: CPU seconds on one thread, for a machine that does other work too"
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -28,20 +31,22 @@ class Machine:
 
 
 def medians(
-    works: Mapping[str, Callable[[], Any]], device: torch.device, repeats: int, warm_up: int = 1
+    works: Mapping[str, Callable[[], Any]],
+    device: torch.device,
+    repeats: int,
+    clock: str = "wall",
 ) -> dict[str, float]:
     """Median seconds of each piece of work, all in turns; on CUDA by events."""
     for work in works.values():
-        for _ in range(warm_up):
-            work()
+        work()
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            taken[name].append(seconds(work, device))
+            taken[name].append(seconds(work, device, clock))
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def seconds(work: Callable[[], Any], device: torch.device) -> float:
+def seconds(work: Callable[[], Any], device: torch.device, clock: str = "wall") -> float:
     """Seconds of one run."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -51,20 +56,22 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return begin.elapsed_time(end) / 1e3
-    start = time.perf_counter()
+    start = CLOCKS[clock]()
     work()
-    return time.perf_counter() - start
+    return CLOCKS[clock]() - start
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype, repeats: int = 9) -> Machine:
+def measure_machine(
+    device: torch.device, dtype: torch.dtype, clock: str = "wall", repeats: int = 9
+) -> Machine:
     """Rates of a matrix product in `dtype` and of a copy that no cache holds: the best of several,
     since a limit is what the machine can do when nothing disturbs it."""
     n = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
     source = torch.ones(2**30 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
-    product = min(seconds(lambda: a @ b, device) for _ in range(repeats))
-    copy = min(seconds(lambda: target.copy_(source), device) for _ in range(repeats))
+    product = min(seconds(lambda: a @ b, device, clock) for _ in range(repeats))
+    copy = min(seconds(lambda: target.copy_(source), device, clock) for _ in range(repeats))
     return Machine(2 * n**3 / product, 2 * source.nbytes / copy)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.bare import as_tensors, bare_step, make_batches
 from benchmarks.counts import count, layer_table, least_seconds
-from benchmarks.machine import machine_name, measure_machine, medians
+from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name, measure_machine, medians
 from benchmarks.plain import PlainStep
 from jobs.config import Config, parse
 from taehv import distributed
@@ -41,6 +41,7 @@ def main() -> int:
     )
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help=CLOCK_HELP)
     parser.add_argument("--layers", action="store_true", help="the operations that cost most")
     options, rest = parser.parse_known_args()
     distributed.initialise()
@@ -50,6 +51,8 @@ def main() -> int:
         return 2
     config = parse(rest, "A training step")
     data = config.data
+    if options.clock == "cpu":
+        torch.set_num_threads(1)
     print(machine_name(device))
     print(
         f"{config.train.global_batch_size} x {data.num_frames} x {data.height} x {data.width}, "
@@ -76,8 +79,10 @@ def _compare(
     clips = cycle(as_tensors(batches))
     error = abs(plain(next(clips)) / loss - 1)
     works = {"plain": lambda: plain(next(clips)), "ours": ours}
-    taken = medians(works, device, options.repeats)
-    machine = measure_machine(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    taken = medians(works, device, options.repeats, options.clock)
+    machine = measure_machine(
+        device, torch.bfloat16 if precision == "bf16" else torch.float32, options.clock
+    )
     print(
         f"{precision}: products {machine.flops / 1e9:.0f} GFLOP/s, "
         f"copies {machine.bytes_per_second / 1e9:.1f} GB/s"
