@@ -2,6 +2,8 @@
 
 import logging
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,8 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from moto import mock_aws
-from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
+from ray.autoscaler._private.aws import node_provider
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
@@ -151,29 +152,42 @@ def test_a_machine_is_described(tmp_path: Path) -> None:
     assert describe([], [], "/not/there").shm_bytes == 0
 
 
-def test_a_mistyped_instance_type_has_no_resources() -> None:
-    """By Ray's own completion of the shipped cluster.yaml, in a pretended AWS."""
-    with pytest.MonkeyPatch.context() as patch, mock_aws():
-        for name in ("AWS_PROFILE", "AWS_ENDPOINT_URL"):
-            patch.delenv(name, raising=False)
-        patch.setenv("AWS_ACCESS_KEY_ID", "nobody")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "nothing")
-        cluster: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
-        completed = AWSNodeProvider.fillout_available_node_types_resources(cluster)
-        kinds = {kind.name: kind for kind in read_config(completed)[0]}
-        assert "head" not in kinds
-        assert kinds["train-spot-a10g"].gpus == 4
-        assert kinds["train-spot-a10g"].has("role=train")
-        assert kinds["decode-spot"].resources["CPU"] == 16
+def offered(instance: str, cpus: int, gpus: int) -> dict[str, Any]:
+    """What AWS says of an instance type, as far as Ray asks."""
+    facts: dict[str, Any] = {
+        "InstanceType": instance,
+        "VCpuInfo": {"DefaultVCpus": cpus},
+        "MemoryInfo": {"SizeInMiB": 2**17},
+    }
+    if gpus:
+        facts["GpuInfo"] = {"Gpus": [{"Name": "L4", "Manufacturer": "NVIDIA", "Count": gpus}]}
+    return facts
 
-        cluster["available_node_types"]["train-spot-l4"]["node_config"]["InstanceType"] = MISTYPED
-        # `ray up` prints this and goes on with what it has: not one type has its resources.
-        with pytest.raises(ValueError, match=MISTYPED):
-            AWSNodeProvider.fillout_available_node_types_resources(cluster)
-    types, most = read_config(cluster)
+
+def test_a_mistyped_instance_type_has_no_resources(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's own completion of the shipped cluster.yaml; what AWS offers is given."""
+    cluster: dict[str, Any] = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+    kinds = cluster["available_node_types"]
+    there = [
+        offered(kind["node_config"]["InstanceType"], 16, 4 * (kind["labels"]["role"] == "train"))
+        for kind in kinds.values()
+    ]
+    monkeypatch.setattr(node_provider, "list_ec2_instances", lambda *_: there)
+    complete = node_provider.AWSNodeProvider.fillout_available_node_types_resources
+    types = {kind.name: kind for kind in read_config(complete(cluster))[0]}
+    assert "head" not in types
+    assert types["train-spot-a10g"].gpus == 4
+    assert types["train-spot-a10g"].has("role=train")
+    assert types["decode-spot"].resources["CPU"] == 16
+
+    kinds["train-spot-l4"]["node_config"]["InstanceType"] = MISTYPED
+    # `ray up` prints this and goes on with what it has: not one type has its resources.
+    with pytest.raises(ValueError, match=MISTYPED):
+        complete(cluster)
+    left, most = read_config(cluster)
     assert most == cluster["max_workers"]
-    assert {kind.name for kind in types if kind.resources} == set()
-    assert mistyped_instances([kind.instance for kind in types]) == {MISTYPED: "g6.12xlarge"}
+    assert {kind.name for kind in left if kind.resources} == set()
+    assert mistyped_instances([kind.instance for kind in left]) == {MISTYPED: "g6.12xlarge"}
 
 
 class Refusing:
@@ -224,11 +238,39 @@ def test_the_log_of_rays_launcher_is_read(tmp_path: Path) -> None:
         logger.removeHandler(handler)
         logger.setLevel(before)
         handler.close()
-    demand, spot = sorted(read_head("127.0.0.1:1", tmp_path).launches, key=lambda x: x.node_type)
+    demand, spot = sorted(read_head(tmp_path).launches, key=lambda x: x.node_type)
     assert (demand.node_type, demand.error) == ("demand", "")
     assert spot.node_type == "spot"
     assert "InsufficientInstanceCapacity" in spot.error
     assert spot.when[:2] == "20"
+
+
+def test_the_config_of_the_running_monitor_is_read(tmp_path: Path) -> None:
+    """A process with the options of a cluster's monitor stands for it."""
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    kinds = {"head": {"resources": {"CPU": 0}}, "train": {"resources": {"GPU": 4}}}
+    content = {"max_workers": 3, "head_node_type": "head", "available_node_types": kinds}
+    file.write_text(yaml.safe_dump(content))
+    (tmp_path / "monitor.log").write_text(CRASHED)
+    options = [f"--logs-dir={tmp_path}", f"--autoscaling-config={file}"]
+    waits = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", *options]
+    with subprocess.Popen(waits, stdout=subprocess.PIPE) as monitor:
+        assert monitor.stdout
+        monitor.stdout.readline()
+        facts = read_head(tmp_path)
+        elsewhere = read_head(tmp_path / "elsewhere")
+        monitor.kill()
+    assert facts.config_file == str(file)
+    assert [(kind.name, kind.gpus, kind.most) for kind in facts.types] == [("train", 4, 3)]
+    assert facts.crash == "KeyError: 'resources'"
+    assert elsewhere.config_file == ""
+
+
+CRASHED = """2026-01-01 10:00:00,000\tERROR monitor.py:190 -- Error in monitor loop
+Traceback (most recent call last):
+  File "monitor.py", line 188, in run
+KeyError: 'resources'
+"""
 
 
 def test_the_older_autoscaler_is_read_too() -> None:

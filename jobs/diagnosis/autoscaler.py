@@ -93,10 +93,9 @@ class Autoscaler:
 def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
     """Ask the head."""
     head = next((node for node in nodes if node.is_head), None)
-    gcs = ray.get_runtime_context().gcs_address
     if head is None or head.is_own:
-        return read_head(gcs, _log_folder())
-    asked = _read_head_there.options(scheduling_strategy=on_node(head.id)).remote(gcs)
+        return read_head(_log_folder())
+    asked = _read_head_there.options(scheduling_strategy=on_node(head.id)).remote()
     try:
         found: Autoscaler = ray.get(asked, timeout=READ_SECONDS)
     except ray.exceptions.RayError as error:
@@ -105,8 +104,8 @@ def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _read_head_there(gcs: str) -> Autoscaler:
-    return read_head(gcs, _log_folder())
+def _read_head_there() -> Autoscaler:
+    return read_head(_log_folder())
 
 
 def _log_folder() -> Path:
@@ -114,9 +113,9 @@ def _log_folder() -> Path:
     return Path(ray._private.worker._global_node.get_logs_dir_path())
 
 
-def read_head(gcs: str, logs: Path) -> Autoscaler:
-    """What this machine, the head of the cluster at `gcs`, knows; `logs`: its session's."""
-    file = _config_file(gcs)
+def read_head(logs: Path) -> Autoscaler:
+    """What this machine, the head of the cluster that keeps its logs there, knows."""
+    file = _config_file(logs)
     text = "\n".join(_end_of(logs / name) for name in ("monitor.log", "monitor.err"))
     types, most = read_config(yaml.safe_load(file.read_text())) if file else ((), 0)
     return Autoscaler(
@@ -131,11 +130,11 @@ def read_head(gcs: str, logs: Path) -> Autoscaler:
     )
 
 
-def _config_file(gcs: str) -> Path | None:
-    """Of the monitor of this cluster; there may be others on the machine."""
+def _config_file(logs: Path) -> Path | None:
+    """Of the monitor that keeps its logs there; there may be others on the machine."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if f"--gcs-address={gcs}" in command:
+        if f"--logs-dir={logs}" in command:
             for option in command:
                 if option.startswith(CONFIG_OPTION):
                     path = Path(option.removeprefix(CONFIG_OPTION)).expanduser()
