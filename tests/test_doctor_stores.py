@@ -20,8 +20,17 @@ from ray.autoscaler.v2.instance_manager.node_provider import NodeProviderAdapter
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
-from jobs.diagnosis.autoscaler import mistyped_instances, read_config, read_head, read_launches
+from jobs.diagnosis.autoscaler import (
+    Autoscaler,
+    judge_autoscaler,
+    mistyped_instances,
+    read_config,
+    read_head,
+    read_launches,
+    read_set_up_failures,
+)
 from jobs.diagnosis.data import take_sample
+from jobs.diagnosis.finding import Level
 from jobs.diagnosis.machine import PROGRAM, describe
 from jobs.diagnosis.results import mark, try_store
 from jobs.diagnosis.words import plain_error
@@ -271,6 +280,16 @@ Traceback (most recent call last):
   File "monitor.py", line 188, in run
 KeyError: 'resources'
 """
+
+
+def test_machines_on_which_ray_did_not_start_are_told() -> None:
+    said = "Ray installation failed on instance i-1: setup command `bash setup_node.sh` failed."
+    log = f"2026-01-01 10:00:00,000\tINFO threaded_ray_installer.py:81 -- {said}\n"
+    (failure,) = read_set_up_failures(3 * log)
+    assert failure == f"2026-01-01 10:00:00: {said}"
+    finding = judge_autoscaler(Autoscaler("/c.yaml", set_up_failures=(failure,)))[0]
+    assert finding.level == Level.WARNING
+    assert said in finding.message
 
 
 def test_the_older_autoscaler_is_read_too() -> None:

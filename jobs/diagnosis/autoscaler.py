@@ -197,9 +197,9 @@ _FAILED = re.compile(
     re.MULTILINE,
 )
 _SET_UP = re.compile(
-    _STAMP + r"(?P<text>.*(?:failed to install ray with errors|update-failed|"
-    r"Failed to setup head node|SSH command failed|Setup command .* failed).*)$",
-    re.MULTILINE | re.IGNORECASE,
+    _STAMP + r"(?P<text>.*(?:Ray installation failed on instance|is stuck in RAY_INSTALLING"
+    r"|update-failed).*)$",
+    re.MULTILINE,
 )
 _CRASH = re.compile(_STAMP + r"Error in monitor loop", re.MULTILINE)
 
@@ -216,8 +216,9 @@ def read_launches(log: str) -> tuple[Launch, ...]:
 
 
 def read_set_up_failures(log: str) -> tuple[str, ...]:
-    """Log lines, each kind once, the newest last."""
-    return tuple(dict.fromkeys(match["text"].strip() for match in _SET_UP.finditer(log)))[-3:]
+    """Log lines, each once, the newest last."""
+    found = {match["text"].strip(): match["when"] for match in _SET_UP.finditer(log)}
+    return tuple(f"{when}: {text}" for text, when in found.items())[-3:]
 
 
 def read_crash(log: str) -> str:
