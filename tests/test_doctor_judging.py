@@ -288,7 +288,10 @@ def test_a_batch_that_no_gpu_holds_is_a_failure() -> None:
 def test_a_dead_tracking_server_is_a_failure() -> None:
     finding = only(judge_tracking(True, "http://127.0.0.1:5000", "connection refused"))
     assert finding.level == Level.FAILURE
-    assert "http://127.0.0.1:5000 cannot be used: connection refused" in finding.message
+    assert "http://127.0.0.1:5000 cannot be used: connection refused." in finding.message
+    layers = "HTTPConnectionPool(host='x'): (Caused by E(\"[Errno 111] Connection refused\"))"
+    (finding,) = judge_tracking(True, "http://x", layers)
+    assert "http://x cannot be used: [Errno 111] Connection refused." in finding.message
 
 
 @pytest.mark.parametrize(

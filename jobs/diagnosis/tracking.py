@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.words import plain_connection
 
 AREA = "MLflow"
 
@@ -17,7 +18,7 @@ def judge_tracking(enabled: bool, place: str, error: str) -> list[Finding]:
                 Level.FAILURE,
                 AREA,
                 "",
-                f"{place} cannot be used: {error}. A run would train without it, and keep its "
+                f"{place} cannot be used: {plain_connection(error)}. A run would train without it, and keep its "
                 "metrics in its own folder",
                 "start the server (cloud/start_mlflow.sh on the head), or correct --tracking.uri "
                 "or MLFLOW_TRACKING_URI",

@@ -35,3 +35,9 @@ def plain_error(text: str) -> str:
         if re.search(pattern, text):
             return f"{words} ({short})"
     return short
+
+
+def plain_connection(text: str) -> str:
+    """What the system said of a connection, without the layers that handed it on."""
+    found = re.search(r"\[Errno -?\d+\] [\w ]+|(?:connect|read) timed out|Read timed out", text)
+    return found[0] if found else plain_error(text)
