@@ -18,8 +18,8 @@ def judge_tracking(enabled: bool, place: str, error: str) -> list[Finding]:
                 Level.FAILURE,
                 AREA,
                 "",
-                f"{place} cannot be used: {plain_connection(error)}. A run would train without it, and keep its "
-                "metrics in its own folder",
+                f"{place} cannot be used: {plain_connection(error)}. A run would train without "
+                "it, and keep its metrics in its own folder",
                 "start the server (cloud/start_mlflow.sh on the head), or correct --tracking.uri "
                 "or MLFLOW_TRACKING_URI",
                 {"uri": place},
