@@ -1,6 +1,7 @@
 """jobs/doctor.py on a cluster of two nodes: healthy, and with everything wrong that can be."""
 
 import json
+import os
 import shutil
 import socket
 import tempfile
@@ -36,13 +37,21 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a user of the cluster."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a user who names a cluster that is not there."""
     home = tmp_path / "home"
     home.mkdir()
     for name in ("MLFLOW_TRACKING_URI", "TAEHV_CONFIG", "TAEHV_STORAGE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(home))
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed.getsockname()[1]}")
+    return home
+
+
+@pytest.fixture
+def connected(home: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The home of a user of the cluster."""
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     return home
 
@@ -56,9 +65,9 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, {finding["area"]: finding for finding in findings}
 
 
-def test_a_healthy_cluster(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    annotations = write_dataset(home / "videos", count=6)
-    run_dir = home / "runs" / "a"
+def test_a_healthy_cluster(connected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations = write_dataset(connected / "videos", count=6)
+    run_dir = connected / "runs" / "a"
     places = ["--data.annotations", str(annotations), "--train.run-dir", str(run_dir)]
     code, found = examined(capsys, *places, *LABELS)
     assert [f for f in found.values() if f["level"] != "OK"] == []
@@ -74,7 +83,7 @@ def test_a_healthy_cluster(home: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_sick_cluster(
-    home: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    connected: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """All at once: each is found, and none hides another."""
     # What pip leaves of another version, found before the real one.
@@ -114,19 +123,14 @@ def test_a_sick_cluster(
     assert found["reading"]["level"] == "SKIPPED"
 
 
-def test_a_cluster_that_is_not_there(
-    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cluster_that_is_not_there(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What needs none is looked at all the same."""
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        port = closed.getsockname()[1]
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     annotations = write_dataset(home / "videos", count=6)
     places = ["--data.annotations", str(annotations), "--train.run-dir", str(home / "a")]
     code, found = examined(capsys, *places)
     assert code == 1
     assert {area for area, f in found.items() if f["level"] == "FAILURE"} == {"cluster"}
-    assert f"127.0.0.1:{port}" in found["cluster"]["message"]
+    assert os.environ["RAY_ADDRESS"] in found["cluster"]["message"]
     assert found["decoding"]["level"] == found["checkpoint store"]["level"] == "OK"
 
 
