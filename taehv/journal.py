@@ -21,15 +21,18 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> list[Row]:
-    """All whole rows; a last line that a crash cut short is left out."""
+    """All rows up to the first line that is none, such as a last one that a crash cut short."""
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
             break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
     return rows
 
 
