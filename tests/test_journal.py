@@ -1,0 +1,20 @@
+"""What is read back of a metrics.jsonl that something happened to."""
+
+from pathlib import Path
+
+import pytest
+
+from taehv import journal
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "train/lo', "3", '{"loss": 1}', "\x00\x00", "null"])
+def test_rows_are_read_up_to_the_first_that_is_none(tmp_path: Path, line: str) -> None:
+    file = tmp_path / journal.NAME
+    file.write_text('{"step": 0}\n{"step": 1}\n' + line + '\n{"step": 3}\n')
+    assert [row["step"] for row in journal.read(file)] == [0, 1]
+
+
+def test_bytes_that_are_no_text_end_it(tmp_path: Path) -> None:
+    file = tmp_path / journal.NAME
+    file.write_bytes(b'{"step": 0}\n\xff\xfe{"step": 1}\n')
+    assert [row["step"] for row in journal.read(file)] == [0]
