@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from jobs import doctor
+from jobs import doctor, train
 from tests.data_videos import write_dataset
 from tests.jobs_run import TINY
 from tests.s3_server import s3_server
@@ -98,7 +98,8 @@ def test_a_sick_cluster(
         with s3_server() as server:
             code, found = examined(
                 capsys,
-                f"--cluster.storage=s3://nowhere{server.options}",
+                f"--data.annotations=s3://nowhere/a.json{server.options}",
+                f"--train.run-dir=s3://nowhere/run{server.options}",
                 f"--tracking.uri=http://127.0.0.1:{port}",
                 "--cluster.train-nodes=role=trian",
                 "--cluster.gpu=yes",
@@ -111,7 +112,6 @@ def test_a_sick_cluster(
         "versions",
         "labels",
         "workers",
-        "cluster.storage",
         "data list",
         "checkpoint store",
         "MLflow",
@@ -132,6 +132,21 @@ def test_a_cluster_that_is_not_there(home: Path, capsys: pytest.CaptureFixture[s
     assert {area for area, f in found.items() if f["level"] == "FAILURE"} == {"cluster"}
     assert os.environ["RAY_ADDRESS"] in found["cluster"]["message"]
     assert found["decoding"]["level"] == found["checkpoint store"]["level"] == "OK"
+
+
+def test_a_storage_that_is_not_there(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hides nothing else. A few small videos stand for the synthetic ones."""
+    annotations = write_dataset(home / "videos", count=2)
+    monkeypatch.setattr(train, "ensure_synthetic", lambda _: annotations)
+    with s3_server() as server:
+        code, found = examined(capsys, f"--cluster.storage=s3://nowhere{server.options}")
+    assert code == 1
+    for area in ("cluster.storage", "data list", "checkpoint store"):
+        assert found[area]["level"] == "FAILURE", area
+        assert "nowhere" in found[area]["message"]
+    assert found["reading"]["level"] == "SKIPPED"
 
 
 def test_wrong_options_are_told_as_by_the_other_jobs(
