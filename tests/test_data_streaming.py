@@ -2,10 +2,7 @@
 
 import dataclasses
 import re
-import shutil
-import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -21,22 +18,13 @@ from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from tests.data_videos import write_annotations, write_dataset
+from tests.local_ray import local_ray
 
 
 @pytest.fixture(scope="module", autouse=True)
-def local_ray() -> Iterator[None]:
-    # The path of a socket may have 107 characters, which pytest's own folders leave no room for.
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        namespace=uuid.uuid4().hex,
-        logging_level="warning",
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def _ray() -> Iterator[None]:
+    with local_ray():
+        yield
 
 
 def source_of(annotations: Path) -> ClipSource:

@@ -9,11 +9,11 @@ import pytest
 from tests.faults import test_checkpoints, test_disk, test_kills, test_numbers, test_store
 from tests.faults.bare_setting import STEPS, Setting, bare_setting
 from tests.faults.compare import assert_losses_agree
-from tests.faults.job import Job
+from tests.faults.job import Job, make_videos, undisturbed
 from tests.faults.leftovers import own_temp
 from tests.faults.proxy import proxy_to
 from tests.faults.test_ray_kills import assert_undisturbed as assert_job_undisturbed
-from tests.faults.test_ray_kills import kill_on_the_way, make_videos, undisturbed
+from tests.faults.test_ray_kills import kill_on_the_way
 from tests.s3_server import s3_server
 
 

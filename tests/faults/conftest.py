@@ -7,12 +7,27 @@ import pytest
 
 from tests.faults import record
 from tests.faults.bare_setting import Setting, bare_setting
+from tests.faults.job import make_videos, undisturbed
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Iterator[Setting]:
     with bare_setting(tmp_path) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What jobs through Ray train on."""
+    return make_videos(tmp_path_factory.mktemp("data") / "videos")
+
+
+@pytest.fixture(scope="session")
+def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a job that nothing happened to."""
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    undisturbed(videos, run)
+    return run
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -12,9 +12,13 @@ import psutil
 
 from taehv import journal
 from tests import jobs_run
-from tests.faults.leftovers import environment_of, processes_of
+from tests.data_videos import moving_frames, write_annotations, write_video
+from tests.faults.leftovers import environment_of, own_temp, processes_of, wait_until_gone
 
 STEPS, SAVE_EVERY = 24, 3
+
+GRACE = 30.0
+"""Seconds after which nothing of a job may be left whose driver was killed."""
 
 
 @dataclass
@@ -99,3 +103,20 @@ KINDS: dict[str, Callable[[psutil.Process], bool]] = {
     "decoder": _is_titled("data_pipeline.guard"),
 }
 """Ray gives its processes the name of what they run."""
+
+
+def make_videos(folder: Path) -> Path:
+    """Large enough for decoding to take a while; the annotation file."""
+    folder.mkdir()
+    names = [f"{number}.mp4" for number in range(4)]
+    for seed, name in enumerate(names):
+        write_video(folder / name, moving_frames(40, 360, 640, seed=seed))
+    return write_annotations(folder, names)
+
+
+def undisturbed(videos: Path, run: Path) -> None:
+    """A run that nothing happens to, and that leaves nothing behind but Ray's logs."""
+    with own_temp() as temp:
+        job = Job.start(videos, run, temp)
+        assert job.wait() == 0, job.output
+        assert wait_until_gone(temp, GRACE) == []

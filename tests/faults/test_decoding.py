@@ -2,10 +2,7 @@
 
 import os
 import random
-import shutil
-import tempfile
 import threading
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -14,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import ray
 
 from data_pipeline.batches import Samples, iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
 from tests.faults import record
-from tests.faults.job import KINDS
-from tests.faults.test_ray_kills import make_videos
+from tests.faults.job import KINDS, make_videos
+from tests.local_ray import local_ray
 from tests.test_data_streaming import assert_same_clips
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -31,18 +27,9 @@ KILLS = 20
 
 
 @pytest.fixture(autouse=True)
-def local_ray() -> Iterator[None]:
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        namespace=uuid.uuid4().hex,
-        logging_level="warning",
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def _ray() -> Iterator[None]:
+    with local_ray():
+        yield
 
 
 @contextmanager

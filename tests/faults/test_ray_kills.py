@@ -8,50 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_videos import moving_frames, write_annotations, write_video
 from tests.faults import record
 from tests.faults.compare import assert_same_end
-from tests.faults.job import STEPS, Job
+from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
 UNHARMED = "the job ends bit for bit as the undisturbed one"
 
-GRACE = 30.0
-"""Seconds after which nothing of a job whose driver was killed may be left."""
-
 DECODED = ("decoded_frames_per_used_frame",)
 """What was in a killed life's segments is decoded again."""
-
-
-def make_videos(folder: Path) -> Path:
-    """Large enough for decoding to take a while; the annotation file."""
-    folder.mkdir()
-    names = [f"{number}.mp4" for number in range(4)]
-    for seed, name in enumerate(names):
-        write_video(folder / name, moving_frames(40, 360, 640, seed=seed))
-    return write_annotations(folder, names)
-
-
-def undisturbed(videos: Path, run: Path) -> None:
-    """A run that nothing happens to, and that leaves nothing behind but Ray's logs."""
-    with own_temp() as temp:
-        job = Job.start(videos, run, temp)
-        assert job.wait() == 0, job.output
-        assert wait_until_gone(temp, GRACE) == []
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_videos(tmp_path_factory.mktemp("data") / "videos")
-
-
-@pytest.fixture(scope="module")
-def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "reference"
-    undisturbed(videos, run)
-    return run
 
 
 @pytest.fixture

@@ -17,10 +17,9 @@ import requests
 from taehv import journal
 from tests.faults import record
 from tests.faults.compare import assert_same_end
-from tests.faults.job import STEPS, Job
+from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
 from tests.faults.proxy import Proxy, proxy_to
-from tests.faults.test_ray_kills import GRACE, make_videos, undisturbed
 from tests.jobs_run import environment
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -73,18 +72,6 @@ def _wait_for_health(process: "subprocess.Popen[bytes]", address: str) -> None:
 def proxy(server: str) -> Iterator[Proxy]:
     with proxy_to(server) as made:
         yield made
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_videos(tmp_path_factory.mktemp("data") / "videos")
-
-
-@pytest.fixture(scope="module")
-def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("runs") / "reference"
-    undisturbed(videos, run)
-    return run
 
 
 @pytest.fixture
