@@ -1,6 +1,8 @@
 """Videos of many kinds, encoded on the spot: what containers, codecs and cameras come up with."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -39,12 +41,26 @@ class Kind:
     """Whether a window is reached by way of a key frame, without decoding from the start."""
 
 
+@contextmanager
+def _ordinary_priority() -> Iterator[None]:
+    """SVT-AV1 puts the thread that opens it under real-time scheduling where it may, as root may.
+    It would stay there, with all that this thread starts later, and starve the whole machine."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
 def make(kind: Kind, folder: Path) -> Path:
     """Encode COUNT moving frames."""
     path = folder / kind.name
-    with av.open(
-        str(path), "w", format=kind.container, container_options=kind.container_options
-    ) as file:
+    with (
+        _ordinary_priority(),
+        av.open(
+            str(path), "w", format=kind.container, container_options=kind.container_options
+        ) as file,
+    ):
         sound = file.add_stream(kind.sound, rate=48000) if kind.sound else None
         stream = file.add_stream(kind.codec, rate=kind.rate, options=kind.options)
         stream.height, stream.width = kind.size
