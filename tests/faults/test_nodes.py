@@ -54,8 +54,12 @@ def job_on(cluster: Cluster, home: Path, *arguments: str) -> "subprocess.Popen[s
 
 
 def _token() -> dict[str, str]:
-    """What a cluster of this environment asks for."""
-    return {name: value for name, value in os.environ.items() if name.startswith("RAY_AUTH")}
+    """What a cluster of this process asks for: a token, once a Ray was begun in it. The token is in
+    this user's home, and the job is given another."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
 
 
 def workers_of(run_dir: Path) -> int:
