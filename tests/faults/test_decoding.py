@@ -39,7 +39,7 @@ def killing(kind: str, chance: random.Random, killed: list[int]) -> Iterator[Non
 
     def kill() -> None:
         # Not sooner: a window that kills its decoder twice is taken for broken.
-        while not stop.wait(chance.uniform(1.0, 2.0)):
+        while not stop.wait(chance.uniform(2.0, 4.0)):
             found = [p for p in psutil.Process().children(recursive=True) if KINDS[kind](p)]
             if found:
                 with suppress(psutil.NoSuchProcess):
