@@ -1,11 +1,12 @@
 """The account of the clips: what is shared, what is listed, and what only training keeps."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from taehv import distributed, journal
+from taehv import distributed
 from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
 from taehv.run_folder import RunFolder
 from taehv.slots import SlotLayout
@@ -51,7 +52,8 @@ def test_validation_lists_its_videos_and_leaves_no_verdicts(tmp_path: Path) -> N
     assert verdicts == {(0, 0, 0)}
     assert row["train/skipped_videos"] == 2
     assert row["train/decoded_frames_per_used_frame"] == 1.0
-    listed = [entry["video"] for entry in journal.read(tmp_path / "quarantine.jsonl")]
+    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
+    listed = [json.loads(line)["video"] for line in lines]
     assert listed == ["validation_0.mp4", "training_0.mp4"]
     supply.next()
     supply.share()
