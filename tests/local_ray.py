@@ -1,10 +1,12 @@
-"""A Ray of this process alone."""
+"""A Ray of this process alone, and what others need to join it."""
 
+import os
 import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 
@@ -24,3 +26,12 @@ def local_ray(cpus: int = 2) -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def token_variables() -> dict[str, str]:
+    """What a process with another HOME needs, to be let in by the Ray of this one: a token, which
+    lies in this user's home, once a Ray was begun here."""
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return {}
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 from jobs import doctor, train
 from tests.data_videos import write_dataset
 from tests.jobs_run import TINY
+from tests.local_ray import token_variables
 from tests.s3_server import s3_server
 
 OPTIONS = [*TINY, "--json", "--train.global-batch-size", "4", "--cluster.workers", "2"]
@@ -39,6 +40,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a user who names a cluster that is not there."""
+    for name, value in token_variables().items():
+        monkeypatch.setenv(name, value)
     home = tmp_path / "home"
     home.mkdir()
     for name in ("MLFLOW_TRACKING_URI", "TAEHV_CONFIG", "TAEHV_STORAGE", "XDG_CACHE_HOME"):

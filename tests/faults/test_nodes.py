@@ -18,6 +18,7 @@ from tests.data_videos import write_dataset
 from tests.faults import record
 from tests.faults.compare import assert_losses_agree
 from tests.jobs_run import REPOSITORY, TINY, environment, finish, start, wait_for
+from tests.local_ray import token_variables
 from tests.small_run import latest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -46,20 +47,11 @@ def job_on(cluster: Cluster, home: Path, *arguments: str) -> "subprocess.Popen[s
     return subprocess.Popen(
         [sys.executable, "jobs/train.py", *TINY, "--train.max-steps", str(STEPS), *arguments],
         cwd=REPOSITORY,
-        env=environment(home, RAY_ADDRESS=cluster.address, PYTHONPATH=paths, **_token()),
+        env=environment(home, RAY_ADDRESS=cluster.address, PYTHONPATH=paths, **token_variables()),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def _token() -> dict[str, str]:
-    """What a cluster of this process asks for: a token, once a Ray was begun in it. The token is in
-    this user's home, and the job is given another."""
-    if os.environ.get("RAY_AUTH_MODE") != "token":
-        return {}
-    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or str(Path.home() / ".ray" / "auth_token")
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
 
 
 def workers_of(run_dir: Path) -> int:
@@ -152,7 +144,7 @@ def test_a_node_that_is_given_notice_is_left_in_time(
     options += " --reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds 300"
     drained = subprocess.run(
         [RAY, "drain-node", *options.split(), "--reason-message", "spot reclaim"],
-        env=environment(tmp_path / "home", **_token()),
+        env=environment(tmp_path / "home", **token_variables()),
         capture_output=True,
         text=True,
         check=False,
