@@ -21,6 +21,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from jobs.config import ClusterConfig
 from jobs.pool import Shares, label_selector
 from jobs.rendezvous import ClusterTorchConfig
+from jobs.shared import is_job_copy
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 from taehv.scratch import ScratchFolder
@@ -68,7 +69,9 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     else:
         # A submitted job that brought its code has sent it to all nodes; one that found it here has
         # not, and nodes may have an older one.
-        code = {} if _in_job_copy() else {"working_dir": str(REPOSITORY), "excludes": NO_CODE}
+        code = (
+            {} if is_job_copy(REPOSITORY) else {"working_dir": str(REPOSITORY), "excludes": NO_CODE}
+        )
         with _refusals_told(address):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
     try:
@@ -91,11 +94,6 @@ def _refusals_told(address: str) -> Iterator[None]:
         # A version mismatch is told in many lines, of which the first says what it is.
         lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise TrainingError(f"the cluster at {address} refuses this driver: {lines}") from error
-
-
-def _in_job_copy() -> bool:
-    """Whether this is a copy of the code that was uploaded with a submitted job."""
-    return "runtime_resources" in REPOSITORY.parts
 
 
 def make_trainer(

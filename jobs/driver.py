@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import ray
@@ -19,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from jobs.config import ClusterConfig, Config
+from jobs.console import stop_signals_to
 from jobs.pictures import comparison_mp4, side_by_side_png
 from jobs.pool import Pool, Shares, going_nodes
 from jobs.progress import Progress
@@ -262,23 +262,18 @@ class Driver:
     def _signals(self) -> Iterator[None]:
         """Ctrl-C and SIGTERM ask the workers to save and end; a second one ends at once."""
 
-        def handle(number: int, frame: FrameType | None) -> None:
+        def handle(number: signal.Signals) -> None:
             if self.stopped_by is not None:
                 raise KeyboardInterrupt
-            log.warning("%s: saving a checkpoint, then stopping", signal.Signals(number).name)
-            self.stop(signal.Signals(number))
+            log.warning("%s: saving a checkpoint, then stopping", number.name)
+            self.stop(number)
 
         if threading.current_thread() is not threading.main_thread():
             # Signals are the main thread's affair; `stop` is for who drives a run beside it.
             yield
             return
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, handle) for number in numbers}
-        try:
+        with stop_signals_to(handle):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 class Fit(threading.Thread):

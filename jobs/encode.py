@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from types import FrameType
 
 # Run as a script, Python looks for imports in jobs/ alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -21,7 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.index import open_index
 from data_pipeline.storage import is_s3
 from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
 from jobs.fan_out import RayConfig, fan_out
 from jobs.given_weights import address_of, find_weights
 from jobs.latents.config import EncodeConfig, parse
@@ -264,15 +263,11 @@ def _clean(folder: RunFolder) -> None:
 def _stoppable() -> Iterator[None]:
     """Ctrl-C and SIGTERM raise `Stopped`; anew after Ray has started, which takes SIGTERM over."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: signal.Signals) -> None:
         raise Stopped(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with stop_signals_to(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

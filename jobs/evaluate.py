@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 # Run as a script, Python looks for imports in jobs/ alone.
@@ -75,7 +76,7 @@ def run(config: EvaluateConfig) -> int:
     with fan_out(config.ray) as workers:
         scored, skipped = _score_all(videos, refused, sampling, contestants, workers, config)
         cost = _measure_cost(contestants, workers)
-    with VideoReader(config.data.decode_seconds) as read, staged(output) as folder:
+    with closing(VideoReader(config.data.decode_seconds)) as read, staged(output) as folder:
         found = [(entry.video, entry.result) for entry in scored if entry.result is not None]
         results = assemble(
             config,

@@ -20,6 +20,7 @@ from typing import Any, Literal, Protocol, TypeVar
 from data_pipeline.errors import DataError
 from data_pipeline.storage import is_s3
 from jobs.config import ClusterConfig, ConfigError
+from jobs.shared import is_job_copy
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -66,9 +67,7 @@ class RayConfig:
 
 def check_lasting(option: str, folder: str) -> None:
     """Raises ConfigError for a folder that would be gone with the job."""
-    if "runtime_resources" in Path.cwd().parts and not (
-        is_s3(folder) or Path(folder).is_absolute()
-    ):
+    if is_job_copy(Path.cwd()) and not (is_s3(folder) or Path(folder).is_absolute()):
         raise ConfigError(
             f"{option} {folder}: a submitted job runs in a copy of the code that Ray throws away; "
             "give an absolute path that all nodes share, or s3://"

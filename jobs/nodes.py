@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
-import platform
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,12 +13,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config import Config
+from jobs.versions import differences, installed_versions
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("ray", "torch", "deepspeed", "numpy", "pyarrow", "av")
-"""Those whose version shows in results, or in whether processes understand each other."""
 
 ANSWER_SECONDS = 120.0
 """A node's first process has to import Ray."""
@@ -43,18 +39,14 @@ def check_nodes(config: Config) -> None:
         TrainingError: naming the node, and what differs on it or what it does not see.
     """
     with _mark(config.train.run_dir) as mark:
-        paths = [path for path in (mark, *_inputs(config)) if path]
+        paths = [path for path in (mark, *local_inputs(config)) if path]
         here = _facts("", paths)
         for node in _ask(paths):
-            different = [
-                f"{name} {node.versions[name]} (the driver has {version})"
-                for name, version in here.versions.items()
-                if node.versions[name] != version
-            ]
+            different = differences(here.versions, node.versions)
             if different:
                 raise TrainingError(
-                    f"node {node.address} has {', '.join(different)}: all nodes need the same "
-                    "packages; install requirements.txt there, or use one image for all"
+                    f"node {node.address} has {', '.join(different.values())}: all nodes need the "
+                    "same packages; install requirements.txt there, or use one image for all"
                 )
             if mark in node.missing:
                 raise TrainingError(
@@ -70,8 +62,8 @@ def check_nodes(config: Config) -> None:
                 )
 
 
-def _inputs(config: Config) -> list[str]:
-    """Local files that workers read."""
+def local_inputs(config: Config) -> list[str]:
+    """Local files and folders that workers read."""
     given = [
         config.data.annotations,
         config.data.root,
@@ -105,9 +97,9 @@ def _ask(paths: Sequence[str]) -> list[NodeFacts]:
     """
     own = ray.get_runtime_context().get_node_id()
     asked = [
-        _facts_there.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(node["NodeManagerAddress"], list(paths))
+        _facts_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
+            node["NodeManagerAddress"], list(paths)
+        )
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] != own
     ]
@@ -124,18 +116,16 @@ def _ask(paths: Sequence[str]) -> list[NodeFacts]:
 
 
 def _facts(address: str, paths: Sequence[str]) -> NodeFacts:
-    versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
-    return NodeFacts(address, versions, [path for path in paths if not Path(path).exists()])
+    return NodeFacts(
+        address, installed_versions(), [path for path in paths if not Path(path).exists()]
+    )
+
+
+def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
+    """That node or none."""
+    return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _facts_there(address: str, paths: list[str]) -> NodeFacts:
     return _facts(address, paths)
-
-
-def _version(package: str) -> str:
-    """Without "+cu130" or "+cpu", which may rightly differ between a head and GPU nodes."""
-    try:
-        return importlib.metadata.version(package).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

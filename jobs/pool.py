@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -225,7 +225,9 @@ class Pool:
         """The nodes set aside for decoding; none where any may decode."""
         if not self._decode_nodes:
             return []
-        return [node for node in self._staying_nodes() if _has(node, self._decode_nodes)]
+        return [
+            node for node in self._staying_nodes() if has_label(node["Labels"], self._decode_nodes)
+        ]
 
     def _labels_there(self) -> str:
         """A sentence on the labels that nodes do have, where one is asked for."""
@@ -268,7 +270,7 @@ class Pool:
         """Staying nodes that may train."""
         nodes = self._staying_nodes()
         where = self._config.train_nodes
-        return [node for node in nodes if _has(node, where)] if where else nodes
+        return [node for node in nodes if has_label(node["Labels"], where)] if where else nodes
 
     def _staying_nodes(self) -> list[dict[str, Any]]:
         """Nodes that live, answer, and have not been given notice."""
@@ -309,8 +311,9 @@ def label_selector(label: str) -> dict[str, str]:
     return {key: value} if key else {}
 
 
-def _has(node: dict[str, Any], label: str) -> bool:
-    return bool(label_selector(label).items() <= node["Labels"].items())
+def has_label(labels: Mapping[str, str], label: str) -> bool:
+    """Whether KEY=VALUE is among a node's labels; nothing is among any."""
+    return label_selector(label).items() <= labels.items()
 
 
 def going_nodes() -> set[str]:

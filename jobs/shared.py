@@ -12,6 +12,11 @@ from data_pipeline.synthetic import ANNOTATIONS
 log = logging.getLogger(__name__)
 
 
+def is_job_copy(folder: Path) -> bool:
+    """Whether it is in the copy of the code that `ray job submit` made, and will throw away."""
+    return "runtime_resources" in folder.parts
+
+
 def placed(path: str, storage: str) -> str:
     """`path` below `storage`, where it is relative; storage may end in `?endpoint_override=...`."""
     if "://" in path or path.startswith("/"):

@@ -27,7 +27,7 @@ from jobs.mailbox import open_mailbox
 from jobs.nodes import check_nodes
 from jobs.pool import Pool, Shares
 from jobs.progress import Progress
-from jobs.shared import placed, share
+from jobs.shared import is_job_copy, placed, share
 from jobs.summary import closing_summary
 from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
@@ -173,8 +173,7 @@ def _absolute(path: str) -> str:
     so results go to the home folder there, and inputs are better given as absolute paths."""
     if not path or "://" in path:
         return path
-    in_job_copy = "runtime_resources" in Path.cwd().parts
-    relative_to = Path.home() if in_job_copy and not Path(path).exists() else Path.cwd()
+    relative_to = Path.home() if is_job_copy(Path.cwd()) and not Path(path).exists() else Path.cwd()
     return os.path.normpath(relative_to / path)
 
 

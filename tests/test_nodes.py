@@ -12,6 +12,7 @@ from ray.exceptions import AuthenticationError
 from jobs import cluster, nodes
 from jobs.config import ClusterConfig, Config
 from jobs.nodes import NodeFacts, check_nodes
+from jobs.versions import version_of
 from taehv.config import TrainConfig
 from taehv.errors import TrainingError
 
@@ -75,7 +76,7 @@ def test_another_version(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_build_for_other_hardware_is_the_same_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.13.0+cu130")
-    assert nodes._version("torch") == "2.13.0"
+    assert version_of("torch") == "2.13.0"
 
 
 @pytest.mark.parametrize(

@@ -20,8 +20,9 @@ import yaml
 
 from jobs.diagnosis.cloud_errors import explain
 from jobs.diagnosis.finding import Finding, Level, number_of
-from jobs.diagnosis.nodes import Node, on_node
-from jobs.pool import label_selector
+from jobs.diagnosis.nodes import Node
+from jobs.nodes import on_node
+from jobs.pool import has_label
 
 AREA = "autoscaler"
 
@@ -47,7 +48,7 @@ class NodeType:
 
     def has(self, label: str) -> bool:
         """Whether its nodes have the label KEY=VALUE; the empty one has every node."""
-        return bool(label_selector(label).items() <= self.labels.items())
+        return has_label(self.labels, label)
 
     @property
     def gpus(self) -> int:

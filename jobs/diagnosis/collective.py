@@ -14,7 +14,8 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from jobs.config import Config
 from jobs.diagnosis.finding import Finding, Level, number_of
-from jobs.diagnosis.nodes import Node, on_node
+from jobs.diagnosis.nodes import Node
+from jobs.nodes import on_node
 from jobs.rendezvous import join, open_store
 
 AREA = "all-reduce"

@@ -20,8 +20,9 @@ from data_pipeline.guard import WindowReader
 from data_pipeline.storage import OutsideRootError
 from jobs.config import Config
 from jobs.diagnosis.finding import Finding, Level
-from jobs.diagnosis.nodes import Node, on_node
+from jobs.diagnosis.nodes import Node
 from jobs.diagnosis.words import plain_error
+from jobs.nodes import on_node
 
 LIST, READING, DECODING = "data list", "reading", "decoding"
 

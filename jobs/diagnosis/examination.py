@@ -39,6 +39,7 @@ from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
 from jobs.diagnosis.words import plain_error
+from jobs.nodes import local_inputs
 from jobs.pool import Pool
 from jobs.shared import placed
 from jobs.tracking import find_fault
@@ -175,9 +176,7 @@ class _Cluster:
 
     def _nodes(self) -> Iterator[Finding]:
         config, run_dir = self.config, self.config.train.run_dir
-        inputs = [config.data.annotations, config.data.root, config.model.pretrained]
-        inputs += [config.teacher.path]
-        inputs = [path for path in inputs if path and "://" not in path]
+        inputs = local_inputs(config)
         with mark(run_dir) as marked:
             self.nodes = look_at_nodes([*inputs, *([marked] if marked else [])])
         self.autoscaler = Autoscaler() if self.own_ray else look_at_autoscaler(self.nodes)

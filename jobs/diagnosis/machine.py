@@ -1,18 +1,19 @@
 """What a machine says of itself, in a Ray task on every node.
 
-Nothing of this project is imported here, so that a node answers fast, whatever is wrong with it.
+Next to nothing of this project is imported here, so that a node answers fast, whatever is wrong
+with it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
-import platform
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from jobs.versions import installed_versions
 
 PROGRAM = "this program"
 """Among the versions: a digest of its code."""
@@ -56,20 +57,11 @@ def describe(
         paths: local ones that it should see.
         shared_memory: the mount that is measured.
     """
-    versions = {name: _version(name) for name in packages}
-    versions |= {"python": platform.python_version(), PROGRAM: _digest()}
+    versions = installed_versions(packages) | {PROGRAM: _digest()}
     gpus, gpu_error = _gpus()
     missing = tuple(path for path in paths if not Path(path).exists())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return Machine(versions, _size(shared_memory), memory, gpus, gpu_error, missing)
-
-
-def _version(package: str) -> str:
-    """Without "+cu130" or "+cpu", which may rightly differ between a head and GPU nodes."""
-    try:
-        return importlib.metadata.version(package).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 def _digest() -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import ray
 from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.diagnosis.machine import Machine, describe
-from jobs.nodes import PACKAGES
-from jobs.pool import label_selector
+from jobs.nodes import on_node
+from jobs.pool import has_label
+from jobs.versions import PACKAGES
 
 ANSWER_SECONDS = 90.0
 """A node's first process has to import Ray."""
@@ -36,7 +36,7 @@ class Node:
 
     def has(self, label: str) -> bool:
         """Whether it has the label KEY=VALUE; the empty one has every node."""
-        return bool(label_selector(label).items() <= self.labels.items())
+        return has_label(self.labels, label)
 
     @property
     def gpus(self) -> int:
@@ -55,8 +55,8 @@ class Node:
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _describe_there(packages: Sequence[str], paths: Sequence[str]) -> Machine:
-    return describe(packages, paths)
+def _describe_there(paths: Sequence[str]) -> Machine:
+    return describe(PACKAGES, paths)
 
 
 def look_at_nodes(paths: Sequence[str]) -> list[Node]:
@@ -65,7 +65,7 @@ def look_at_nodes(paths: Sequence[str]) -> list[Node]:
     alive = [node for node in ray.nodes() if node["Alive"]]
     asked = {
         _describe_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
-            PACKAGES, list(paths)
+            list(paths)
         ): node["NodeID"]
         for node in alive
         if node["NodeID"] != own
@@ -92,8 +92,3 @@ def look_at_nodes(paths: Sequence[str]) -> list[Node]:
         for node in alive
     ]
     return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id))
-
-
-def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
-    """That node or none."""
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)

@@ -14,8 +14,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from jobs.diagnosis.finding import Finding, Level, number_of
-from jobs.diagnosis.nodes import Node, on_node
+from jobs.diagnosis.nodes import Node
 from jobs.diagnosis.words import plain_error
+from jobs.nodes import on_node
 from taehv.run_folder import RunFolder
 
 AREA = "checkpoint store"

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import PROGRAM
 from jobs.diagnosis.nodes import ANSWER_SECONDS, Node
+from jobs.versions import differences
 
 AREA = "versions"
 
@@ -35,21 +36,17 @@ def _compare(driver: Mapping[str, str], node: Node) -> Finding | None:
             "`ray list nodes`, and end it so that another one comes",
             {"node": node.address},
         )
-    there = node.machine.versions
-    different = [name for name, version in driver.items() if there.get(name) != version]
+    different = differences(driver, node.machine.versions)
     if not different:
         return None
-    told = ", ".join(
-        f"{name} {there.get(name)} (the driver has {driver[name]})" for name in different
-    )
     advice = "install requirements.txt there, or use one image for the head and all nodes"
-    if different == [PROGRAM]:
+    if list(different) == [PROGRAM]:
         advice = "submit the job with --working-dir, so that all nodes get the same code"
     return Finding(
         Level.FAILURE,
         AREA,
         "",
-        f"{node.name} has {told}",
+        f"{node.name} has {', '.join(different.values())}",
         advice,
-        {"node": node.address, "different": different},
+        {"node": node.address, "different": list(different)},
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from types import TracebackType
-from typing import Self
 
 from data_pipeline.augment import Frames
 from data_pipeline.guard import WindowReader
@@ -13,22 +11,11 @@ from data_pipeline.window import WindowClips, WindowRequest
 
 
 class VideoReader:
-    """A `data_pipeline.clips.Reader` that reads whole videos, too; a context manager."""
+    """A `data_pipeline.clips.Reader` that reads whole videos, too."""
 
     def __init__(self, decode_seconds: float) -> None:
         """decode_seconds: for one window, or one piece of a whole video."""
         self._reader, self._seconds = WindowReader(), decode_seconds
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __call__(self, request: WindowRequest) -> WindowClips:
         """Raises what `WindowReader.read` raises."""

@@ -6,10 +6,9 @@ import dataclasses
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import ray
@@ -17,6 +16,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from jobs.config import flatten
+from jobs.console import stop_signals_to
 from jobs.sweep.board import Board
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger, Status
@@ -249,16 +249,11 @@ class Ending(tune.Stopper):  # type: ignore[misc]
 def signals_stop(session: Session) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the sweep with all checkpoints saved; a second one at once."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(number: signal.Signals) -> None:
         if session.stopped_by is not None:
             raise KeyboardInterrupt
-        session.stopped_by = signal.Signals(number)
-        session.stop(session.stopped_by.name)
+        session.stopped_by = number
+        session.stop(number.name)
 
-    numbers: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, handle) for number in numbers}
-    try:
+    with stop_signals_to(handle):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
