@@ -99,16 +99,16 @@ class TPool(nn.Module):
 
 
 class TGrow(nn.Module):
-    """Grows one frame into `stride` consecutive ones, left apart for the caller to put in order."""
+    """Grows one frame into `stride` consecutive ones; `timesteps` puts them in order."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.conv = nn.Conv2d(width, width * stride, 1, bias=False)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """Map [T * N, C, H, W] to `stride` tensors of that shape, the earliest frames first."""
-        return list(self.conv(x).chunk(self.stride, 1))
+    def kernels(self) -> list[Tensor]:
+        """For each frame that one grows into, the earliest first, its 1x1 kernel."""
+        return list(self.conv.weight.chunk(self.stride))
 
 
 def build_encoder(a: Architecture) -> nn.Sequential:

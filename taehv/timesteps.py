@@ -163,8 +163,7 @@ def _grow(layers: Layers, x: Tensor, clips: int, trim: int) -> Tensor:
 def _growths(layers: Layers) -> tuple[list[Callable[[Tensor], Tensor]], Layers]:
     """What makes of a step each of those that it grows into, and the layers that follow."""
     if isinstance(layers[0], TGrow):
-        weight, stride = layers[0].conv.weight, layers[0].stride
-        return [partial(F.conv2d, weight=kernel) for kernel in weight.chunk(stride)], layers[1:]
+        return [partial(F.conv2d, weight=k) for k in layers[0].kernels()], layers[1:]
     upsample, grow, conv = layers[:3]
     assert isinstance(upsample, nn.Upsample)
     assert isinstance(grow, TGrow)
