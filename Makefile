@@ -35,14 +35,14 @@ test-slow: .venv/tests
 
 # Where a fault strikes is drawn from FAULTS_SEED; FAULTS_TABLE names a file for the table.
 test-faults: .venv/tests
-	$(BIN)/python -m pytest -m faults tests/faults
+	$(BIN)/python -m pytest -m faults --durations=12 tests/faults
 
 # A whole cluster on this machine, in a pretended cloud: as root, on Linux; ten minutes.
 test-cluster: .venv/tests
 	tests/cluster/lab.sh python -m pytest -x -v -s -m cluster tests/cluster
 
 test-sweeps: .venv/tests
-	$(BIN)/python -m pytest -m sweeps
+	$(BIN)/python -m pytest -m sweeps --durations=12
 
 check: .venv/tests
 	$(BIN)/ruff check .

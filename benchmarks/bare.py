@@ -1,4 +1,4 @@
-"""The bare training step: clips that lie in memory, one worker, nothing written or logged."""
+"""The bare training step: clips that lie in memory, nothing written or logged."""
 
 from __future__ import annotations
 
@@ -46,11 +46,20 @@ def make_batches(config: Config) -> list[Batch]:
 
 
 def bare_step(config: Config) -> tuple[TrainState, Callable[[], None]]:
-    """A training state, and what makes one step of it after the other."""
+    """A training state, and what makes one step of it after the other; with several workers each
+    calls it."""
     distributed.initialise()
-    state = TrainState(config, config.train.layout(1))
-    batches: Iterator[Batch] = cycle(make_batches(config))
+    layout = config.train.layout(distributed.world_size())
+    state = TrainState(config, layout)
+    own = slice(*(layout.slots_per_worker * (distributed.rank() + k) for k in (0, 1)))
+    batches: Iterator[Batch] = cycle([_part(batch, own) for batch in make_batches(config)])
     return state, lambda: (train_step(state, next(batches), None), None)[1]
+
+
+def _part(batch: Batch, slots: slice) -> Batch:
+    """A worker's part of a global batch that the workers divide."""
+    part = {key: batch[key][slots] for key in ("frames", "sample", "video")}  # type: ignore[literal-required]
+    return {**batch, **part}  # type: ignore[typeddict-item]
 
 
 def as_tensors(batches: list[Batch]) -> list[Tensor]:

@@ -25,6 +25,7 @@ from torch import Tensor
 from benchmarks.counts import count, layer_table, least_seconds
 from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name, measure_machine, medians
 from benchmarks.plain import PlainTaehv, public_codec
+from taehv.compiling import Compiled
 from taehv.evaluation.timing import measure
 from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.streaming import StreamingDecoder, StreamingEncoder
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--chunk", type=int, default=2, help="latents at once in the chunked mode")
     parser.add_argument("--variant", default="taecvx")
+    parser.add_argument("--compile", action="store_true", help="one more way: torch.compile")
     parser.add_argument("--public", default="", help="the public taehv.py, as one more baseline")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help=CLOCK_HELP)
@@ -93,6 +95,11 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
         ),
         "streaming": (partial(_stream_in, model, frames), partial(_stream_out, model, latents)),
     }
+    if options.compile:
+        fast_in, fast_out = (
+            Compiled(function, "network") for function in (model.encode_video, model.decode_video)
+        )
+        ways["compiled"] = (lambda: fast_in(frames), lambda: fast_out(latents))
     if options.public:
         encode, decode = public_codec(options.public, model.state_dict())
         ways["public taehv.py"] = (lambda: encode(frames), lambda: decode(latents))

@@ -2,9 +2,11 @@
 
     python benchmarks/scaling.py --plot docs/scaling.png
 
-Measured: time per frame of encoding and decoding against frames, resolution and batch. Modelled:
-the steps per second of 1 to 128 GPUs, and what they need of decode cores, network and storage. The
-model's inputs are options; FLOPs and bytes are counted from the step itself.
+Measured: time per frame of encoding and decoding against frames, resolution and batch, and of the
+training step against workers (processes of one thread, as many as there are cores). Modelled: the
+steps per second of 1 to 128 GPUs, and what they need of decode cores, network and storage. The
+model's inputs are options; FLOPs and bytes are counted from the step itself. What it says of the
+workers is held against what was measured of them.
 
     compute     clips per GPU x FLOPs per clip / (TFLOP/s x share of it)
     all-reduce  2 (n - 1) / n x bytes of gradients / bandwidth of the slowest link, not overlapped
@@ -14,7 +16,11 @@ model's inputs are options; FLOPs and bytes are counted from the step itself.
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +29,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import matplotlib.pyplot as plt
 import torch
+import torch.distributed as dist
 
 from benchmarks.bare import bare_step
 from benchmarks.counts import count
-from benchmarks.machine import machine_name, medians
+from benchmarks.machine import machine_name, medians, seconds
 from jobs.config import Config, parse
+from taehv import distributed
 from taehv.model import TAEHV
+from taehv.state import TrainState
+from tests.workers import run_workers
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -72,6 +82,7 @@ def main() -> int:
         "pixels": _curve("side", (32, 64, 128, 256, 384), lambda s: (1, 9, s, s), options.repeats),
         "batch": _curve("clips", (1, 2, 4, 8), lambda n: (n, 9, 64, 64), options.repeats),
     }
+    curves["workers"] = _workers(options.repeats)
     size = "--data.height 128 --data.width 128 --data.num-frames 9 --train.global-batch-size 2"
     config = parse(size.split(), "")
     flops, gradient_bytes = _count_step(config)
@@ -130,15 +141,61 @@ def _curve(
     return curve
 
 
+CLIPS_PER_WORKER = 2
+WORKER_SIZE = "--data.height 64 --data.width 64 --data.num-frames 9"
+
+
+def _workers(repeats: int) -> list[tuple[int, float]]:
+    """Milliseconds of a training step per frame of 128 x 128 pixels, by number of workers, each
+    with a thread and its clips; and what the model makes of it."""
+    print(
+        f"\n workers   ms per frame and 128 x 128 pixels, step of {CLIPS_PER_WORKER} clips of "
+        "9 x 64 x 64 each; as modelled"
+    )
+    curve: list[tuple[int, float]] = []
+    alone = 0.0
+    for workers in (n for n in (1, 2, 4, 8) if n <= (os.cpu_count() or 1)):
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result"
+            run_workers(workers, _time_worker, workers, repeats, str(result))
+            step, all_reduce = json.loads(result.read_text())
+        alone = alone or step
+        frames = workers * CLIPS_PER_WORKER * 9 / 4
+        curve.append((workers, 1e3 * step / frames))
+        modelled = 1e3 * (alone + all_reduce) / frames
+        print(f"{workers:>8}{curve[-1][1]:>10.1f}{modelled:>10.1f}")
+    return curve
+
+
+def _time_worker(workers: int, repeats: int, result: str) -> None:
+    """Median seconds of a step, and of an all-reduce of its gradients."""
+    batch = f"--train.global-batch-size {workers * CLIPS_PER_WORKER}"
+    state, step = bare_step(parse(f"{WORKER_SIZE} {batch}".split(), ""))
+    gradients = torch.zeros(int(_gradient_bytes(state)) // 4)
+    taken: tuple[list[float], list[float]] = ([], [])
+    step()
+    for _ in range(repeats):
+        for times, work in zip(taken, (step, lambda: dist.all_reduce(gradients)), strict=True):
+            dist.barrier()
+            times.append(seconds(work, torch.device("cpu")))
+    if distributed.is_main():
+        step_seconds, all_reduce = map(statistics.median, taken)
+        Path(result).write_text(json.dumps([step_seconds, all_reduce if workers > 1 else 0.0]))
+
+
 def _count_step(config: Config) -> tuple[float, float]:
     """FLOPs per clip of a step, and the bytes of both networks' gradients."""
     state, step = bare_step(config)
     step()
-    operations = count(step)
+    flops = sum(o.flops for o in count(step)) / config.train.global_batch_size
+    return flops, _gradient_bytes(state)
+
+
+def _gradient_bytes(state: TrainState) -> float:
+    """Of both networks, in float32."""
     assert state.adversary is not None
     parameters = [*state.generator.parameters(), *state.adversary.network.parameters()]
-    flops = sum(o.flops for o in operations) / config.train.global_batch_size
-    return flops, 4.0 * sum(p.numel() for p in parameters)
+    return 4.0 * sum(p.numel() for p in parameters)
 
 
 def _table(needs: Sequence[Needs]) -> str:
@@ -156,19 +213,24 @@ def _table(needs: Sequence[Needs]) -> str:
 
 
 def _draw(curves: dict[str, list[tuple[int, float]]], needs: Sequence[Needs], path: Path) -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.4))
-    titles = {"frames": "frames", "pixels": "side, pixels", "batch": "clips of 9 x 64 x 64"}
+    figure, axes = plt.subplots(1, 5, figsize=(17, 3.4))
+    titles = {
+        "frames": "frames",
+        "pixels": "side, pixels",
+        "batch": "clips of 9 x 64 x 64",
+        "workers": "workers (training step)",
+    }
     for axis, (name, curve) in zip(axes, curves.items(), strict=False):
         axis.plot(*zip(*curve, strict=True), "o-")
         axis.set(xlabel=titles[name], xscale="log", ylim=(0, None))
     axes[0].set_ylabel("ms per frame of 128 x 128 (measured)")
     gpus = [n.gpus for n in needs]
-    axes[3].loglog(gpus, [n.clips_per_second for n in needs], "o-", label="clips per second")
+    axes[4].loglog(gpus, [n.clips_per_second for n in needs], "o-", label="clips per second")
     one = needs[0].clips_per_second
-    axes[3].loglog(gpus, [n * one for n in gpus], ":", color="gray", label="proportional")
-    axes[3].loglog(gpus, [n.decode_cores for n in needs], "s-", label="decode cores")
-    axes[3].set(xlabel="GPUs (modelled)")
-    axes[3].legend(fontsize=8)
+    axes[4].loglog(gpus, [n * one for n in gpus], ":", color="gray", label="proportional")
+    axes[4].loglog(gpus, [n.decode_cores for n in needs], "s-", label="decode cores")
+    axes[4].set(xlabel="GPUs (modelled)")
+    axes[4].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
 

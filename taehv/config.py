@@ -41,6 +41,10 @@ class TrainConfig:
     """Of the sample order and of every random draw."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; auto: bf16 on a GPU, fp32 on a CPU. Weights are fp32 always."""
+    compile: bool = False
+    """Run the generator through torch.compile: the first step takes a minute longer, and each one
+    after may take less; benchmarks/step.py tells. Where it cannot be compiled, a line in the log
+    says so, and the run goes on without."""
     ema_decay: float = 0.999
     """Of the averaged weights, which are what a run hands on."""
     log_every: int = 10

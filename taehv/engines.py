@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from taehv import distributed
+from taehv.compiling import Compiled
 
 # Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -81,14 +82,15 @@ class Engine(Protocol):
 class _Autocast(nn.Module):
     """Runs a network under autocast; inside the engine, which turns off an outer one."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype | None, compiles: bool) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
+        self._call = Compiled(network.forward, "network") if compiles else network
 
     def forward(self, *inputs: Any) -> Any:
         with autocast(self.dtype):
-            return self.network(*inputs)
+            return self._call(*inputs)
 
 
 def autocast(dtype: torch.dtype | None) -> torch.autocast:
@@ -108,11 +110,13 @@ def build_engine(
     clips_per_pass: int,
     passes: int,
     dtype: torch.dtype | None,
+    compiles: bool = False,
 ) -> Engine:
     """A DeepSpeed engine with AdamW around `network`, which must hold its weights already.
 
     A step is `passes` rounds of forward and `backward`, each followed by `step`; the weights move
-    at the last. Gradients are averaged over passes and workers.
+    at the last. Gradients are averaged over passes and workers. With `compiles` the forward pass
+    goes through torch.compile; the network must then do nothing but compute.
     """
     deepspeed = _import_deepspeed()
     optimizer = torch.optim.AdamW(
@@ -132,7 +136,7 @@ def build_engine(
         "steps_per_print": 2**31,
     }
     engine, *_ = deepspeed.initialize(
-        model=_Autocast(network, dtype),
+        model=_Autocast(network, dtype, compiles),
         optimizer=optimizer,
         config=config,
         dist_init_required=False,

@@ -62,8 +62,8 @@ class Health:
         gradient_scale: by which the limits of the gradient norm are multiplied; the norm scales
             with the loss weights: `loss.reconstruction / 10`. At 0 the norm is not judged.
         warmup_steps: of the learning rate (`optim.warmup_steps`).
-        replay_gigabytes: memory that a worker's replay buffer takes while it fills
-            (`seraena.replay_gigabytes` at most, 0 without an adversary); that is no leak.
+        filling_gigabytes: memory that a worker's replay buffer and the cache of the teacher's
+            latents take while they fill; that is no leak.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Health:
         log_every: int,
         gradient_scale: float = 1.0,
         warmup_steps: int = 100,
-        replay_gigabytes: float = 1.0,
+        filling_gigabytes: float = 1.0,
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}: it must be at least 1")
@@ -81,8 +81,8 @@ class Health:
             Exploding(),
             Stagnating(log_every, settling),
             *(_gradient_levels(log_every, settling, gradient_scale) if gradient_scale else ()),
-            MemoryGrowing("gpu", log_every, settling, replay_gigabytes),
-            MemoryGrowing("host", log_every, settling, replay_gigabytes),
+            MemoryGrowing("gpu", log_every, settling, filling_gigabytes),
+            MemoryGrowing("host", log_every, settling, filling_gigabytes),
             *_pace_levels(log_every),
             *_adversary_levels(log_every, settling),
         ]

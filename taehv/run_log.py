@@ -39,7 +39,8 @@ class RunLog:
             config.train.log_every,
             gradient_scale=config.loss.reconstruction / 10,
             warmup_steps=config.optim.warmup_steps,
-            replay_gigabytes=config.seraena.replay_gigabytes if state.adversary else 0.0,
+            filling_gigabytes=(config.seraena.replay_gigabytes if state.adversary else 0.0)
+            + (config.teacher.cache_gigabytes if config.teacher.path else 0.0),
         )
         self._health.restore(journal.read(run.local / journal.NAME))
         if state.rollbacks:

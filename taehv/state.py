@@ -80,6 +80,7 @@ class TrainState:
             clips_per_pass=layout.slots_per_pass,
             passes=layout.passes,
             dtype=config.train.autocast_dtype(),
+            compiles=config.train.compile,
         )
         self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
         if resume_from is not None:

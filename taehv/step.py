@@ -88,12 +88,13 @@ def train_step(
 
     for one_pass in range(layout.passes):
         part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
-        frames = _on_device(torch.from_numpy(batch["frames"][part]), device).float() / 255
+        clips = batch["frames"][part]
+        frames = _on_device(torch.from_numpy(clips), device).float() / 255
         own_slots = slots[part].tolist()
         slot_weights = [float(slot != SURPLUS) for slot in own_slots]
         weights = _on_device(torch.tensor(slot_weights), device)
         groups = len(own_slots) // layout.slots_per_group
-        taught = teacher.encode(frames) if teacher else None
+        taught = teacher.targets(clips, frames) if teacher else None
         fed = taught if config.loss.decoder_input == "teacher" else None
 
         encoded, decoded = state.engine(frames, fed)

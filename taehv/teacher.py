@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from taehv.alignment import repeat_last_frame
 from taehv.errors import TrainingError
+from taehv.latent_cache import LatentCache, process_cache
 
 CLASS_NAME = "AutoencoderKLCogVideoX"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
@@ -40,7 +42,16 @@ class TeacherConfig:
     """Factor on the teacher's raw latents. 1 is right for students that decode raw latents, as the
     public ones do; it is not the pipeline's `scaling_factor`."""
 
+    cache_gigabytes: float = 0.0
+    """Latents, in 10^9 bytes of a worker's host memory, that are remembered for clips that come
+    again: those of a sweep's next trial, and those after a rollback. Within a run no clip recurs.
+    0: none."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.cache_gigabytes < math.inf:
+            raise ValueError(
+                f"teacher.cache_gigabytes is {self.cache_gigabytes}: it is finite and not negative"
+            )
         if not (math.isfinite(self.latent_scale) and self.latent_scale > 0):
             raise ValueError(
                 f"teacher.latent_scale must be a number above 0, got {self.latent_scale}"
@@ -85,10 +96,18 @@ def check_teacher(path: str | Path) -> None:
 class Teacher:
     """A frozen CogVideoX VAE. No `nn.Module`, so no optimizer or checkpoint can pick it up."""
 
-    def __init__(self, vae: Any, latent_scale: float = 1.0) -> None:
-        """vae: an `AutoencoderKLCogVideoX`, on its device and in its dtype. It is frozen here."""
+    def __init__(
+        self, vae: Any, latent_scale: float = 1.0, cache: LatentCache | None = None
+    ) -> None:
+        """
+        Args:
+            vae: an `AutoencoderKLCogVideoX`, on its device and in its dtype. It is frozen here.
+            latent_scale: see `TeacherConfig`.
+            cache: for `targets`.
+        """
         self._vae = vae.eval().requires_grad_(False)
         self._latent_scale = latent_scale
+        self._cache = cache
         self.latent_channels = int(vae.config.latent_channels)
         self.time_factor = int(vae.config.temporal_compression_ratio)
         self.space_factor = 2 ** (len(vae.config.block_out_channels) - 1)
@@ -128,7 +147,11 @@ class Teacher:
                     f"teacher {config.path}: {len(keys)} {kind.replace('_', ' ')} in its weights "
                     f"(first: {keys[0]}); weights and vae/config.json do not belong together"
                 )
-        return cls(vae.to(device), config.latent_scale)
+        cache = None
+        if config.cache_gigabytes:
+            said = f"{_identity(config.path)} {config.latent_scale} {device}"
+            cache = process_cache(said, int(config.cache_gigabytes * 1e9))
+        return cls(vae.to(device), config.latent_scale, cache)
 
     def to(self, device: torch.device) -> "Teacher":
         """Moved there, to the arithmetic that `load` gives it there."""
@@ -154,6 +177,17 @@ class Teacher:
         video = frames.to(self._vae.device, self._vae.dtype).mul(2).sub(1).transpose(1, 2)
         latents: Tensor = self._vae.encode(video).latent_dist.mode()
         return latents.transpose(1, 2).float() * self._latent_scale
+
+    def targets(self, clips: np.ndarray, frames: Tensor) -> Tensor:
+        """`encode(frames)`, remembered by the bytes of the clips where there is a cache.
+
+        Args:
+            clips: uint8 [N, T, 3, H, W], contiguous.
+            frames: the same clips in [0, 1], on the teacher's device.
+        """
+        if self._cache is None:
+            return self.encode(frames)
+        return self._cache.get(clips, frames.device, lambda: self.encode(frames))
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -197,6 +231,13 @@ class Teacher:
                 f"the teacher does not fit the student ({'; '.join(differences)}); choose a "
                 "student of the teacher's shape, or leave teacher.path empty and set loss.encoder 0"
             )
+
+
+def _identity(path: str) -> str:
+    """Of the teacher in a folder, without reading its weights: files, sizes and times."""
+    files = sorted((Path(path).resolve() / "vae").iterdir())
+    told = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return repr(told)
 
 
 def _dtype_on(device: torch.device) -> torch.dtype:

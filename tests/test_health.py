@@ -237,7 +237,7 @@ def test_growth_of_memory_that_has_ended_is_no_leak() -> None:
 def test_a_replay_buffer_that_fills_is_no_leak() -> None:
     filling: dict[str, Curve] = {"train/host_memory_gb": lambda step: 5 + min(4.0, step / 800)}
     rows = run_rows(3500, faults=filling)
-    assert watch(rows, replay_gigabytes=4.0) == []
+    assert watch(rows, filling_gigabytes=4.0) == []
     assert [finding.name for finding in watch(rows)] == ["growing-host-memory"]
 
 

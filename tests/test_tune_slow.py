@@ -164,7 +164,7 @@ def test_the_shipped_ablation(tmp_path: Path, annotations: str) -> None:
     home, data = tmp_path / "home", ("--data.annotations", annotations)
     code, said = finish(start(home, ablation, sweep_dir, *data, *tiny))
     assert code == 2, said
-    assert "ablation.yaml, line 17: this sweep compares with the reference VAE" in said
+    assert "ablation.yaml, line 19: this sweep compares with the reference VAE" in said
     with_teacher = (*data, *tiny, "--teacher.path", str(teacher))
     code, said = finish(start(home, ablation, sweep_dir, *with_teacher), seconds=900)
     assert code == 0, said
