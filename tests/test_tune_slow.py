@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from data_pipeline.synthetic import ensure_synthetic
 from jobs.config import read_yaml
@@ -19,6 +20,7 @@ from tests.jobs_run import REPOSITORY, TINY, finish, wait_for
 from tests.s3_server import s3_server
 from tests.small_teacher import save_small_teacher
 from tests.sweep_run import kill_at_once, mlflow_runs, records, start, statuses, write_sweep
+from tests.test_evaluate_frames import lpips_state
 
 pytestmark = [pytest.mark.sweeps, pytest.mark.timeout(1200)]
 
@@ -105,6 +107,35 @@ def test_a_budget_of_steps_ends_a_sweep(tmp_path: Path, annotations: str) -> Non
     assert "budget.steps (14) are made" in said
     assert statuses(sweep_dir)[0] == "finished"
     assert len(statuses(sweep_dir)) < 4
+
+
+def test_a_terminated_driver_saves_and_lpips_is_scored(tmp_path: Path, annotations: str) -> None:
+    """SIGTERM to the driver alone, as a scheduler sends it; the rerun asks for LPIPS besides."""
+    torch.save(lpips_state(), tmp_path / "lpips.pth")
+    text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\n"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=10), tmp_path / "sweeps" / "two"
+    home, data = tmp_path / "home", ("--data.annotations", annotations)
+    process = start(home, sweep, sweep_dir, *data)
+    rows = sweep_dir / "trials/001/metrics.jsonl"
+    wait_for(lambda: len(journal.read(rows)) > 3, process, seconds=400)
+    process.terminate()
+    code, said = finish(process, seconds=200)
+    assert code == 143, said
+    assert f"to go on: --sweep-dir {sweep_dir}" in said
+    assert statuses(sweep_dir) == ["interrupted"]
+    runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
+    assert {run.info.status for run in runs} == {"KILLED"}
+
+    again = write_sweep(tmp_path, text + f"lpips: {tmp_path}/lpips.pth\n", steps=10)
+    code, said = finish(start(home, again, sweep_dir, *data), seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 2
+    assert [row["step"] for row in journal.read(rows)] == list(range(11))
+    with (sweep_dir / "results.csv").open() as file:
+        distances = [float(row["val_ema/lpips"]) for row in csv.DictReader(file)]
+    assert len(distances) == 2
+    assert all(distance > 0 for distance in distances)
+    assert "LPIPS is a learned distance" in (sweep_dir / "report.html").read_text()
 
 
 def test_a_sweep_on_a_store(tmp_path: Path, annotations: str) -> None:
