@@ -43,6 +43,8 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     address = os.environ.get("RAY_ADDRESS", "")
     environment: dict[str, str] = {
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # The driver looks for notices itself; Ray's own watcher is one more process to start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # Decoding takes cores from a training worker on the CPU; its threads must not spin in
         # wait for one that has none.
         "OMP_WAIT_POLICY": "PASSIVE",
