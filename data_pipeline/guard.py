@@ -29,6 +29,7 @@ from typing import Self
 import numpy as np
 
 from data_pipeline.augment import Frames
+from data_pipeline.cores import use_of_cores
 from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.whole import WholeRequest, WholeVideo, plan_whole, whole_frames
 from data_pipeline.window import WindowClips, WindowRequest, read_window
@@ -38,6 +39,9 @@ COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
 
 MEMORY_BYTES = 8 * 2**30
 """Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
+
+LEAST_WAIT = 0.05
+"""Seconds without a core by which a time limit is worth putting off."""
 
 STOP_SECONDS = 5.0
 """For a killed child to be gone. One that waits for a dead file server goes later."""
@@ -87,7 +91,8 @@ class WindowReader:
         self.close()
 
     def read(self, request: WindowRequest, seconds: float) -> WindowClips:
-        """`read_window(request)`, within a time limit that covers all it takes.
+        """`read_window(request)`, within a time limit that covers all it takes but the child's wait
+        for a core: that a machine is busy says nothing of a video.
 
         A child that dies is replaced and the window read again, once: it may have been killed.
 
@@ -207,6 +212,8 @@ class _Link:
         assert child.stdin is not None
         assert child.stdout is not None
         self._requests, self._replies = child.stdin.fileno(), child.stdout.fileno()
+        self._pid = child.pid
+        self._cores = use_of_cores(child.pid)
         self.deadline = deadline
 
     def send(self, message: bytes) -> None:
@@ -230,8 +237,14 @@ class _Link:
     def _wait(self, pipe: int, event: int) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        if not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
-            raise TimeoutError
+        while not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
+            before, self._cores = self._cores, use_of_cores(self._pid)
+            waited = self._cores.waited - before.waited
+            # The wait that is going on is counted when it ends.
+            waits = self._cores.ready and self._cores.ran == before.ran
+            if waited < LEAST_WAIT and not waits:
+                raise TimeoutError
+            self.deadline = time.monotonic() + max(waited, LEAST_WAIT)
 
 
 def _answer_of(

@@ -27,6 +27,7 @@ from ray.data import DataContext, ExecutionResources
 
 from data_pipeline.batches import Batch, Collector, Samples, Step, plan_steps
 from data_pipeline.clips import ClipSource, Rejection, Window, WindowTask, load_window
+from data_pipeline.cores import give_way
 from data_pipeline.errors import DataError
 from data_pipeline.guard import WindowReader
 from data_pipeline.plan import WindowKey
@@ -72,12 +73,14 @@ def stream_batches(
     *,
     cpu_limit: float | None = None,
     segment_bytes: int = SEGMENT_BYTES,
+    gives_way: bool = False,
 ) -> Generator[Batch]:
     """A batch per entry of `schedule`, in its order.
 
     `schedule` yields the samples that this worker needs for each step, int64 [N], N the same for
     all, -1 for a surplus slot. It is read two segments and two groups of windows ahead.
     `cpu_limit` bounds the CPUs that the decoding tasks hold together; None leaves it to Ray.
+    With `gives_way` decoding takes, of its machine, the time that nothing else wants.
     To close the iterator stops the decoding.
 
     Raises ValueError where an argument makes no sense, DataError where a clip cannot be made from
@@ -92,17 +95,18 @@ def stream_batches(
     if segment_bytes < 1:
         raise ValueError(f"segment_bytes must be at least 1, not {segment_bytes}")
     # A function of its own, so that wrong arguments are told at the call, not at the first batch.
-    return _stream(source, schedule, cpu_limit, segment_bytes)
+    return _stream(source, schedule, segment_bytes, cpu_limit, gives_way)
 
 
 def _stream(
     source: ClipSource,
     schedule: Iterator[Samples],
-    cpu_limit: float | None,
     segment_bytes: int,
+    cpu_limit: float | None,
+    gives_way: bool,
 ) -> Generator[Batch]:
     decode_cpus = source.config.decode_cpus
-    decoder = _Decoder(ray.put(source), source, cpu_limit)
+    decoder = _Decoder(ray.put(source), source, cpu_limit, gives_way)
     segments = _segments(
         plan_steps(schedule, source.order), source.config.clip_bytes, segment_bytes
     )
@@ -177,6 +181,7 @@ class _Decoder:
 
     source: ClipSource
     cpu_limit: float | None
+    gives_way: bool
 
     def begin(self, steps: list[Step]) -> Segment:
         """Start a segment and wait for its first window."""
@@ -202,7 +207,7 @@ class _Decoder:
                     override_num_blocks=len(blocks),
                 )
                 .map_batches(
-                    partial(_decode_block, self.shared),
+                    partial(_decode_block, self.shared, self.gives_way),
                     batch_size=None,
                     batch_format="pyarrow",
                     num_cpus=config.decode_cpus,
@@ -250,11 +255,15 @@ def _reader() -> WindowReader:
     return WindowReader()
 
 
-def _decode_block(shared: "ray.ObjectRef[ClipSource]", block: pa.Table) -> dict[str, Any]:
+def _decode_block(
+    shared: "ray.ObjectRef[ClipSource]", gives_way: bool, block: pa.Table
+) -> dict[str, Any]:
     """The clips of some windows, a row each, in a Ray task.
 
     A DataError travels as text, since Ray would wrap an exception and might try again.
     """
+    if gives_way:
+        give_way()
     source = ray.get(shared)
     config = source.config
     read = partial(_reader().read, seconds=config.decode_seconds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,16 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
+    get_or_create_autoscaling_coordinator,
+)
+from ray.data._internal.stats import get_or_create_stats_actor
 from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from jobs.config import ClusterConfig
 from jobs.pool import Shares, label_selector
@@ -45,9 +51,6 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # The driver looks for notices itself; Ray's own watcher is one more process to start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # Decoding takes cores from a training worker on the CPU; its threads must not spin in
-        # wait for one that has none.
-        "OMP_WAIT_POLICY": "PASSIVE",
     }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -57,18 +60,27 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
         }
-        ray.init(
-            address="local",
-            # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they
-            # have to share a core.
-            num_cpus=max(
-                os.cpu_count() or 1, math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
-            ),
-            include_dashboard=False,
-            runtime_env={"env_vars": environment},
-            **quiet,
-        )
+        # Inherited from here, unlike from a runtime environment, the variables are in the
+        # processes too that Ray starts ahead of need.
+        with _variables(environment):
+            ray.init(
+                address="local",
+                # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they
+                # have to share a core.
+                num_cpus=max(
+                    os.cpu_count() or 1, math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
+                ),
+                include_dashboard=False,
+                **quiet,
+            )
+        # Actors that Ray Train and Ray Data wait for when they are first used, each seconds in
+        # starting: they start beside what comes before.
+        get_or_create_autoscaling_coordinator()
+        get_or_create_stats_actor()
     else:
+        # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
+        # threads must not spin in wait for one that has none.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
         # A submitted job that brought its code has sent it to all nodes; one that found it here has
         # not, and nodes may have an older one.
         code = (
@@ -80,6 +92,21 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         yield own
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """These variables in this process's environment, for as long as the context."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -103,7 +130,7 @@ def make_trainer(
 ) -> TorchTrainer:
     """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
     what dies again, with as many workers as there is room for then."""
-    return TorchTrainer(
+    return _Trainer(
         worker,
         train_loop_config=settings,
         torch_config=_torch_config(config, shares, own_ray),
@@ -128,6 +155,16 @@ def make_trainer(
             ),
         ),
     )
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]
+    """A TorchTrainer without two processes that every start would wait for: the manager of
+    datasets, of which it is given none, and the one that frees what a killed controller held, which
+    ends with the driver's job here."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
 
 def _torch_config(config: ClusterConfig, shares: Shares, own_ray: bool) -> TorchConfig:

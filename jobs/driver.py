@@ -74,7 +74,7 @@ class Driver:
     Args:
         run: where pictures are written.
         mailbox: the workers' messages.
-        tracker: MLflow.
+        tracking: gives MLflow, which may still be starting.
         progress: bar or lines.
         most_skipped: so many videos may turn out to be unusable.
     """
@@ -83,13 +83,13 @@ class Driver:
         self,
         run: RunFolder,
         mailbox: Any,
-        tracker: Tracker,
+        tracking: Callable[[], Tracker],
         progress: Progress,
         most_skipped: MostSkipped,
     ) -> None:
         self.run = run
         self.mailbox = mailbox
-        self.tracker = tracker
+        self._tracking = tracking
         self.progress = progress
         self.most_skipped = most_skipped
         self.stopped_by: signal.Signals | None = None
@@ -98,6 +98,10 @@ class Driver:
         self._shortage: Mapping[str, Any] | None = None
         self._nodes: set[str] = set()
         self._told_way = False
+
+    @property
+    def tracker(self) -> Tracker:
+        return self._tracking()
 
     def drive(
         self, pool: Pool, config: Config, make_trainer: Callable[[Config, Shares], TorchTrainer]

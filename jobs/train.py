@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +70,18 @@ def run(config: Config) -> int:
     run_folder.publish("config.yaml")
     log.info("run folder: %s", run_folder)
 
-    run_folder.retrieve("mlflow.json")
-    tracker = Tracker.start(config.tracking, run_folder.local, flatten(config))
-    if run_folder.is_remote and tracker.run_id:
-        run_folder.publish("mlflow.json")
     progress = Progress(config.train.max_steps)
+    # MLflow takes seconds to start, and is not needed before the first row.
+    tracking = cache(lambda: ThreadPoolExecutor(1).submit(_start_tracking, config, run_folder))
     try:
         with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
+            tracking()
             mailbox = open_mailbox()
             videos = len(training.videos) + len(validation.videos)
             most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
-            driver = Driver(run_folder, mailbox, tracker, progress, most_skipped)
+            driver = Driver(
+                run_folder, mailbox, lambda: tracking().result(), progress, most_skipped
+            )
             pool = Pool(
                 config.cluster, config.data.decode_cpus, not own_ray, config.data.decode_nodes
             )
@@ -93,11 +96,19 @@ def run(config: Config) -> int:
             summary = driver.drive(pool, config, make_trainer)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        _end_tracking(tracker, run_folder, "KILLED" if interrupted else "FAILED")
+        _end_tracking(tracking().result(), run_folder, "KILLED" if interrupted else "FAILED")
         raise
     finally:
         progress.close()
-    return _conclude(run_folder, summary, driver.stopped_by, tracker)
+    return _conclude(run_folder, summary, driver.stopped_by, tracking().result())
+
+
+def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
+    run_folder.retrieve("mlflow.json")
+    tracker = Tracker.start(config.tracking, run_folder.local, flatten(config))
+    if run_folder.is_remote and tracker.run_id:
+        run_folder.publish("mlflow.json")
+    return tracker
 
 
 def _conclude(

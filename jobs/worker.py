@@ -38,11 +38,21 @@ class RayClips:
     def training(
         self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
     ) -> Generator[Any]:
-        source = dataclasses.replace(self._training, verdicts=frozenset(verdicts))
-        return stream_batches(source, schedule, cpu_limit=self.cpu_limit)
+        return self._stream(
+            dataclasses.replace(self._training, verdicts=frozenset(verdicts)), schedule
+        )
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
-        return stream_batches(self._validation, schedule, cpu_limit=self.cpu_limit)
+        return self._stream(self._validation, schedule)
+
+    def _stream(self, source: ClipSource, schedule: Iterator[np.ndarray]) -> Generator[Any]:
+        return stream_batches(
+            source,
+            schedule,
+            cpu_limit=self.cpu_limit,
+            # Training on CPUs, maybe on the very cores that decode.
+            gives_way=not torch.cuda.is_available(),
+        )
 
 
 def train_worker(settings: dict[str, Any]) -> None:

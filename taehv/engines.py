@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -261,7 +262,15 @@ def _adamw(engine: Engine) -> torch.optim.Optimizer:
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    import deepspeed
+    # Its autotuner imports MLflow where it can: that takes seconds, and serves nothing here.
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
     from deepspeed.ops import __compatible_ops__
 
     # Otherwise 28 s of compiling a shared-memory all-reduce, which gloo does as well here.

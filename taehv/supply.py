@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from taehv import distributed
 from taehv.interfaces import Batch, Data, Hooks, RejectedVideo, Verdict
@@ -36,6 +37,10 @@ class Supply:
     ) -> None:
         schedule = layout.schedule(distributed.rank(), start, stop)
         self._batches: Iterator[Batch] = iter(data.training(schedule, sorted(verdicts)))
+        # Decoding begins with the first batch that is asked for, and may as well begin now.
+        self._first: Future[Batch | None] | None = ThreadPoolExecutor(1).submit(
+            next, self._batches, None
+        )
         self._verdicts = verdicts
         self._quarantine = Quarantine(run)
         self._hooks = hooks
@@ -46,7 +51,9 @@ class Supply:
     def next(self) -> Batch:
         """The next step's batch."""
         started = time.perf_counter()
-        batch = next(self._batches)
+        first = self._first.result() if self._first else None
+        batch = first or next(self._batches)
+        self._first = None
         self._waited += time.perf_counter() - started
         self._decoded += batch["decoded"]
         self._used += int((batch["sample"] != SURPLUS).sum()) * batch["frames"].shape[1]
@@ -95,6 +102,9 @@ class Supply:
 
     def close(self) -> None:
         """No more batches are wanted."""
+        if self._first:
+            # A generator can only be closed while it is at rest.
+            wait([self._first])
         close = getattr(self._batches, "close", None)
         if close is not None:
             close()

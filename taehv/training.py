@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,10 +72,17 @@ def train(
     """
     distributed.initialise()
     layout = config.train.layout(distributed.world_size())
-    teacher = Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
-    validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
-    torch.manual_seed(config.train.seed)
-    state = TrainState(config, layout, resume_from)
+    with ThreadPoolExecutor(1) as aside:
+        # The networks are built while others decode.
+        decoding = aside.submit(
+            ValidationSet, data, config.train.validation_clips, layout.slots_per_pass
+        )
+        teacher = (
+            Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
+        )
+        torch.manual_seed(config.train.seed)
+        state = TrainState(config, layout, resume_from)
+        validation = decoding.result()
     if teacher:
         student = state.generator
         teacher.check_matches(
@@ -196,7 +204,8 @@ class _Run:
         state, train = self.state, self.config
         dtype = train.autocast_dtype()
         raw = self.validation.score(state.generator, dtype)
-        averaged = self.validation.score(state.ema.network, dtype)
+        # Before the first step they are the same.
+        averaged = self.validation.score(state.ema.network, dtype) if state.step else raw
         if train.sample_clips and distributed.is_main():
             samples = self.validation.samples(state.ema.network, dtype, train.sample_clips)
             self.hooks.on_samples(state.step, *samples)
@@ -253,6 +262,7 @@ class _Run:
     def _end(self, finished: bool) -> None:
         self.saver.finish()
         self.saver.close()
+        self.supply.close()
         if self.teacher and self.validation.batches:
             _warn_of_slope(self.state, self.teacher, self.validation)
         self._export_best()

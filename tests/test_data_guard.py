@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import guard
+from data_pipeline.cores import use_of_cores
 from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.guard import TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
@@ -307,3 +308,41 @@ def test_the_child_ends_with_its_parent(request_: WindowRequest, last: str) -> N
     while is_running(child):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+STARVED_CHILD = """
+import os, sys
+from data_pipeline import guard
+
+# Beside others on one core, and after all of them.
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+guard.main()
+"""
+
+BURN = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's schedstat")
+def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
+    core = str(max(os.sched_getaffinity(0)))
+    hogs = [subprocess.Popen([sys.executable, "-c", BURN, core]) for _ in range(2)]
+    try:
+        with WindowReader((sys.executable, "-c", STARVED_CHILD, core)) as reader:
+            reader.read(request_, SECONDS)
+            # Much less than it takes beside the others.
+            clips = reader.read(request_, 0.2)
+            assert reader._child is not None
+            waited = use_of_cores(reader._child.pid).waited
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+    assert waited > 0
+    assert np.array_equal(clips.frames, read_window(request_).frames)
+
+
+def test_a_process_that_is_gone_waits_for_no_core() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert use_of_cores(child.pid) == (0.0, 0.0, False)

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -90,6 +92,24 @@ def test_the_stream_equals_the_plain_iterator(
     plain = list(iter_batches(source, iter(schedule(13))))
     assert len(rejected(plain)) == 2
     assert_same(list(streamed), plain)
+
+
+def test_a_stream_that_gives_way_is_the_same(source: ClipSource) -> None:
+    streamed = stream_batches(source, iter(schedule(5)), gives_way=True)
+    assert_same(list(streamed), list(iter_batches(source, iter(schedule(5)))))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems know niceness alone")
+def test_who_gives_way_runs_after_all_others_and_so_do_its_children() -> None:
+    ask = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    script = (
+        "import subprocess, sys; from data_pipeline.cores import give_way; give_way(); "
+        f"{ask}; sys.stdout.flush(); subprocess.run([sys.executable, '-c', {ask!r}])"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["True", "True"]
 
 
 def test_one_clip_a_step(source: ClipSource) -> None:

@@ -92,7 +92,7 @@ def drive(
 
     nobody: Any = None
     pool: Any = FakePool()
-    driver = Driver(RunFolder(str(folder)), mailbox, nobody, nobody, MostSkipped(1.0, 1))
+    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, nobody, MostSkipped(1.0, 1))
     assert driver.drive(pool, config, make_trainer) == FINISHED
     return limits
 

@@ -1,10 +1,12 @@
 """The account of the clips: what is shared, what is listed, and what only training keeps."""
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from taehv import distributed
 from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
@@ -59,3 +61,35 @@ def test_validation_lists_its_videos_and_leaves_no_verdicts(tmp_path: Path) -> N
     supply.share()
     assert verdicts == {(0, 0, 0), (0, 1, 0)}
     assert [total for _, total in told.quarantined] == [2, 3]
+
+
+class Asked(MovingData):
+    """Says when its first training batch was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = threading.Event()
+        self.closed = False
+
+    def training(
+        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+    ) -> Iterable[Batch]:
+        self.first.set()
+        try:
+            yield from super().training(schedule, verdicts)
+        finally:
+            self.closed = True
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_decoding_begins_before_a_batch_is_wanted(tmp_path: Path, steps: int) -> None:
+    """And ends where none was."""
+    distributed.initialise()
+    layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
+    data = Asked()
+    supply = Supply(data, layout, 0, steps, set(), RunFolder(str(tmp_path)), Told())
+    assert data.first.wait(60)
+    samples = [supply.next()["sample"].tolist() for _ in range(steps)]
+    assert samples == [[2 * step, 2 * step + 1] for step in range(steps)]
+    supply.close()
+    assert data.closed

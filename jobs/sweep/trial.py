@@ -182,7 +182,7 @@ class _Run(threading.Thread):
         videos = len(training.videos) + len(validation.videos)
         skipped = MostSkipped(config.data.max_bad_fraction, videos)
         voice: Any = self._voice
-        self._driver = Driver(run_folder, mailbox, voice, voice, skipped)
+        self._driver = Driver(run_folder, mailbox, lambda: voice, voice, skipped)
         threading.Thread(target=self._watch, daemon=True).start()
         pool = ShareOfPool(
             plan.concurrent,
