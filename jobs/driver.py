@@ -135,7 +135,7 @@ class Driver:
                     config = _with_smaller_passes(config, ending.shortage)
                 elif summary is None:
                     pool.look_again()
-                    failures += self._judge(ending, failures, pool.possible(), shares, config)
+                    failures += self._judge(ending, failures, pool, shares, config)
 
     def stop(self, number: signal.Signals) -> None:
         """Ask the workers to save and end, as this signal does. From any thread."""
@@ -143,14 +143,16 @@ class Driver:
         self.mailbox.ask_to_stop.remote()
 
     def _judge(
-        self, ending: Ending, failures: int, possible: int, shares: Shares, config: Config
+        self, ending: Ending, failures: int, pool: Pool, shares: Shares, config: Config
     ) -> int:
         """Whether a death counts as a failure, 0 or 1; nodes that go are none.
 
         Raises:
             TrainingError: where it was one too many.
         """
-        if self._nodes & going_nodes() or possible < shares.workers:
+        # There may be room for as many again: an autoscaler replaces a node before Ray, or even a
+        # worker beside it, notices that it has gone.
+        if self._nodes - pool.staying() or pool.possible() < shares.workers:
             log.warning("nodes have gone (%s); going on with what is left", ending.error)
             return 0
         most = config.cluster.max_failures

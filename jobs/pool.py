@@ -163,6 +163,10 @@ class Pool:
         """Workers that would fit on the nodes that stay."""
         return sum(self._fit(node["Resources"]) for node in self._training_nodes())
 
+    def staying(self) -> set[str]:
+        """Ids of the nodes that live, answer, and have not been given notice."""
+        return {node["NodeID"] for node in self._staying_nodes()}
+
     def _fit(self, resources: dict[str, float]) -> int:
         if self._use_gpu():
             return int(resources.get("GPU", 0))

@@ -57,6 +57,9 @@ class FakePool:
     def possible(self) -> int:
         return 2
 
+    def staying(self) -> set[str]:
+        return {"a", "b"}
+
 
 class FakeTrainer:
     """Workers that say something and end: well with a summary, else in an error."""
@@ -120,6 +123,15 @@ def test_a_death_after_a_shortage_is_a_failure(mailbox: FakeMailbox, tmp_path: P
     assert drive(mailbox, tmp_path, config_with(max_failures=1), lives) == [0, 4, 4]
     with pytest.raises(TrainingError, match=r"cluster\.max_failures is 0"):
         drive(mailbox, tmp_path, config_with(max_failures=0), lives)
+
+
+def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
+    mailbox: FakeMailbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is room for as many workers as before: nodes a and b, where it ran on a and c."""
+    lives = [[("node", "a"), ("node", "c")], [("node", "a"), ("summary", FINISHED)]]
+    assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 0]
+    assert "nodes have gone" in caplog.text
 
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])

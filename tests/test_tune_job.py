@@ -159,9 +159,15 @@ search: {algorithm: grid}
 """
 
 
+LONG = 40
+"""Steps of which the most are still ahead, however fast the machine, when a sweep is stopped."""
+
+
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, THREE, steps=8), tmp_path / "sweeps" / "three"
-    home, data = tmp_path / "home", ("--data.annotations", annotations)
+    sweep, sweep_dir = write_sweep(tmp_path, THREE, steps=LONG), tmp_path / "sweeps" / "three"
+    home = tmp_path / "home"
+    seldom = f"--train.validation-every {LONG // 2} --train.checkpoint-every {LONG // 2}"
+    data = ["--data.annotations", annotations, *seldom.split()]
     process = start(home, sweep, sweep_dir, *data)
     wait_for(_in_the_middle_of(sweep_dir, trial=2), process, seconds=200)
     process.send_signal(signal.SIGINT)
@@ -178,9 +184,9 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     assert records(sweep_dir)[2]["attempts"] == 2
     for number in (1, 2, 3):
         rows = journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")
-        assert [row["step"] for row in rows] == list(range(9))
+        assert [row["step"] for row in rows] == list(range(LONG + 1))
     # A sweep that has ended is told again, with nothing run.
-    other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=8)
+    other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=LONG)
     code, said = finish(start(home, other, sweep_dir, *data))
     assert code == 2, said
     assert "holds another sweep, which differs in sweep.space" in said

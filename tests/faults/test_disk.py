@@ -61,7 +61,7 @@ def test_a_disk_full_for_a_while(setting: Setting, first: int, last: int) -> Non
     full_for_a_while(setting, first, last)
 
 
-@pytest.mark.parametrize("first", [3, 6])
+@pytest.mark.parametrize("first", [3, 6, 9])
 def test_a_disk_full_for_good(setting: Setting, first: int) -> None:
     setting.configured(max_failed_saves=1).undisturbed("reference_one_failure")
     full_for_good(setting, first)

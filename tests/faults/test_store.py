@@ -66,7 +66,7 @@ def away_for_a_while(
     assert_undisturbed(setting, name, address)
     log = (setting.notes(name) / "log.txt").read_text()
     failed = "saves fail, warned of" if "training goes on (failure" in log else "nothing fails"
-    record.note(f"an S3 store that {how}s for {seconds:g} s", f"{failed}; ends bit for bit")
+    record.note(f"an S3 store that {how}s for a while", f"{failed}; ends bit for bit")
 
 
 def killed_and_gone_on_with(setting: Setting, server: S3Server, proxy: Proxy, step: int) -> None:
@@ -85,7 +85,8 @@ def killed_and_gone_on_with(setting: Setting, server: S3Server, proxy: Proxy, st
 
 
 @pytest.mark.parametrize(
-    ("how", "seconds"), [("refuse", 3), ("refuse", 12), ("hang", 3), ("hang", 25)]
+    ("how", "seconds"),
+    [("refuse", 3), ("refuse", 8), ("refuse", 12), ("hang", 3), ("hang", 8), ("hang", 25)],
 )
 def test_a_store_that_is_away(
     setting: Setting, server: S3Server, proxy: Proxy, how: str, seconds: float
@@ -94,6 +95,7 @@ def test_a_store_that_is_away(
     away_for_a_while(setting, server, proxy, how, 4, seconds)
 
 
-def test_a_process_killed(setting: Setting, server: S3Server, proxy: Proxy) -> None:
+@pytest.mark.parametrize("step", [2, 7, 10])
+def test_a_process_killed(setting: Setting, server: S3Server, proxy: Proxy, step: int) -> None:
     setting.undisturbed()
-    killed_and_gone_on_with(setting, server, proxy, 7)
+    killed_and_gone_on_with(setting, server, proxy, step)
