@@ -129,7 +129,10 @@ def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
     mailbox: FakeMailbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is room for as many workers as before: nodes a and b, where it ran on a and c."""
-    lives = [[("node", "a"), ("node", "c")], [("node", "a"), ("summary", FINISHED)]]
+    lives: list[list[tuple[str, Any]]] = [
+        [("node", "a"), ("node", "c")],
+        [("node", "a"), ("summary", FINISHED)],
+    ]
     assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 0]
     assert "nodes have gone" in caplog.text
 
