@@ -150,10 +150,10 @@ class Driver:
         Raises:
             TrainingError: where it was one too many.
         """
-        # There may be room for as many again: an autoscaler replaces a node before Ray, or even a
-        # worker beside it, notices that it has gone.
+        # A node that was replaced leaves as much room as there was; one whose worker had not yet
+        # said where it runs is not among the nodes of this life. Either shows by the other.
         if self._nodes - pool.staying() or pool.possible() < shares.workers:
-            log.warning("nodes have gone (%s); going on with what is left", ending.error)
+            log.warning("nodes have gone (%s); going on with what is there", ending.error)
             return 0
         most = config.cluster.max_failures
         if failures == most:

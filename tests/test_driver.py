@@ -1,4 +1,4 @@
-"""A pass too large for a GPU, under Ray: the next life has smaller ones, at no failure's cost."""
+"""What ends a life of a run under Ray, and which of these ends count as failures."""
 
 import dataclasses
 from collections.abc import Callable
