@@ -16,6 +16,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
+from jobs.repeated_keys import repeated_keys
 from jobs.tracking import TrackingConfig
 from taehv.config import TrainingConfig
 
@@ -122,7 +123,10 @@ def read_layers(*paths: Path | None) -> Config:
 
 def _sections(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        content = yaml.safe_load(text)
+        for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
+            raise ConfigError(f"--config {path}, line {line}: {key} stands here a second time")
     except OSError as error:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

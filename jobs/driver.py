@@ -31,6 +31,10 @@ from taehv.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+MOST_BARREN_LIVES = 5
+"""In a row, which lost their nodes before they got further than the run had been: then it is the
+run that kills them."""
+
 VIDEO_FPS = 8.0
 """Of the comparison videos: slow enough to see what flickers."""
 
@@ -98,6 +102,8 @@ class Driver:
         self._shortage: Mapping[str, Any] | None = None
         self._nodes: set[str] = set()
         self._told_way = False
+        self._step = self._furthest = 0
+        self._barren_lives = 0
 
     @property
     def tracker(self) -> Tracker:
@@ -154,6 +160,7 @@ class Driver:
         # said where it runs is not among the nodes of this life. Either shows by the other.
         if self._nodes - pool.staying() or pool.possible() < shares.workers:
             log.warning("nodes have gone (%s); going on with what is there", ending.error)
+            self._judge_progress(ending)
             return 0
         most = config.cluster.max_failures
         if failures == most:
@@ -168,6 +175,21 @@ class Driver:
             ending.error,
         )
         return 1
+
+    def _judge_progress(self, ending: Ending) -> None:
+        """Raises TrainingError where life after life loses its nodes and none gets any further, as
+        where a batch fills a node's memory and the autoscaler brings another: without end."""
+        if self._step > self._furthest:
+            self._furthest, self._barren_lives = self._step, 0
+            return
+        self._barren_lives += 1
+        if self._barren_lives == MOST_BARREN_LIVES:
+            raise TrainingError(
+                f"{MOST_BARREN_LIVES} times in a row nodes were lost before the run got past step "
+                f"{self._furthest} ({ending.error}). Is it the run that ends them? See the memory "
+                "of a node while it trains, and `dmesg` there. If they were merely reclaimed, give "
+                "the same command again"
+            )
 
     def _live(
         self, trainer: TorchTrainer, pool: Pool, config: ClusterConfig, workers: int
@@ -206,10 +228,11 @@ class Driver:
             getattr(self, f"_on_{kind}")(content)
 
     def _on_step(self, step: int) -> None:
+        self._step = max(self._step, step)
         self.progress.step(step)
 
     def _on_row(self, row: Row) -> None:
-        self.progress.step(row["step"])
+        self._on_step(row["step"])
         self.progress.row(row)
         self.tracker.log(row, row["step"])
 

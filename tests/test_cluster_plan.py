@@ -14,6 +14,7 @@ from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs.config import read_yaml
+from jobs.repeated_keys import repeated_keys
 from tests.cluster.account import ADMIN, TEMPLATE, edited, make_stack, volume_properties
 from tests.jobs_run import REPOSITORY
 
@@ -56,6 +57,14 @@ def test_the_file_has_three_edits() -> None:
     text = (REPOSITORY / "cluster.yaml").read_text()
     assert [text.count(f"# EDIT {n}.") for n in (1, 2, 3, 4)] == [1, 1, 1, 0]
     assert text.count("ami-EDIT1") == text.count("sg-EDIT2") == text.count("EDIT3") == 1
+
+
+@pytest.mark.parametrize("file", ["cluster.yaml", "cloud/aws_account.yaml", "kuberay/rayjob.yaml"])
+def test_no_key_stands_twice(file: str) -> None:
+    """YAML, and so Ray, would take the last without a word."""
+    documents = list(yaml.compose_all((REPOSITORY / file).read_text(), yaml.SafeLoader))
+    assert documents
+    assert [key for document in documents for key in repeated_keys(document)] == []
 
 
 def test_an_unknown_key_is_refused() -> None:

@@ -82,8 +82,19 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> FakeMailbox:
     return FakeMailbox()
 
 
+class Silent:
+    """No progress is shown."""
+
+    def step(self, step: int) -> None:
+        pass
+
+
 def drive(
-    mailbox: FakeMailbox, folder: Path, config: Config, lives: list[list[tuple[str, Any]]]
+    mailbox: FakeMailbox,
+    folder: Path,
+    config: Config,
+    lives: list[list[tuple[str, Any]]],
+    progress: Any = None,
 ) -> list[int]:
     """Drive a run through `lives`; the limit on clips per pass that each of them is given."""
     limits: list[int] = []
@@ -95,7 +106,7 @@ def drive(
 
     nobody: Any = None
     pool: Any = FakePool()
-    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, nobody, MostSkipped(1.0, 1))
+    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1))
     assert driver.drive(pool, config, make_trainer) == FINISHED
     return limits
 
@@ -135,6 +146,21 @@ def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
     ]
     assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 0]
     assert "nodes have gone" in caplog.text
+
+
+def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
+    mailbox: FakeMailbox, tmp_path: Path
+) -> None:
+    """Of the lives below, the second gets further than the first; those after it do not."""
+    most = driver_module.MOST_BARREN_LIVES
+    lost: list[tuple[str, Any]] = [("node", "c")]
+    further = [[*lost, ("step", 3)], [*lost, ("step", 4)]]
+    barren = [[*lost, ("step", 4)]] * (most - 1)
+    end: list[list[tuple[str, Any]]] = [[("summary", FINISHED)]]
+    config = config_with(max_failures=0)
+    assert len(drive(mailbox, tmp_path, config, further + barren + end, Silent())) == most + 2
+    with pytest.raises(TrainingError, match=f"{most} times in a row .* got past step 4 .* raised"):
+        drive(mailbox, tmp_path, config, further + barren + [lost], Silent())
 
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])

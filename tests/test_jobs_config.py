@@ -57,6 +57,7 @@ def test_shipped_configs_are_accepted(file: Path) -> None:
         ("loss: {seraena: -1}", "loss.seraena is -1"),
         ("- a\n- b", "expected sections"),
         ("a: [", "is not YAML"),
+        ("loss:\n  seraena: 1\n  seraena: 2", "line 3: seraena stands here a second time"),
     ],
 )
 def test_a_bad_file_names_the_key(tmp_path: Path, content: str, message: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from jobs.config import ConfigError
+from jobs.repeated_keys import repeated_keys
 
 Place = tuple[Any, ...]
 """The keys that lead to a value, from the top."""
@@ -45,8 +46,9 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         node = loader.get_single_node()
         lines = Lines(path, {(): 1})
         if node is not None:
-            for place, line in _walk(node, (), lines):
-                lines._lines[place] = line
+            for name, line in repeated_keys(node):
+                raise ConfigError(f"{path}, line {line}: {name} stands here a second time")
+            lines._lines.update(_walk(node, ()))
         content = loader.construct_document(node) if node is not None else {}
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
@@ -58,18 +60,12 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
     return content, lines
 
 
-def _walk(node: yaml.Node, place: Place, lines: Lines) -> Iterator[tuple[Place, int]]:
+def _walk(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:
     if isinstance(node, yaml.MappingNode):
-        seen = set()
         for key, value in node.value:
-            name = key.value
-            line = key.start_mark.line + 1
-            if name in seen:
-                raise ConfigError(f"{lines.path}, line {line}: {name} stands here a second time")
-            seen.add(name)
-            yield (*place, name), line
-            yield from _walk(value, (*place, name), lines)
+            yield (*place, key.value), key.start_mark.line + 1
+            yield from _walk(value, (*place, key.value))
     elif isinstance(node, yaml.SequenceNode):
         for position, value in enumerate(node.value):
             yield (*place, position), value.start_mark.line + 1
-            yield from _walk(value, (*place, position), lines)
+            yield from _walk(value, (*place, position))

@@ -40,6 +40,8 @@ export AWS_ACCESS_KEY_ID=node AWS_SECRET_ACCESS_KEY=secret
 export PATH=$HOME/bin:$PATH TAEHV_DEVICES=$HOME/devices
 # Memory and cores are those of one computer, whatever number of machines it pretends to be.
 export RAY_DEFAULT_OBJECT_STORE_MAX_MEMORY_BYTES=200000000 RAY_enable_worker_prestart=0
+# Packages of a machine's own are found before those of the image.
+export PYTHONPATH=$HOME/packages
 export RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1
 """
 
@@ -170,6 +172,25 @@ class Lab:
             check=False,
         ).stdout
 
+    def doctor(self, *options: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Exit code of jobs/doctor.py as a job, and its findings by area: of several in one area
+        the worst."""
+        command = ["ray", "job", "submit", "--", "python", "jobs/doctor.py", "--json", *options]
+        job = Watched(self, command, quiet=True)
+        code = job.finish(180)
+        for finding in (findings := self._findings(job.text())):
+            self.say(f"{finding['level']:<8} {finding['area']}: {finding['message'][:150]}")
+        order = ["OK", "SKIPPED", "WARNING", "FAILURE"]
+        findings.sort(key=lambda finding: order.index(finding["level"]))
+        return code, {finding["area"]: finding for finding in findings}
+
+    def _findings(self, text: str) -> list[dict[str, Any]]:
+        """Of the JSON object among the lines of a job."""
+        report = re.search(r"^\{$.*?^\}$", text, re.MULTILINE | re.DOTALL)
+        assert report, text
+        findings: list[dict[str, Any]] = json.loads(report[0])["findings"]
+        return findings
+
     def give_notice(self, instance: str, seconds: float = 120) -> None:
         """What the metadata service says two minutes before a spot instance goes; it goes."""
         end = datetime.now(UTC) + timedelta(seconds=seconds)
@@ -197,10 +218,12 @@ class Lab:
 
 
 class Watched:
-    """A command of the user's whose output is followed while it runs."""
+    """A command of the user's whose output is followed while it runs, and, unless it is to be
+    quiet, shown."""
 
-    def __init__(self, lab: Lab, command: Sequence[str]) -> None:
+    def __init__(self, lab: Lab, command: Sequence[str], quiet: bool = False) -> None:
         lab.say("$ " + " ".join(command))
+        self._quiet = quiet
         self._lab = lab
         self._lines: list[str] = []
         self._process = subprocess.Popen(
@@ -217,7 +240,8 @@ class Watched:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.append(line.rstrip())
-            if not re.search(r"step +\d+", line) or self.last_step() % 20 == 0:
+            telling = not re.search(r"step +\d+", line) or self.last_step() % 20 == 0
+            if telling and not self._quiet:
                 self._lab.say("    " + line.rstrip()[:180])
 
     def text(self) -> str:

@@ -23,6 +23,9 @@ STEPS = 80
 IDLE_SECONDS = 75
 """Longer than a busy computer needs to bring a run from its nodes to their first work."""
 
+NEW_RUN = ["--train.run-dir", "runs/next"]
+"""For the doctor, which is not asked about a run that has ended."""
+
 LOSSES: dict[int, float] = {}
 """Of the run, by step."""
 
@@ -31,6 +34,12 @@ LISTENERS: dict[tuple[str, str], list[tuple[str, str]]] = {}
 
 RAYS_OWN = ("sshd", "ray::", "/site-packages/ray/", "python jobs/train.py")
 """Ray's servers, of which a driver is one, and the machine's."""
+
+STORY = JOB | {
+    "train": JOB["train"] | {"max_steps": STEPS, "run_dir": "runs/story"},
+    "cluster": JOB["cluster"] | {"workers": "1-2"},
+}
+"""The job of the cluster, which is given no option."""
 
 SUBMIT = ["ray", "job", "submit", "--", "python", "jobs/train.py"]
 
@@ -45,11 +54,7 @@ def lab() -> Lab:
 @pytest.fixture(scope="module")
 def cluster(lab: Lab) -> Iterator[Path]:
     """cluster.yaml, up, with a tunnel to its dashboard; whatever happens, `ray down` is seen."""
-    job = JOB | {
-        "train": JOB["train"] | {"max_steps": STEPS, "run_dir": "runs/story"},
-        "cluster": JOB["cluster"] | {"workers": "1-2"},
-    }
-    file = lab.write_cluster(job, IDLE_SECONDS, one_gpu="g6.4xlarge")
+    file = lab.write_cluster(STORY, IDLE_SECONDS, one_gpu="g6.4xlarge")
     lab.run("ray", "get-auth-token", "--generate", seconds=60)
     lab.run("ray", "up", str(file), "-y", "--no-config-cache", seconds=240)
     lab.background("ray", "dashboard", str(file))
@@ -153,11 +158,44 @@ def test_nothing_listened_elsewhere_than_it_must() -> None:
         f"{program[:90]} on {place}"
         for (_, own), places in LISTENERS.items()
         for place, program in places
-        if not place.startswith("127.")
+        if not place.removeprefix("[::ffff:").startswith("127.")
         and place not in ("[::1]", own, f"[::ffff:{own}]")
         and not any(mark in program for mark in RAYS_OWN)
     }
     assert not elsewhere
+
+
+def test_the_doctor_is_all_green_on_the_healthy_cluster(lab: Lab, cluster: Path) -> None:
+    code, found = lab.doctor("--start-nodes", "--cluster.workers=2", *NEW_RUN)
+    assert [f for f in found.values() if f["level"] != "OK"] == []
+    assert code == 0
+    assert found["all-reduce"]["values"]["ranks"] == 2
+
+
+def test_the_doctor_finds_what_is_wrong(lab: Lab, cluster: Path) -> None:
+    """All at once: none hides another."""
+    (decode, *_) = lab.alive("c6i.4xlarge")
+    # What pip leaves of another version.
+    other = "~/packages/deepspeed-9.9.9.dist-info"
+    metadata = f'mkdir -p {other}; printf "Name: deepspeed\\nVersion: 9.9.9\\n" > {other}/METADATA'
+    lab.on(decode, f"{metadata}; mount -o remount,size=150m /dev/shm")
+    try:
+        code, found = lab.doctor(
+            "--cluster.train-nodes=role=trian",
+            "--data.annotations=s3://nowhere/annotations.json",
+            "--tracking.uri=http://127.0.0.1:9",
+            *NEW_RUN,
+        )
+    finally:
+        lab.on(decode, f"rm -r {other}; mount -o remount,size=3g /dev/shm")
+    assert code == 1
+    failed = {area: f for area, f in found.items() if f["level"] == "FAILURE"}
+    assert set(failed) == {"versions", "shared memory", "labels", "workers", "data list", "MLflow"}
+    address = lab.address(decode)
+    assert failed["versions"]["values"] == {"node": address, "different": ["deepspeed"]}
+    assert failed["shared memory"]["values"]["node"] == address
+    assert "is role=train meant?" in failed["labels"]["advice"]
+    assert "nowhere" in failed["data list"]["message"]
 
 
 def test_no_sample_was_lost(lab: Lab, cluster: Path) -> None:
@@ -207,3 +245,13 @@ def test_mlflow_has_the_run(lab: Lab, cluster: Path) -> None:
 def test_idle_nodes_go(lab: Lab, cluster: Path) -> None:
     wait_for(lambda: lab.alive() == lab.alive("m6i.xlarge"), 240, "the end of idle nodes")
     lab.say("only the head is left")
+
+
+def test_the_doctor_finds_a_mistyped_instance_type(lab: Lab, cluster: Path) -> None:
+    """Of which Ray says a line in the midst of `ray up`, and then never brings a node."""
+    file = lab.write_cluster(STORY, IDLE_SECONDS, one_gpu="g6.4xlarg")
+    lab.run("ray", "up", str(file), "-y", "--no-config-cache", seconds=240)
+    code, found = lab.doctor(*NEW_RUN)
+    assert code == 1
+    assert {area for area, f in found.items() if f["level"] == "FAILURE"} == {"workers"}
+    assert "no instance type g6.4xlarg (is g6.4xlarge meant?)" in found["workers"]["advice"]
