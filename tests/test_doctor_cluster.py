@@ -13,6 +13,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from jobs import doctor, train
+from jobs.diagnosis import nodes
 from tests.data_videos import write_dataset
 from tests.jobs_run import TINY
 from tests.local_ray import token_variables
@@ -86,7 +87,11 @@ def test_a_healthy_cluster(connected: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_sick_cluster(
-    connected: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    connected: Path,
+    cluster: Cluster,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """All at once: each is found, and none hides another."""
     # What pip leaves of another version, found before the real one.
@@ -95,6 +100,9 @@ def test_a_sick_cluster(
     metadata = "Metadata-Version: 2.1\nName: deepspeed\nVersion: 9.9.9\n"
     (other / "deepspeed-9.9.9.dist-info" / "METADATA").write_text(metadata)
     node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
+    leaving = cluster.add_node(num_cpus=1, labels={"role": "trian"})
+    # Without work, a real one would leave at once.
+    monkeypatch.setattr(nodes, "going_nodes", lambda: {leaving.node_id})
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     try:
@@ -109,6 +117,7 @@ def test_a_sick_cluster(
             )
     finally:
         cluster.remove_node(node)
+        cluster.remove_node(leaving)
     assert code == 1
     failed = {area for area, finding in found.items() if finding["level"] == "FAILURE"}
     assert failed >= {
@@ -119,6 +128,7 @@ def test_a_sick_cluster(
         "checkpoint store",
         "MLflow",
     }
+    assert "given notice" in found["nodes"]["message"]
     assert "deepspeed 9.9.9 (the driver has" in found["versions"]["message"]
     assert "is role=train meant?" in found["labels"]["advice"]
     assert found["workers"]["figure"] == "0 of 2"

@@ -33,7 +33,7 @@ from jobs.diagnosis.finding import Finding, Level
 from jobs.diagnosis.gpus import judge_gpus
 from jobs.diagnosis.labels import judge_labels
 from jobs.diagnosis.memory import estimate, judge_memory
-from jobs.diagnosis.nodes import Node, look_at_nodes
+from jobs.diagnosis.nodes import Node, judge_going, look_at_nodes
 from jobs.diagnosis.results import judge_shared, judge_store, look_at_store, mark, try_store
 from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.diagnosis.tracking import judge_tracking
@@ -178,10 +178,12 @@ class _Cluster:
         config, run_dir = self.config, self.config.train.run_dir
         inputs = local_inputs(config)
         with mark(run_dir) as marked:
-            self.nodes = look_at_nodes([*inputs, *([marked] if marked else [])])
+            nodes = look_at_nodes([*inputs, *([marked] if marked else [])])
+        yield from judge_going(nodes)
+        self.nodes = [node for node in nodes if not node.is_going]
         self.autoscaler = Autoscaler() if self.own_ray else look_at_autoscaler(self.nodes)
         self.workers = count_workers(config, self.nodes, self.autoscaler)
-        own = next(node.machine for node in self.nodes if node.is_own)
+        own = next(node.machine for node in nodes if node.is_own)
         assert own
         yield from judge_versions(own.versions, self.nodes)
         yield from judge_autoscaler(self.autoscaler)

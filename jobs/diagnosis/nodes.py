@@ -1,4 +1,4 @@
-"""The nodes of a cluster, asked one by one."""
+"""The nodes of a cluster, asked one by one; those that are about to go are let go."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
+from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import Machine, describe
 from jobs.nodes import on_node
-from jobs.pool import has_label
+from jobs.pool import going_nodes, has_label
 from jobs.versions import PACKAGES
 
 ANSWER_SECONDS = 90.0
@@ -33,6 +34,8 @@ class Node:
     labels: Mapping[str, str]
     machine: Machine | None
     """None where it did not answer."""
+    is_going: bool = False
+    """It has been given notice, and takes no more work."""
 
     def has(self, label: str) -> bool:
         """Whether it has the label KEY=VALUE; the empty one has every node."""
@@ -60,15 +63,16 @@ def _describe_there(paths: Sequence[str]) -> Machine:
 
 
 def look_at_nodes(paths: Sequence[str]) -> list[Node]:
-    """Every node that lives, the head first; `paths` are local ones that all should see."""
-    own = ray.get_runtime_context().get_node_id()
+    """Every node that lives, the head first; `paths` are local ones that all should see. One that
+    is going is not asked."""
+    own, going = ray.get_runtime_context().get_node_id(), going_nodes()
     alive = [node for node in ray.nodes() if node["Alive"]]
     asked = {
         _describe_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
             list(paths)
         ): node["NodeID"]
         for node in alive
-        if node["NodeID"] != own
+        if node["NodeID"] not in {own, *going}
     }
     machines: dict[str, Machine] = {own: describe(PACKAGES, paths)}
     if asked:
@@ -88,7 +92,17 @@ def look_at_nodes(paths: Sequence[str]) -> list[Node]:
             resources=node["Resources"],
             labels=node["Labels"],
             machine=machines.get(node["NodeID"]),
+            is_going=node["NodeID"] in going,
         )
         for node in alive
     ]
     return sorted(nodes, key=lambda node: (not node.is_head, node.address, node.id))
+
+
+def judge_going(nodes: Sequence[Node]) -> list[Finding]:
+    """Those that are not looked at because they have been given notice."""
+    going = [node.name for node in nodes if node.is_going]
+    if not going:
+        return []
+    message = f"given notice, and so not looked at: {', '.join(going)}"
+    return [Finding(Level.SKIPPED, "nodes", number_of(len(going), "node"), message)]
