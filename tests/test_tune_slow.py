@@ -31,6 +31,9 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(ensure_synthetic(cache, videos=6, frames=40, height=48, width=80))
 
 
+LONG = 40
+"""Steps of a trial, some seconds, so that what is done to it in the midst comes before its end."""
+
 FOUR = """\
 space:
   loss.seraena: {log: [0.001, 1.0], ratio_to: loss.reconstruction}
@@ -40,7 +43,7 @@ search: {algorithm: tpe, trials: 4, startup_trials: 2}
 
 
 def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=10), tmp_path / "sweeps" / "four"
+    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=LONG), tmp_path / "sweeps" / "four"
     home, data = tmp_path / "home", ("--data.annotations", annotations)
     process = start(home, sweep, sweep_dir, *data)
     rows = sweep_dir / "trials/002/metrics.jsonl"
@@ -61,7 +64,7 @@ def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> No
     assert [found[n]["attempts"] for n in found] == [1, 2, 1, 1]
     for number in found:
         steps = [r["step"] for r in journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")]
-        assert steps == list(range(11))
+        assert steps == list(range(LONG + 1))
     runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
     assert len(runs) == 5
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -69,7 +72,7 @@ def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> No
 
 def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations: str) -> None:
     text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\nretries: 1\n"
-    sweep, sweep_dir = write_sweep(tmp_path, text, steps=12), tmp_path / "sweeps" / "kills"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=LONG), tmp_path / "sweeps" / "kills"
     process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
     rows = sweep_dir / "trials/001/metrics.jsonl"
     wait_for(lambda: len(journal.read(rows)) > 5, process, seconds=400)
@@ -85,7 +88,7 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
     assert statuses(sweep_dir) == ["finished", "finished"]
     assert records(sweep_dir)[1]["attempts"] == 2
     steps = [row["step"] for row in journal.read(rows)]
-    assert steps == list(range(13))
+    assert steps == list(range(LONG + 1))
 
 
 def test_trials_side_by_side(tmp_path: Path, annotations: str) -> None:
@@ -113,7 +116,7 @@ def test_a_terminated_driver_saves_and_lpips_is_scored(tmp_path: Path, annotatio
     """SIGTERM to the driver alone, as a scheduler sends it; the rerun asks for LPIPS besides."""
     torch.save(lpips_state(), tmp_path / "lpips.pth")
     text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\n"
-    sweep, sweep_dir = write_sweep(tmp_path, text, steps=10), tmp_path / "sweeps" / "two"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=LONG), tmp_path / "sweeps" / "two"
     home, data = tmp_path / "home", ("--data.annotations", annotations)
     process = start(home, sweep, sweep_dir, *data)
     rows = sweep_dir / "trials/001/metrics.jsonl"
@@ -126,11 +129,11 @@ def test_a_terminated_driver_saves_and_lpips_is_scored(tmp_path: Path, annotatio
     runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
     assert {run.info.status for run in runs} == {"KILLED"}
 
-    again = write_sweep(tmp_path, text + f"lpips: {tmp_path}/lpips.pth\n", steps=10)
+    again = write_sweep(tmp_path, text + f"lpips: {tmp_path}/lpips.pth\n", steps=LONG)
     code, said = finish(start(home, again, sweep_dir, *data), seconds=600)
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished"] * 2
-    assert [row["step"] for row in journal.read(rows)] == list(range(11))
+    assert [row["step"] for row in journal.read(rows)] == list(range(LONG + 1))
     with (sweep_dir / "results.csv").open() as file:
         distances = [float(row["val_ema/lpips"]) for row in csv.DictReader(file)]
     assert len(distances) == 2
