@@ -59,6 +59,9 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
+            # More processes than cores are needed again and again, for decoding above all; Ray
+            # would end those that idle for a second, and start others.
+            "RAY_num_workers_soft_limit": "16",
         }
         # Inherited from here, unlike from a runtime environment, the variables are in the
         # processes too that Ray starts ahead of need.

@@ -20,12 +20,16 @@ PROGRESS_SECONDS = 0.5
 
 @ray.remote(num_cpus=0)
 class Mailbox:
-    """What the workers say waits here for the driver; it lives as long as the driver."""
+    """What the workers say waits here for the driver; it lives as long as somebody holds it."""
 
     def __init__(self) -> None:
         self._messages: list[tuple[str, Any]] = []
         self._stop = False
         self._failed = False
+
+    def clear(self) -> None:
+        """As new, for the driver of another run."""
+        self._messages, self._stop, self._failed = [], False, False
 
     def put(self, kind: str, content: Any) -> None:
         self._messages.append((kind, content))

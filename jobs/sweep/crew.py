@@ -17,10 +17,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from jobs import cluster
 from jobs.config import ClusterConfig
 from jobs.driver import Fit
+from jobs.mailbox import open_mailbox
 from jobs.pool import Shares
 from jobs.worker import train_worker
 
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.2
 
 
 @ray.remote(num_cpus=0)
@@ -67,6 +68,8 @@ def _serve(settings: dict[str, Any]) -> None:
             continue
         turn = number
         train_worker(task)
+        # What it has sent has arrived when this is answered; the next run has the same mailbox.
+        ray.get(task["mailbox"].has_failed.remote())
         del task
         ray.get(rota.end_turn.remote(turn))
 
@@ -85,6 +88,16 @@ class Crew:
         self._fit: Fit | None = None
         self._shares: Shares | None = None
         self._rota: Any = None
+        self._mailbox: Any = None
+
+    def mailbox(self) -> Any:
+        """An empty mailbox for a run: that of the one before, unless its workers failed and some of
+        them may still have something to say."""
+        if self._mailbox is None:
+            self._mailbox = open_mailbox()
+        else:
+            ray.get(self._mailbox.clear.remote())
+        return self._mailbox
 
     def trainer(self, settings: dict[str, Any], shares: Shares) -> Any:
         """One life of a run by these workers; it has `fit` as a TorchTrainer has."""
@@ -104,7 +117,7 @@ class Crew:
         while ray.get(self._rota.done.remote(turn)) < shares.workers:
             if not self._fit.is_alive():
                 error = self._fit.error
-                self._fit = None
+                self._fit = self._mailbox = None
                 raise error or TrainingFailedError("the workers ended without a word")
             time.sleep(POLL_SECONDS)
 

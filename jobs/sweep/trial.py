@@ -20,7 +20,6 @@ from data_pipeline.clips import open_sources
 from jobs.checks import check, check_workers
 from jobs.config import Config
 from jobs.driver import Driver, MostSkipped
-from jobs.mailbox import open_mailbox
 from jobs.pool import Pool, Shares
 from jobs.sweep.crew import Crew
 from jobs.sweep.desk import Voice
@@ -132,6 +131,8 @@ class _Run(threading.Thread):
         self._voice = _Voice(plan.desk, number, plan.metric, self.news)
         self._driver: Driver | None = None
         self._stop_wanted = False
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint and end."""
@@ -153,6 +154,10 @@ class _Run(threading.Thread):
             self._keep_traceback()
         finally:
             room.removeHandler(self._voice)
+            self._over.set()
+            if self._watcher.is_alive():
+                # The next run has the same mailbox, and is not to be stopped in place of this one.
+                self._watcher.join()
             outcome["seconds"] = time.monotonic() - began
             self.news.put(None)
             # The actor waits for the end of this thread, so this is heard before its last result.
@@ -178,12 +183,12 @@ class _Run(threading.Thread):
         training, validation = open_sources(
             config.data, config.train.seed, config.train.global_batch_size
         )
-        mailbox = open_mailbox()
+        mailbox = self._crew.mailbox()
         videos = len(training.videos) + len(validation.videos)
         skipped = MostSkipped(config.data.max_bad_fraction, videos)
         voice: Any = self._voice
         self._driver = Driver(run_folder, mailbox, lambda: voice, voice, skipped)
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._watcher.start()
         pool = ShareOfPool(
             plan.concurrent,
             config.cluster,
@@ -203,10 +208,9 @@ class _Run(threading.Thread):
 
     def _watch(self) -> None:
         """Stop where the sweep says so."""
-        while self.is_alive() and not self._stop_wanted:
+        while not self._stop_wanted and not self._over.wait(STOP_SECONDS):
             if ray.get(self._plan.desk.stop_wanted.remote(self._voice.number)):
                 self.stop()
-            time.sleep(STOP_SECONDS)
 
 
 class _Voice(Voice):
