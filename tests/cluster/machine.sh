@@ -16,7 +16,6 @@ chmod 600 "$folder/root/.ssh/authorized_keys"
 cp "$LAB/image.env" "$folder/root/.bashrc"
 echo '. ~/.bashrc' >"$folder/root/.bash_profile"
 ln -s "$REPOSITORY/.venv" "$folder/root/venv"
-if [ -d "$LAB/cache" ]; then mkdir "$folder/root/.cache" && cp -r "$LAB/cache" "$folder/root/.cache/taehv"; fi
 mkdir "$folder/root/bin"
 # Its user is root already.
 printf '#!/bin/sh\nexec "$@"\n' >"$folder/root/bin/sudo"
