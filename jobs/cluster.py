@@ -53,6 +53,10 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     own = not address
+    # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
+    # share a core.
+    tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
+    cpus = max(os.cpu_count() or 1, tickets)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if own:
         environment |= {
@@ -61,18 +65,14 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "NCCL_SOCKET_IFNAME": "lo",
             # More processes than cores are needed again and again, for decoding above all; Ray
             # would end those that idle for a second, and start others.
-            "RAY_num_workers_soft_limit": "16",
+            "RAY_num_workers_soft_limit": str(max(16, cpus)),
         }
         # Inherited from here, unlike from a runtime environment, the variables are in the
         # processes too that Ray starts ahead of need.
         with _variables(environment):
             ray.init(
                 address="local",
-                # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they
-                # have to share a core.
-                num_cpus=max(
-                    os.cpu_count() or 1, math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
-                ),
+                num_cpus=cpus,
                 include_dashboard=False,
                 **quiet,
             )

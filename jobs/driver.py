@@ -31,7 +31,7 @@ from taehv.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-MOST_BARREN_LIVES = 5
+MOST_BARREN_LIVES = 10
 """In a row, which lost their nodes before they got further than the run had been: then it is the
 run that kills them."""
 
@@ -186,9 +186,9 @@ class Driver:
         if self._barren_lives == MOST_BARREN_LIVES:
             raise TrainingError(
                 f"{MOST_BARREN_LIVES} times in a row nodes were lost before the run got past step "
-                f"{self._furthest} ({ending.error}). Is it the run that ends them? See the memory "
-                "of a node while it trains, and `dmesg` there. If they were merely reclaimed, give "
-                "the same command again"
+                f"{self._furthest} ({ending.error}). Does the run end them? See the memory of a "
+                "node while it trains, and `dmesg` there. If they were merely reclaimed, go on "
+                f"with --train.run-dir {self.run} --train.resume latest"
             )
 
     def _live(

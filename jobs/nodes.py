@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.config import Config
+from jobs.pool import going_nodes
 from jobs.versions import differences, installed_versions
 from taehv.errors import TrainingError
 
@@ -90,18 +91,19 @@ def _mark(run_dir: str) -> Iterator[str]:
 
 
 def _ask(paths: Sequence[str]) -> list[NodeFacts]:
-    """The facts of all living nodes but the head, which is where this runs or which runs nothing.
+    """The facts of all living nodes but the head, which is where this runs or which runs nothing,
+    and those that have been given notice, which take no task.
 
     A node that goes meanwhile, or does not answer, is left out: it cannot be told from one that is
     about to go.
     """
-    own = ray.get_runtime_context().get_node_id()
+    not_asked = {ray.get_runtime_context().get_node_id(), *going_nodes()}
     asked = [
         _facts_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
             node["NodeManagerAddress"], list(paths)
         )
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] != own
+        if node["Alive"] and node["NodeID"] not in not_asked
     ]
     if not asked:
         return []

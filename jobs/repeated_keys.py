@@ -7,15 +7,22 @@ from collections.abc import Iterator
 import yaml
 
 
-def repeated_keys(node: yaml.Node | None) -> Iterator[tuple[str, int]]:
-    """Each with the line of its second place, from 1, whatever mapping below `node` it is in."""
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, value in node.value:
-            if key.value in seen:
-                yield key.value, key.start_mark.line + 1
-            seen.add(key.value)
-            yield from repeated_keys(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from repeated_keys(value)
+def repeated_keys(root: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Each with the line of its second place, from 1, whatever mapping it is in."""
+    # By an alias a node may be met twice, or hold itself.
+    seen: set[int] = set()
+    left = [root]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            names = [(key.tag, key.value) for key in keys]
+            for place, key in enumerate(keys):
+                if names[place] in names[:place]:
+                    yield key.value, key.start_mark.line + 1
+            left += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value

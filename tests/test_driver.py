@@ -151,16 +151,16 @@ def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
 def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
     mailbox: FakeMailbox, tmp_path: Path
 ) -> None:
-    """Of the lives below, the second gets further than the first; those after it do not."""
+    """A life that gets further begins the count anew."""
     most = driver_module.MOST_BARREN_LIVES
     lost: list[tuple[str, Any]] = [("node", "c")]
-    further = [[*lost, ("step", 3)], [*lost, ("step", 4)]]
-    barren = [[*lost, ("step", 4)]] * (most - 1)
+    first = [[*lost, ("step", 3)]] * most
+    then = [[*lost, ("step", 4)]] * most
     end: list[list[tuple[str, Any]]] = [[("summary", FINISHED)]]
     config = config_with(max_failures=0)
-    assert len(drive(mailbox, tmp_path, config, further + barren + end, Silent())) == most + 2
+    assert len(drive(mailbox, tmp_path, config, first + then + end, Silent())) == 2 * most + 1
     with pytest.raises(TrainingError, match=f"{most} times in a row .* got past step 4 .* raised"):
-        drive(mailbox, tmp_path, config, further + barren + [lost], Silent())
+        drive(mailbox, tmp_path, config, first + then + [lost], Silent())
 
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])

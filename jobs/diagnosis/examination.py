@@ -181,7 +181,7 @@ class _Cluster:
             nodes = look_at_nodes([*inputs, *([marked] if marked else [])])
         yield from judge_going(nodes)
         self.nodes = [node for node in nodes if not node.is_going]
-        self.autoscaler = Autoscaler() if self.own_ray else look_at_autoscaler(self.nodes)
+        self.autoscaler = Autoscaler() if self.own_ray else look_at_autoscaler(nodes)
         self.workers = count_workers(config, self.nodes, self.autoscaler)
         own = next(node.machine for node in nodes if node.is_own)
         assert own

@@ -18,6 +18,7 @@ from data_pipeline.storage import is_s3
 from jobs.config import ConfigError
 from jobs.fan_out import RayConfig, check_lasting
 from jobs.given_weights import checkpoint_of, find_weights, run_config
+from jobs.repeated_keys import repeated_keys
 from jobs.tracking import TrackingConfig
 from taehv.shapes import infer_config
 from taehv.teacher import TeacherConfig
@@ -120,7 +121,10 @@ def read_thresholds(path: str) -> Thresholds:
     if not path:
         return Thresholds()
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        text = Path(path).read_text()
+        content = yaml.safe_load(text)
+        for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
+            raise ConfigError(f"--thresholds {path}, line {line}: {key} stands here a second time")
     except OSError as error:
         raise ConfigError(f"--thresholds {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

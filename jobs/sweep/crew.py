@@ -91,13 +91,16 @@ class Crew:
         self._mailbox: Any = None
 
     def mailbox(self) -> Any:
-        """An empty mailbox for a run: that of the one before, unless its workers failed and some of
-        them may still have something to say."""
+        """An empty mailbox for a run: that of the one before, unless it is forgotten."""
         if self._mailbox is None:
             self._mailbox = open_mailbox()
         else:
             ray.get(self._mailbox.clear.remote())
         return self._mailbox
+
+    def forget_mailbox(self) -> None:
+        """After a run that failed, whose workers may still have something to say."""
+        self._mailbox = None
 
     def trainer(self, settings: dict[str, Any], shares: Shares) -> Any:
         """One life of a run by these workers; it has `fit` as a TorchTrainer has."""
@@ -117,7 +120,7 @@ class Crew:
         while ray.get(self._rota.done.remote(turn)) < shares.workers:
             if not self._fit.is_alive():
                 error = self._fit.error
-                self._fit = self._mailbox = None
+                self._fit = None
                 raise error or TrainingFailedError("the workers ended without a word")
             time.sleep(POLL_SECONDS)
 

@@ -43,6 +43,8 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         raise ConfigError(f"{path} is not text: {error}") from error
     loader = yaml.SafeLoader(text)
     try:
+        # It says what cannot be a key, which the walks below take for granted.
+        yaml.safe_load(text)
         node = loader.get_single_node()
         lines = Lines(path, {(): 1})
         if node is not None:

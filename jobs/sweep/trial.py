@@ -151,6 +151,7 @@ class _Run(threading.Thread):
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it is this trial's alone.
             self.error = outcome["error"] = str(error) or type(error).__name__
+            self._crew.forget_mailbox()
             self._keep_traceback()
         finally:
             room.removeHandler(self._voice)

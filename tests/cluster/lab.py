@@ -234,7 +234,8 @@ class Watched:
             text=True,
             cwd=REPOSITORY,
         )
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -269,8 +270,10 @@ class Watched:
             time.sleep(0.3)
 
     def finish(self, seconds: float) -> int:
-        """Its exit code."""
-        return self._process.wait(timeout=seconds)
+        """Its exit code, once its last line has been read."""
+        code = self._process.wait(timeout=seconds)
+        self._reader.join(timeout=30)
+        return code
 
 
 def answers(host: str, port: int) -> bool:

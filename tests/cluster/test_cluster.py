@@ -135,11 +135,12 @@ def test_a_job_goes_on_over_lost_nodes(lab: Lab, cluster: Path) -> None:
 
     remaining = [i for i in lab.alive("g6.4xlarge") if i != train[0]]
     lab.say(f"{train[1]} is given notice; training nodes: {remaining}")
-    lives = job.count("starting ")
+    lives, lost = job.count("starting "), job.count("nodes have gone")
     lab.give_notice(train[1])
     # It is told, unless the workers were making way for more just then.
     job.wait_for(lambda: job.count("given notice") or job.count("starting ") > lives, 90)
     assert job.finish(300) == 0, job.text()
+    assert job.count("nodes have gone") == lost
 
     rows = [json.loads(line) for line in lab.object(f"{prefix}/metrics.jsonl").splitlines()]
     losses = {r["step"]: r["train/reconstruction_loss"] for r in rows if "train/loss" in r}
