@@ -21,7 +21,7 @@ from tests.cluster.without_ray import train_here
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 STEPS = 80
-IDLE_SECONDS = 75
+IDLE_SECONDS = 60
 """Longer than a busy computer needs to bring a run from its nodes to their first work."""
 
 NEW_RUN = ["--train.run-dir", "runs/next"]
