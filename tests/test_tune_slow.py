@@ -79,7 +79,7 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
     actors = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if any(part.startswith("ray::Trial") for part in child.cmdline())
+        if any("Trainable" in part for part in child.cmdline())
     ]
     assert actors
     os.kill(actors[0].pid, signal.SIGKILL)
