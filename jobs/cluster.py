@@ -25,6 +25,7 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from jobs.config import ClusterConfig
+from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
 from jobs.rendezvous import ClusterTorchConfig
 from jobs.shared import is_job_copy
@@ -163,11 +164,12 @@ def make_trainer(
 class _Trainer(TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without two processes that every start would wait for: the manager of
     datasets, of which it is given none, and the one that frees what a killed controller held, which
-    ends with the driver's job here."""
+    jobs/orphans.py does here."""
 
     def _create_default_callbacks(self) -> list[Any]:
         unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
+        usual = super()._create_default_callbacks()
+        return [*(c for c in usual if not isinstance(c, unused)), HeldRoom()]
 
 
 def _torch_config(config: ClusterConfig, shares: Shares, own_ray: bool) -> TorchConfig:

@@ -19,6 +19,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from jobs.config import ClusterConfig, Config
 from jobs.console import stop_signals_to
+from jobs.orphans import free_orphans
 from jobs.pictures import comparison_mp4, side_by_side_png
 from jobs.pool import Pool, Shares, going_nodes
 from jobs.progress import Progress
@@ -34,6 +35,9 @@ POLL_SECONDS = 0.2
 MOST_BARREN_LIVES = 10
 """In a row, which lost their nodes before they got further than the run had been: then it is the
 run that kills them."""
+
+ORPHAN_SECONDS = 5.0
+"""How often it is looked whether others have died and left their room taken."""
 
 VIDEO_FPS = 8.0
 """Of the comparison videos: slow enough to see what flickers."""
@@ -201,9 +205,13 @@ class Driver:
         fit = Fit(trainer)
         fit.start()
         look_at = time.monotonic() + config.resize_seconds
+        free_at = time.monotonic()
         while fit.is_alive():
             self._deliver()
             pool.request(workers)
+            if time.monotonic() > free_at:
+                free_at = time.monotonic() + ORPHAN_SECONDS
+                free_orphans()
             if self._nodes & going_nodes():
                 self._make_way("a node has been given notice")
             elif time.monotonic() > look_at:
