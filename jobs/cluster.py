@@ -54,12 +54,12 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     }
     own = not address
-    # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
-    # share a core.
-    tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
-    cpus = max(os.cpu_count() or 1, tickets)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if own:
+        # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
+        # share a core.
+        tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
+        cpus = max(os.cpu_count() or 1, tickets)
         environment |= {
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "GLOO_SOCKET_IFNAME": "lo",

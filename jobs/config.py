@@ -121,16 +121,26 @@ def read_layers(*paths: Path | None) -> Config:
     return config
 
 
-def _sections(path: Path) -> dict[str, dict[str, Any]]:
+def load_yaml(option: str, path: Path) -> Any:
+    """What the YAML file holds that an option names; None where it is empty.
+
+    Raises:
+        ConfigError: where it cannot be read, is no YAML, or names a key twice.
+    """
     try:
         text = path.read_text()
         content = yaml.safe_load(text)
         for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"--config {path}, line {line}: {key} stands here a second time")
+            raise ConfigError(f"{option} {path}, line {line}: {key} stands here a second time")
     except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not YAML: {error}") from error
+        raise ConfigError(f"{option} {path} is not YAML: {error}") from error
+    return content
+
+
+def _sections(path: Path) -> dict[str, dict[str, Any]]:
+    content = load_yaml("--config", path)
     if content is None:
         content = {}
     if not isinstance(content, dict):

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 from jobs import doctor, train
 from jobs.diagnosis import nodes
 from tests.data_videos import write_dataset
+from tests.doctor_report import worst_by_area
 from tests.jobs_run import TINY
 from tests.local_ray import token_variables
 from tests.s3_server import s3_server
@@ -63,10 +64,7 @@ def connected(home: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> 
 def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, dict[str, Any]]:
     """The exit code, and the findings by area; of several in one area the worst."""
     code = doctor.main([*OPTIONS, *arguments])
-    report = json.loads(capsys.readouterr().out)
-    order = ["OK", "SKIPPED", "WARNING", "FAILURE"]
-    findings = sorted(report["findings"], key=lambda finding: order.index(finding["level"]))
-    return code, {finding["area"]: finding for finding in findings}
+    return code, worst_by_area(json.loads(capsys.readouterr().out))
 
 
 def test_a_healthy_cluster(connected: Path, capsys: pytest.CaptureFixture[str]) -> None:

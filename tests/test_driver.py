@@ -95,7 +95,6 @@ def drive(
     folder: Path,
     config: Config,
     lives: list[list[tuple[str, Any]]],
-    progress: Any = None,
 ) -> list[int]:
     """Drive a run through `lives`; the limit on clips per pass that each of them is given."""
     limits: list[int] = []
@@ -107,6 +106,7 @@ def drive(
 
     nobody: Any = None
     pool: Any = FakePool()
+    progress: Any = Silent()
     driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1))
     assert driver.drive(pool, config, make_trainer) == FINISHED
     return limits
@@ -159,9 +159,9 @@ def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
     then = [[*lost, ("step", 4)]] * most
     end: list[list[tuple[str, Any]]] = [[("summary", FINISHED)]]
     config = config_with(max_failures=0)
-    assert len(drive(mailbox, tmp_path, config, first + then + end, Silent())) == 2 * most + 1
+    assert len(drive(mailbox, tmp_path, config, first + then + end)) == 2 * most + 1
     with pytest.raises(TrainingError, match=f"{most} times in a row .* got past step 4 .* raised"):
-        drive(mailbox, tmp_path, config, first + then + [lost], Silent())
+        drive(mailbox, tmp_path, config, first + then + [lost])
 
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])

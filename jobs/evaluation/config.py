@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
 from data_pipeline.storage import is_s3
-from jobs.config import ConfigError
+from jobs.config import ConfigError, load_yaml
 from jobs.fan_out import RayConfig, check_lasting
 from jobs.given_weights import checkpoint_of, find_weights, run_config
-from jobs.repeated_keys import repeated_keys
 from jobs.tracking import TrackingConfig
 from taehv.shapes import infer_config
 from taehv.teacher import TeacherConfig
@@ -120,15 +118,7 @@ def read_thresholds(path: str) -> Thresholds:
     """Limits from a YAML file. Raises ConfigError."""
     if not path:
         return Thresholds()
-    try:
-        text = Path(path).read_text()
-        content = yaml.safe_load(text)
-        for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"--thresholds {path}, line {line}: {key} stands here a second time")
-    except OSError as error:
-        raise ConfigError(f"--thresholds {path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--thresholds {path} is not YAML: {error}") from error
+    content = load_yaml("--thresholds", Path(path))
     if not isinstance(content or {}, dict):
         raise ConfigError(f"--thresholds {path}: expected lines such as `psnr_success: 25`")
     known = [f.name for f in dataclasses.fields(Thresholds)]

@@ -41,25 +41,20 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text: {error}") from error
-    loader = yaml.SafeLoader(text)
     try:
         # It says what cannot be a key, which the walks below take for granted.
-        yaml.safe_load(text)
-        node = loader.get_single_node()
-        lines = Lines(path, {(): 1})
-        if node is not None:
-            for name, line in repeated_keys(node):
-                raise ConfigError(f"{path}, line {line}: {name} stands here a second time")
-            lines._lines.update(_walk(node, ()))
-        content = loader.construct_document(node) if node is not None else {}
+        content = yaml.safe_load(text)
+        node = yaml.compose(text, yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}") from error
-    finally:
-        loader.dispose()
+    if node is None:
+        return {}, Lines(path, {(): 1})
+    for name, line in repeated_keys(node):
+        raise ConfigError(f"{path}, line {line}: {name} stands here a second time")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}, line 1: expected keys such as `space:` and `search:`")
-    return content, lines
+    return content, Lines(path, {(): 1} | dict(_walk(node, ())))
 
 
 def _walk(node: yaml.Node, place: Place) -> Iterator[tuple[Place, int]]:

@@ -22,6 +22,7 @@ import boto3
 import yaml
 
 from tests.cluster.account import edited, make_stack
+from tests.doctor_report import worst_by_area
 from tests.jobs_run import REPOSITORY
 
 GATEWAY = "172.31.255.254"
@@ -178,18 +179,12 @@ class Lab:
         command = ["ray", "job", "submit", "--", "python", "jobs/doctor.py", "--json", *options]
         job = Watched(self, command, quiet=True)
         code = job.finish(180)
-        for finding in (findings := self._findings(job.text())):
+        printed = re.search(r"^\{$.*?^\}$", job.text(), re.MULTILINE | re.DOTALL)
+        assert printed, job.text()
+        report = json.loads(printed[0])
+        for finding in report["findings"]:
             self.say(f"{finding['level']:<8} {finding['area']}: {finding['message'][:150]}")
-        order = ["OK", "SKIPPED", "WARNING", "FAILURE"]
-        findings.sort(key=lambda finding: order.index(finding["level"]))
-        return code, {finding["area"]: finding for finding in findings}
-
-    def _findings(self, text: str) -> list[dict[str, Any]]:
-        """Of the JSON object among the lines of a job."""
-        report = re.search(r"^\{$.*?^\}$", text, re.MULTILINE | re.DOTALL)
-        assert report, text
-        findings: list[dict[str, Any]] = json.loads(report[0])["findings"]
-        return findings
+        return code, worst_by_area(report)
 
     def give_notice(self, instance: str, seconds: float = 120) -> None:
         """What the metadata service says two minutes before a spot instance goes; it goes."""
