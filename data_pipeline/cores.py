@@ -25,7 +25,7 @@ class UseOfCores(NamedTuple):
 
     ran: float
     waited: float
-    """Ready to run, for a core."""
+    """Ready to run, for a core; the wait that is going on is counted when it ends."""
     ready: bool
     """Whether it is that, or runs, now."""
 
@@ -34,8 +34,20 @@ def use_of_cores(pid: int) -> UseOfCores:
     """By Linux's /proc/PID/schedstat; all 0 where there is none."""
     folder = Path(f"/proc/{pid}")
     try:
-        ran, waited, _ = (folder / "schedstat").read_text().split()
+        ran, waited, turns = (folder / "schedstat").read_text().split()
         state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, ValueError, IndexError):
         return UseOfCores(0.0, 0.0, False)
-    return UseOfCores(int(ran) / 1e9, int(waited) / 1e9, state == "R")
+    # A kernel that does not count shows zeros.
+    return UseOfCores(int(ran) / 1e9, int(waited) / 1e9, state == "R" and turns != "0")
+
+
+def wait_between(before: UseOfCores, after: UseOfCores, seconds: float) -> float:
+    """For how long a process has waited for a core in the seconds between two looks at it.
+
+    One that is ready now has waited for as long as it did not run: the wait that is going on, which
+    Linux has not counted yet, may be nearly all of it.
+    """
+    if after.ready:
+        return max(0.0, seconds - (after.ran - before.ran))
+    return min(after.waited - before.waited, seconds)

@@ -29,7 +29,7 @@ from typing import Self
 import numpy as np
 
 from data_pipeline.augment import Frames
-from data_pipeline.cores import use_of_cores
+from data_pipeline.cores import use_of_cores, wait_between
 from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.whole import WholeRequest, WholeVideo, plan_whole, whole_frames
 from data_pipeline.window import WindowClips, WindowRequest, read_window
@@ -126,7 +126,7 @@ class WindowReader:
             left = video.frames
             while left:
                 # What the receiver did in between is not the video's time.
-                link.deadline = time.monotonic() + seconds
+                link.give(seconds)
                 number, _ = _answer_of(link, request, PIECE)
                 piece = np.empty((number, 3, video.height, video.width), np.uint8)
                 link.receive(piece.reshape(-1).data)
@@ -152,7 +152,7 @@ class WindowReader:
             self._child, self._reads = self._start(), 0
         self._reads += 1
         child = self._child
-        link = _Link(child, time.monotonic() + seconds)
+        link = _Link(child, seconds)
         self._answering, sound = True, False
         try:
             body = pickle.dumps(request)
@@ -206,15 +206,19 @@ class WindowReader:
 
 
 class _Link:
-    """The two pipes to a child, up to a moment of the monotonic clock."""
+    """The two pipes to a child, which has some seconds for its answer."""
 
-    def __init__(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+    def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._requests, self._replies = child.stdin.fileno(), child.stdout.fileno()
         self._pid = child.pid
-        self._cores = use_of_cores(child.pid)
-        self.deadline = deadline
+        self.give(seconds)
+
+    def give(self, seconds: float) -> None:
+        """That much time from now on, whatever is left."""
+        self._looked, self._cores = time.monotonic(), use_of_cores(self._pid)
+        self._deadline = self._looked + seconds
 
     def send(self, message: bytes) -> None:
         """Raises TimeoutError, or BrokenPipeError where the child is gone."""
@@ -237,14 +241,13 @@ class _Link:
     def _wait(self, pipe: int, event: int) -> None:
         poll = select.poll()
         poll.register(pipe, event)
-        while not poll.poll(max(0.0, self.deadline - time.monotonic()) * 1000):
-            before, self._cores = self._cores, use_of_cores(self._pid)
-            waited = self._cores.waited - before.waited
-            # The wait that is going on is counted when it ends.
-            waits = self._cores.ready and self._cores.ran == before.ran
-            if waited < LEAST_WAIT and not waits:
+        while not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
+            looked, cores = self._looked, self._cores
+            self._looked, self._cores = time.monotonic(), use_of_cores(self._pid)
+            waited = wait_between(cores, self._cores, self._looked - looked)
+            if waited < LEAST_WAIT:
                 raise TimeoutError
-            self.deadline = time.monotonic() + max(waited, LEAST_WAIT)
+            self._deadline = self._looked + waited
 
 
 def _answer_of(

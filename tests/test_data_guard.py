@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import guard
-from data_pipeline.cores import use_of_cores
+from data_pipeline.cores import UseOfCores, use_of_cores, wait_between
 from data_pipeline.errors import MomentaryError, UnusableVideoError
 from data_pipeline.guard import TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
@@ -330,8 +330,8 @@ def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
     try:
         with WindowReader((sys.executable, "-c", STARVED_CHILD, core)) as reader:
             reader.read(request_, SECONDS)
-            # Much less than it takes beside the others.
-            clips = reader.read(request_, 0.2)
+            # Enough for what it computes, and much less than it takes beside the others.
+            clips = reader.read(request_, 0.5)
             assert reader._child is not None
             waited = use_of_cores(reader._child.pid).waited
     finally:
@@ -340,6 +340,18 @@ def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
             hog.wait()
     assert waited > 0
     assert np.array_equal(clips.frames, read_window(request_).frames)
+
+
+def test_a_wait_that_goes_on_is_a_wait() -> None:
+    before = UseOfCores(ran=1.0, waited=2.0, ready=False)
+    # A tenth of a second on the core, and in line for it since: Linux has not counted that.
+    assert wait_between(before, UseOfCores(1.1, 2.0, True), 0.5) == pytest.approx(0.4)
+    # Counted now: not for more than the time that this look is about.
+    assert wait_between(UseOfCores(1.1, 2.0, True), UseOfCores(1.2, 2.7, False), 0.4) == 0.4
+    assert wait_between(before, UseOfCores(1.1, 2.1, False), 0.5) == pytest.approx(0.1)
+    # On the core all the time; asleep all the time.
+    assert wait_between(before, UseOfCores(1.5, 2.0, True), 0.5) == 0
+    assert wait_between(before, before, 0.5) == 0
 
 
 def test_a_process_that_is_gone_waits_for_no_core() -> None:
