@@ -89,7 +89,7 @@ def compute_in_double(patch: pytest.MonkeyPatch) -> None:
 
     make = Teacher.__init__
 
-    def made_in_double(self: Teacher, vae: Any, latent_scale: float = 1.0) -> None:
-        make(self, vae.double(), latent_scale)
+    def made_in_double(self: Teacher, vae: Any, *others: Any) -> None:
+        make(self, vae.double(), *others)
 
     patch.setattr(Teacher, "__init__", made_in_double)
