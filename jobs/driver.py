@@ -31,7 +31,10 @@ from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
+"""Between two looks at the mailbox. On a machine that trains on its own CPUs each of them takes a
+core from a step, the mailbox's process included."""
+
 MOST_BARREN_LIVES = 10
 """In a row, which lost their nodes before they got further than the run had been: then it is the
 run that kills them."""
@@ -218,7 +221,7 @@ class Driver:
                 look_at = time.monotonic() + config.resize_seconds
                 if pool.could_grow(workers):
                     self._make_way("there is room for more workers")
-            time.sleep(POLL_SECONDS)
+            fit.join(POLL_SECONDS)
         self._deliver()
         error = "" if fit.error is None else _cause(fit.error)
         error = error or "they ended without a word; see the log above"

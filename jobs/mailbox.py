@@ -14,8 +14,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from taehv.interfaces import Hooks, RejectedVideo
 from taehv.journal import Row
 
-PROGRESS_SECONDS = 0.5
-"""A worker's progress is told no more often than this."""
+TELL_SECONDS = 0.5
+"""A worker's progress is told, and whether to stop asked, no more often than this."""
 
 
 @ray.remote(num_cpus=0)
@@ -72,11 +72,11 @@ class MailboxHooks(Hooks):
     def __init__(self, mailbox: Any, is_main: bool) -> None:
         self.mailbox = mailbox
         self.is_main = is_main
-        self._told_at = 0.0
+        self._told_at = self._asked_at = 0.0
         self._answer = mailbox.stop_wanted.remote() if is_main else None
 
     def on_step(self, step: int, samples: Sequence[int]) -> None:
-        if self.is_main and time.monotonic() - self._told_at > PROGRESS_SECONDS:
+        if self.is_main and time.monotonic() - self._told_at > TELL_SECONDS:
             self._told_at = time.monotonic()
             self.mailbox.put.remote("step", step)
 
@@ -94,8 +94,11 @@ class MailboxHooks(Hooks):
 
     def should_stop(self) -> bool:
         """The last answer that has arrived; asking never holds up a step."""
-        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+        if self._answer is None or time.monotonic() - self._asked_at < TELL_SECONDS:
             return False
+        if not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        self._asked_at = time.monotonic()
         wanted = bool(ray.get(self._answer))
         self._answer = self.mailbox.stop_wanted.remote()
         return wanted
