@@ -43,7 +43,8 @@ def main() -> int:
     before = _bare_seconds(config)
     with tempfile.TemporaryDirectory() as folder:
         rows, first_row_after = _run(arguments, Path(folder))
-    bare = statistics.median([*before, *_bare_seconds(config)])
+    after = _bare_seconds(config)
+    bare = statistics.median([*before, *after])
     batch = config.train.global_batch_size
     steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
     spent = [n * batch / r["train/clips_per_second"] for n, r in zip(steps, rows, strict=True)]
@@ -53,7 +54,12 @@ def main() -> int:
     share = rate * bare
     print(machine_name(distributed.device()))
     print(f"batch {batch} of {config.data.num_frames} x {config.data.height} x {config.data.width}")
-    print(f"bare step                  {1 / bare:8.2f} steps/s, median of {2 * BARE_STEPS}")
+    # They differ where the machine has become faster or slower meanwhile.
+    then, now = (1 / statistics.median(part) for part in (before, after))
+    print(
+        f"bare step                  {1 / bare:8.2f} steps/s, median of {2 * BARE_STEPS} "
+        f"({then:.2f} before, {now:.2f} after)"
+    )
     print(f"whole job                  {rate:8.2f} steps/s, {sum(steps[1:])} steps")
     print(f"waiting for clips          {waited:8.2f} of its time")
     verdict = "pass" if share >= LIMIT else "FAIL"
