@@ -67,7 +67,8 @@ class DataConfig:
     """Part of the videos that may turn out unusable; beyond it the run stops and lists them."""
 
     decode_seconds: float = 60.0
-    """Time limit for one window of a video, after which its decoder is taken for hung."""
+    """Time limit for one window of a video, after which its decoder is taken for hung. Its wait
+    for a core does not count."""
 
     decode_cpus: float = 1.0
     """CPUs that one decoding task reserves; a task runs on one thread."""

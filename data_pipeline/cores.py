@@ -43,11 +43,10 @@ def use_of_cores(pid: int) -> UseOfCores:
 
 
 def wait_between(before: UseOfCores, after: UseOfCores, seconds: float) -> float:
-    """For how long a process has waited for a core in the seconds between two looks at it.
+    """For how long, at most, a process has waited for a core in the seconds between two looks.
 
-    One that is ready now has waited for as long as it did not run: the wait that is going on, which
-    Linux has not counted yet, may be nearly all of it.
+    Of one that is ready now, all the time counts in which it did not run: the wait that is going
+    on, which Linux has not counted yet, may be nearly all of it.
     """
-    if after.ready:
-        return max(0.0, seconds - (after.ran - before.ran))
-    return min(after.waited - before.waited, seconds)
+    idle = max(0.0, seconds - (after.ran - before.ran))
+    return idle if after.ready else min(idle, after.waited - before.waited)

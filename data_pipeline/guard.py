@@ -40,8 +40,8 @@ COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
 MEMORY_BYTES = 8 * 2**30
 """Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
 
-LEAST_WAIT = 0.05
-"""Seconds without a core by which a time limit is worth putting off."""
+LEAST_LEFT = 0.05
+"""Seconds; a time limit of which less is left is over. Linux counts in ticks of up to 0.01 s."""
 
 STOP_SECONDS = 5.0
 """For a killed child to be gone. One that waits for a dead file server goes later."""
@@ -216,9 +216,10 @@ class _Link:
         self.give(seconds)
 
     def give(self, seconds: float) -> None:
-        """That much time from now on, whatever is left."""
-        self._looked, self._cores = time.monotonic(), use_of_cores(self._pid)
-        self._deadline = self._looked + seconds
+        """Start a new limit of so many seconds; the rest of the old one lapses."""
+        self._seconds = seconds
+        self._began, self._at_first = time.monotonic(), use_of_cores(self._pid)
+        self._deadline = self._began + seconds
 
     def send(self, message: bytes) -> None:
         """Raises TimeoutError, or BrokenPipeError where the child is gone."""
@@ -242,12 +243,12 @@ class _Link:
         poll = select.poll()
         poll.register(pipe, event)
         while not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            looked, cores = self._looked, self._cores
-            self._looked, self._cores = time.monotonic(), use_of_cores(self._pid)
-            waited = wait_between(cores, self._cores, self._looked - looked)
-            if waited < LEAST_WAIT:
+            passed = time.monotonic() - self._began
+            waited = wait_between(self._at_first, use_of_cores(self._pid), passed)
+            left = self._seconds - (passed - waited)
+            if left < LEAST_LEFT:
                 raise TimeoutError
-            self._deadline = self._looked + waited
+            self._deadline = self._began + passed + left
 
 
 def _answer_of(

@@ -67,8 +67,8 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             # More processes than cores are needed again and again, for decoding above all; Ray
             # would end those that idle for a second, and start others.
             "RAY_num_workers_soft_limit": str(max(16, cpus)),
-            # Ray's own processes would go before training, which it starts at niceness 15: on two
-            # cores that takes 4 % of the speed.
+            # Ray starts its workers, training among them, at niceness 15, behind its own processes:
+            # on two cores that costs 4 % of the speed.
             "RAY_worker_niceness": "0",
         }
         # Inherited from here, unlike from a runtime environment, the variables are in the

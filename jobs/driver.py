@@ -32,8 +32,8 @@ from taehv.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-"""Between two looks at the mailbox. On a machine that trains on its own CPUs each of them takes a
-core from a step, the mailbox's process included."""
+"""Between two looks at the mailbox. Where training runs on this machine's CPUs, each of them, with
+the mailbox's own process, takes time from a step."""
 
 MOST_BARREN_LIVES = 10
 """In a row, which lost their nodes before they got further than the run had been: then it is the

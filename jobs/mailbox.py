@@ -73,7 +73,9 @@ class MailboxHooks(Hooks):
         self.mailbox = mailbox
         self.is_main = is_main
         self._told_at = self._asked_at = 0.0
-        self._answer = mailbox.stop_wanted.remote() if is_main else None
+        self._stop = False
+        self._answer: Any = None
+        """Of the mailbox, to whether to stop; None where it has not been asked again."""
 
     def on_step(self, step: int, samples: Sequence[int]) -> None:
         if self.is_main and time.monotonic() - self._told_at > TELL_SECONDS:
@@ -93,15 +95,16 @@ class MailboxHooks(Hooks):
         self.mailbox.put.remote("quarantined", (list(rejected), total))
 
     def should_stop(self) -> bool:
-        """The last answer that has arrived; asking never holds up a step."""
-        if self._answer is None or time.monotonic() - self._asked_at < TELL_SECONDS:
-            return False
-        if not ray.wait([self._answer], timeout=0)[0]:
-            return False
-        self._asked_at = time.monotonic()
-        wanted = bool(ray.get(self._answer))
-        self._answer = self.mailbox.stop_wanted.remote()
-        return wanted
+        """By the last answer that has arrived; asking never holds up a step."""
+        if not self.is_main or self._stop:
+            return self._stop
+        if self._answer is None:
+            if time.monotonic() - self._asked_at >= TELL_SECONDS:
+                self._asked_at = time.monotonic()
+                self._answer = self.mailbox.stop_wanted.remote()
+        elif ray.wait([self._answer], timeout=0)[0]:
+            self._stop, self._answer = bool(ray.get(self._answer)), None
+        return self._stop
 
 
 class MailboxLog(logging.Handler):

@@ -37,6 +37,8 @@ def hang_in_c():
 def break_down(request):
     match request.location:
         case "hang": hang_in_c()
+        case "spin":
+            while True: pass
         case "crash": os.kill(os.getpid(), signal.SIGSEGV)
         case "abort": os.abort()
         case "exit": os._exit(7)
@@ -131,6 +133,14 @@ def test_a_hanging_decoder_is_stopped(reader: WindowReader, request_: WindowRequ
     assert time.monotonic() - begin < 3
     assert not is_running(child)
     check_sound(reader, request_)
+
+
+def test_a_spinning_decoder_is_stopped(reader: WindowReader, request_: WindowRequest) -> None:
+    check_sound(reader, request_)
+    child = child_of(reader)
+    with pytest.raises(TimedOutError, match="its decoder was stopped"):
+        reader.read(replace(request_, location="spin"), 0.5)
+    assert not is_running(child)
 
 
 def test_a_child_that_is_killed_costs_no_video(
@@ -330,10 +340,11 @@ def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
     try:
         with WindowReader((sys.executable, "-c", STARVED_CHILD, core)) as reader:
             reader.read(request_, SECONDS)
+            child = child_of(reader)
+            before = use_of_cores(child)
             # Enough for what it computes, and much less than it takes beside the others.
             clips = reader.read(request_, 0.5)
-            assert reader._child is not None
-            waited = use_of_cores(reader._child.pid).waited
+            waited = use_of_cores(child).waited - before.waited
     finally:
         for hog in hogs:
             hog.kill()
@@ -346,9 +357,10 @@ def test_a_wait_that_goes_on_is_a_wait() -> None:
     before = UseOfCores(ran=1.0, waited=2.0, ready=False)
     # A tenth of a second on the core, and in line for it since: Linux has not counted that.
     assert wait_between(before, UseOfCores(1.1, 2.0, True), 0.5) == pytest.approx(0.4)
-    # Counted now: not for more than the time that this look is about.
-    assert wait_between(UseOfCores(1.1, 2.0, True), UseOfCores(1.2, 2.7, False), 0.4) == 0.4
-    assert wait_between(before, UseOfCores(1.1, 2.1, False), 0.5) == pytest.approx(0.1)
+    # Counted now, and counted once: it has been asleep since.
+    assert wait_between(before, UseOfCores(1.1, 2.4, False), 0.9) == pytest.approx(0.4)
+    # A wait that had begun before the first look, and was counted after it.
+    assert wait_between(before, UseOfCores(1.1, 9.0, False), 0.5) == pytest.approx(0.4)
     # On the core all the time; asleep all the time.
     assert wait_between(before, UseOfCores(1.5, 2.0, True), 0.5) == 0
     assert wait_between(before, before, 0.5) == 0

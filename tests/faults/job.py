@@ -77,10 +77,17 @@ class Job:
             time.sleep(0.05)
         chance.choice(found).kill()
 
-    def wait_for_rows(self, count: int, seconds: float = 120) -> None:
+    def wait_for_rows(self, count: int) -> None:
         """Until metrics.jsonl has so many rows, while the job is running."""
+        self._wait_for(lambda: self.rows() >= count)
+
+    def wait_for_words(self, words: str) -> None:
+        """Until the job has said this, while it is running."""
+        self._wait_for(lambda: words in self.output)
+
+    def _wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
         end = time.monotonic() + seconds
-        while self.rows() < count:
+        while not condition():
             assert self.process.poll() is None, f"the job ended early:\n{self.output}"
             assert time.monotonic() < end, f"the job took too long:\n{self.output}"
             time.sleep(0.05)

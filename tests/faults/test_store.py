@@ -95,7 +95,7 @@ def test_a_store_that_is_away(
     away_for_a_while(setting, server, proxy, how, 4, seconds)
 
 
-@pytest.mark.parametrize("step", [2, 7, 10])
+@pytest.mark.parametrize("step", [5, 7, 10])
 def test_a_process_killed(setting: Setting, server: S3Server, proxy: Proxy, step: int) -> None:
     setting.undisturbed()
     killed_and_gone_on_with(setting, server, proxy, step)
