@@ -320,35 +320,49 @@ def test_the_child_ends_with_its_parent(request_: WindowRequest, last: str) -> N
         time.sleep(0.01)
 
 
-STARVED_CHILD = """
+PINNED_CHILD = """
 import os, sys
 from data_pipeline import guard
 
-# Beside others on one core, and after all of them.
 os.sched_setaffinity(0, {int(sys.argv[1])})
-os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+os.nice(19)
 guard.main()
 """
 
-BURN = "import os, sys; os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+BURN = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+os.write(1, b".")
+while True: pass
+"""
+
+
+def burn(core: str) -> "subprocess.Popen[bytes]":
+    """A process that takes what it can get of the core, from now on."""
+    hog = subprocess.Popen([sys.executable, "-c", BURN, core], stdout=subprocess.PIPE)
+    assert hog.stdout is not None
+    hog.stdout.read(1)
+    return hog
 
 
 @pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's schedstat")
 def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
     core = str(max(os.sched_getaffinity(0)))
-    hogs = [subprocess.Popen([sys.executable, "-c", BURN, core]) for _ in range(2)]
-    try:
-        with WindowReader((sys.executable, "-c", STARVED_CHILD, core)) as reader:
-            reader.read(request_, SECONDS)
-            child = child_of(reader)
-            before = use_of_cores(child)
-            # Enough for what it computes, and much less than it takes beside the others.
+    hogs: list[subprocess.Popen[bytes]] = []
+    with WindowReader((sys.executable, "-c", PINNED_CHILD, core)) as reader:
+        # It has loaded what it needs, before others come that leave it a hundredth of the core.
+        reader.read(request_, SECONDS)
+        child = child_of(reader)
+        before = use_of_cores(child)
+        try:
+            hogs += [burn(core) for _ in range(2)]
+            # Enough for what it computes, and less than it takes beside the others.
             clips = reader.read(request_, 0.5)
-            waited = use_of_cores(child).waited - before.waited
-    finally:
-        for hog in hogs:
-            hog.kill()
-            hog.wait()
+        finally:
+            for hog in hogs:
+                hog.kill()
+                hog.communicate()
+        waited = use_of_cores(child).waited - before.waited
     assert waited > 0
     assert np.array_equal(clips.frames, read_window(request_).frames)
 
