@@ -243,12 +243,11 @@ class _Link:
         poll = select.poll()
         poll.register(pipe, event)
         while not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            passed = time.monotonic() - self._began
-            waited = wait_between(self._at_first, use_of_cores(self._pid), passed)
-            left = self._seconds - (passed - waited)
-            if left < LEAST_LEFT:
+            now, cores = time.monotonic(), use_of_cores(self._pid)
+            waited = wait_between(self._at_first, cores, now - self._began)
+            self._deadline = self._began + self._seconds + waited
+            if self._deadline - now < LEAST_LEFT:
                 raise TimeoutError
-            self._deadline = self._began + passed + left
 
 
 def _answer_of(
