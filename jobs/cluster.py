@@ -52,6 +52,8 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # The driver looks for notices itself; Ray's own watcher is one more process to start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Its actor would be started by a training worker, on that node, and outlive the run.
+        "RAY_DATA_USAGE_DISABLED": "1",
     }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -80,10 +82,6 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
                 include_dashboard=False,
                 **quiet,
             )
-        # Actors that Ray Train and Ray Data wait for when they are first used, each seconds in
-        # starting: they start beside what comes before.
-        get_or_create_autoscaling_coordinator()
-        get_or_create_stats_actor()
     else:
         # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
         # threads must not spin in wait for one that has none.
@@ -96,6 +94,11 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         with _refusals_told(address):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
     try:
+        # Actors that Ray Train and Ray Data wait for when they are first used, each seconds in
+        # starting: they start beside what comes before. They outlive the job, on the node of
+        # whoever asks first; a training node that has one would never be idle again.
+        get_or_create_autoscaling_coordinator()
+        get_or_create_stats_actor()
         yield own
     finally:
         ray.shutdown()

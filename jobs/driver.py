@@ -123,7 +123,7 @@ class Driver:
         the run was stopped while it waited for room.
 
         Args:
-            pool: where workers can run.
+            pool: where workers can run; it is left with the run.
             config: of the run; later lives may have smaller passes (`train.auto_micro_batch`).
             make_trainer: the workers of a life, by its configuration and shares.
 
@@ -132,7 +132,7 @@ class Driver:
                 more often than they may, and where there is no room for them.
         """
         failures = 0
-        with self._signals():
+        with self._signals(), pool:
             while True:
                 shares = pool.wait(cancelled=lambda: self.stopped_by is not None)
                 if shares is None:

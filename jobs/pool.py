@@ -8,17 +8,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import ray
 from ray._private.state import state as ray_state
-from ray.data._internal.cluster_autoscaler import (
-    DefaultAutoscalingCoordinator,
-    ResourceRequestPriority,
-)
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from jobs.autoscaling import Requests
 from jobs.config import ClusterConfig
 from taehv.errors import TrainingError
 
@@ -32,10 +29,6 @@ SILENCE_SECONDS = 120.0
 
 TELL_SECONDS = 30.0
 """Between two lines about what is being waited for."""
-
-REQUEST_SECONDS = 180.0
-"""What is asked of the autoscaler is forgotten after this, unless it is asked again: the nodes of a
-driver that was killed go idle."""
 
 DECODER_SECONDS = 300.0
 """How long training waits, once its own nodes are there, for the first node that decodes."""
@@ -57,6 +50,9 @@ class Shares:
 class Pool:
     """The cluster's room for training workers.
 
+    As a context it ends with nothing more being asked of the autoscaler: where nobody took that
+    back, nodes would stay for minutes after their last work.
+
     Args:
         config: how many are wanted.
         decode_cpus: CPUs of one decoding task; each worker needs one beside it.
@@ -71,7 +67,14 @@ class Pool:
         self._decode_nodes = decode_nodes
         self._silent: set[str] = set()
         self._silent_until = 0.0
-        self._requests = _Requests() if may_grow else None
+        self._requests = Requests() if may_grow else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._requests is not None:
+            self._requests.withdraw()
 
     def wait(self, cancelled: Callable[[], bool]) -> Shares | None:
         """The shares of the next life, as soon as there is room for as many workers as must be.
@@ -281,32 +284,6 @@ class Pool:
         silent = self._silent if time.monotonic() < self._silent_until else set()
         left = going_nodes() | silent
         return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left]
-
-
-class _Requests:
-    """What this job asks of the autoscaler, beside what Ray Train and Ray Data ask for it.
-
-    Ray adds all of that up in one actor; to ask the autoscaler past it, as `request_resources`
-    does, would only last until the next of its requests.
-    """
-
-    def __init__(self) -> None:
-        job = ray.get_runtime_context().get_job_id()
-        self._coordinator = DefaultAutoscalingCoordinator(f"taehv-{job}")
-        self._asked: list[tuple[dict[str, float], dict[str, str]]] = []
-        self._ask_again = 0.0
-
-    def ask(self, bundles: list[tuple[dict[str, float], dict[str, str]]]) -> None:
-        """Replace what was asked for. Each bundle: resources, and labels of their node."""
-        if bundles == self._asked and time.monotonic() < self._ask_again:
-            return
-        self._asked, self._ask_again = list(bundles), time.monotonic() + REQUEST_SECONDS / 4
-        self._coordinator.request_resources(
-            [resources for resources, _ in bundles],
-            expire_after_s=REQUEST_SECONDS,
-            priority=ResourceRequestPriority.HIGH,
-            label_selectors=[labels for _, labels in bundles],
-        )
 
 
 def label_selector(label: str) -> dict[str, str]:

@@ -7,8 +7,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private.utils import get_ray_address_file
+from ray.cluster_utils import Cluster
 
 
 @contextmanager
@@ -26,6 +29,23 @@ def local_ray(cpus: int = 2) -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def several_nodes(*nodes: dict[str, Any]) -> Iterator[Cluster]:
+    """Begin one of these nodes, of which the first is its head, and end it. Each: arguments of
+    `Cluster.add_node`."""
+    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+    # Ray writes here which cluster is the newest, into a folder that no Ray may have made yet.
+    Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)
+    cluster = Cluster()
+    try:
+        for node in nodes:
+            cluster.add_node(include_dashboard=False, temp_dir=folder, **node)
+        yield cluster
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def token_variables() -> dict[str, str]:

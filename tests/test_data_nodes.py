@@ -1,8 +1,6 @@
 """Decoding stays on the nodes that it is told to use."""
 
 import dataclasses
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,32 +8,28 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
 from tests.data_videos import write_dataset
+from tests.local_ray import several_nodes
 
 
 @pytest.fixture
 def two_nodes() -> Iterator[dict[str, int]]:
     """A node without a label and one that decodes: the process ids of their raylets."""
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    cluster = Cluster()
-    plain = cluster.add_node(num_cpus=2, include_dashboard=False, temp_dir=folder)
-    decoding = cluster.add_node(num_cpus=1, labels={"role": "decode"}, temp_dir=folder)
-    ray.init(address=cluster.address, logging_level="warning")
-    try:
-        yield {
-            name: node.all_processes["raylet"][0].process.pid
-            for name, node in (("plain", plain), ("decoding", decoding))
-        }
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with several_nodes({"num_cpus": 2}, {"num_cpus": 1, "labels": {"role": "decode"}}) as cluster:
+        ray.init(address=cluster.address, logging_level="warning")
+        nodes = [cluster.head_node, *cluster.worker_nodes]
+        try:
+            yield {
+                name: node.all_processes["raylet"][0].process.pid
+                for name, node in zip(("plain", "decoding"), nodes, strict=True)
+            }
+        finally:
+            ray.shutdown()
 
 
 def decoders_below(raylet: int) -> int:

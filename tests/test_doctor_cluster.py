@@ -2,9 +2,7 @@
 
 import json
 import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ from jobs.diagnosis import nodes
 from tests.data_videos import write_dataset
 from tests.doctor_report import worst_by_area
 from tests.jobs_run import TINY
-from tests.local_ray import token_variables
+from tests.local_ray import several_nodes, token_variables
 from tests.s3_server import s3_server
 
 OPTIONS = [*TINY, "--json", "--train.global-batch-size", "4", "--cluster.workers", "2"]
@@ -27,16 +25,11 @@ LABELS = ["--cluster.train-nodes", "role=train", "--data.decode-nodes", "role=de
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head that trains, and a node that trains and decodes."""
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    cluster = Cluster()
-    cluster.add_node(num_cpus=1, labels={"role": "train"}, include_dashboard=False, temp_dir=folder)
-    cluster.add_node(num_cpus=2, labels={"role": "train"}, temp_dir=folder)
-    cluster.add_node(num_cpus=1, labels={"role": "decode"}, temp_dir=folder)
-    try:
+    train = {"labels": {"role": "train"}}
+    decode = {"labels": {"role": "decode"}}
+    nodes = ({"num_cpus": 1, **train}, {"num_cpus": 2, **train}, {"num_cpus": 1, **decode})
+    with several_nodes(*nodes) as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

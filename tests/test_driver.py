@@ -42,6 +42,12 @@ class FakeMailbox:
 
 
 class FakePool:
+    def __enter__(self) -> "FakePool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def wait(self, cancelled: Callable[[], bool]) -> Shares:
         return Shares(2, False, 1.0, 1.0)
 

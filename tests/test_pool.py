@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import ray
 
+from jobs import autoscaling
 from jobs import pool as pool_module
 from jobs.config import ClusterConfig
 from jobs.pool import Pool, Shares, label_selector
@@ -63,7 +64,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "nodes", lambda: there)
     monkeypatch.setattr(ray, "get_runtime_context", Job)
     monkeypatch.setattr(pool_module, "going_nodes", lambda: set())
-    monkeypatch.setattr(pool_module, "DefaultAutoscalingCoordinator", Autoscaler)
+    monkeypatch.setattr(autoscaling, "DefaultAutoscalingCoordinator", Autoscaler)
     return there
 
 
@@ -71,6 +72,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(autoscaling, "time", clock)
     return clock
 
 
@@ -168,7 +170,7 @@ def test_the_autoscaler_is_asked_for_all_workers_and_one_decoder(
     pool.request(workers=3)
     assert len(autoscaler.asked) == 2
     # What is asked is forgotten unless it is repeated.
-    clock.now += pool_module.REQUEST_SECONDS / 2
+    clock.now += autoscaling.REQUEST_SECONDS / 2
     pool.request(workers=3)
     assert len(autoscaler.asked) == 3
 

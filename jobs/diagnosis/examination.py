@@ -146,8 +146,14 @@ class _Cluster:
         self.sample: Sample | None = None
 
     def examine(self) -> Iterator[Finding]:
-        if self.options.start_nodes:
-            yield from self._start_nodes()
+        cluster_config, data = self.config.cluster, self.config.data
+        # What it asks for holds until everything has been looked at.
+        with Pool(cluster_config, data.decode_cpus, not self.own_ray, data.decode_nodes) as pool:
+            if self.options.start_nodes:
+                yield from self._start_nodes(pool)
+            yield from self._examine()
+
+    def _examine(self) -> Iterator[Finding]:
         parts: dict[str, Callable[[], Iterator[Finding]]] = {
             "the nodes": self._nodes,
             "reading and decoding videos": self._data,
@@ -159,10 +165,8 @@ class _Cluster:
             log.info("%s", what)
             yield from part()
 
-    def _start_nodes(self) -> Iterator[Finding]:
-        cluster_config, data = self.config.cluster, self.config.data
-        log.info("waiting for nodes, at most %g minutes", cluster_config.wait_minutes)
-        pool = Pool(cluster_config, data.decode_cpus, not self.own_ray, data.decode_nodes)
+    def _start_nodes(self, pool: Pool) -> Iterator[Finding]:
+        log.info("waiting for nodes, at most %g minutes", self.config.cluster.wait_minutes)
         begun = time.monotonic()
         try:
             pool.wait(lambda: False)

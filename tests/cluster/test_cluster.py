@@ -245,7 +245,14 @@ def test_mlflow_has_the_run(lab: Lab, cluster: Path) -> None:
 
 
 def test_idle_nodes_go(lab: Lab, cluster: Path) -> None:
-    wait_for(lambda: lab.alive() == lab.alive("m6i.xlarge"), 240, "the end of idle nodes")
+    try:
+        wait_for(lambda: lab.alive() == lab.alive("m6i.xlarge"), 180, "the end of idle nodes")
+    except AssertionError:
+        # What it is that keeps them: nothing else tells it afterwards.
+        (head,) = lab.alive("m6i.xlarge")
+        for what in ("status -v", "list actors", "list tasks"):
+            lab.say(lab.on(head, f"ray {what}", seconds=120))
+        raise
     lab.say("only the head is left")
 
 

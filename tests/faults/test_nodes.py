@@ -2,11 +2,9 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from tests.data_videos import write_dataset
 from tests.faults import record
 from tests.faults.compare import assert_losses_agree
 from tests.jobs_run import REPOSITORY, TINY, environment, finish, start, wait_for
-from tests.local_ray import token_variables
+from tests.local_ray import several_nodes, token_variables
 from tests.small_run import latest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -31,14 +29,8 @@ STEPS = 120
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """One node with room for one training worker and its decoding."""
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    cluster = Cluster()
-    cluster.add_node(num_cpus=1, include_dashboard=False, temp_dir=folder)
-    try:
+    with several_nodes({"num_cpus": 1}) as cluster:
         yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def job_on(cluster: Cluster, home: Path, *arguments: str) -> "subprocess.Popen[str]":
