@@ -20,7 +20,7 @@ from tests.cluster.without_ray import train_here
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
-STEPS = 80
+STEPS = 60
 IDLE_SECONDS = 60
 """Longer than a busy computer needs to bring a run from its nodes to their first work."""
 
@@ -69,6 +69,12 @@ def cluster(lab: Lab) -> Iterator[Path]:
     lab.say("ray down left nothing")
 
 
+@pytest.fixture(scope="module")
+def job(lab: Lab, cluster: Path) -> Watched:
+    """The literal command, which first makes its videos on the head."""
+    return Watched(lab, SUBMIT)
+
+
 def listeners(lab: Lab, instance: str) -> list[tuple[str, str]]:
     """Addresses on which a machine listens now, and the command of the program that does."""
     lines = lab.on(instance, "ss -ltnpH; ps -ww -eo pid,args").splitlines()
@@ -97,7 +103,7 @@ def status_of(path: str, token: str = "") -> int:
         return error.code
 
 
-def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, cluster: Path) -> None:
+def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, job: Watched) -> None:
     token = Path("/root/.ray/auth_token").read_text().strip()
     assert status_of("/") == 200
     for path in (
@@ -110,16 +116,15 @@ def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, cluster
         assert status_of(path) == 401, path
         assert status_of(path, "0" * len(token)) in (401, 403), path
         assert status_of(path, token) == 200, path
-    (head,) = lab.alive()
+    (head,) = lab.alive("m6i.xlarge")
     connect = 'import ray; ray.init(address="auto")'
     stranger = lab.on(head, f"RAY_AUTH_MODE=disabled python -c '\\''{connect}'\\''", seconds=120)
     assert "uthentication" in stranger, stranger
 
 
-def test_a_job_goes_on_over_lost_nodes(lab: Lab, cluster: Path) -> None:
-    """The literal command. One node is ended, another is given notice; the run is the same."""
+def test_a_job_goes_on_over_lost_nodes(lab: Lab, job: Watched) -> None:
+    """One node is ended, another is given notice; the run is the same."""
     prefix = "taehv/runs/story"
-    job = Watched(lab, SUBMIT)
     job.wait_for("starting 2 training workers", 420)
     job.wait_for(lambda: job.last_step() > 0, 60)
     train = lab.alive("g6.4xlarge")
