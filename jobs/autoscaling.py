@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 
@@ -13,13 +14,16 @@ from ray.data._internal.cluster_autoscaler import (
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
+from ray.exceptions import RayError
+
+log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 180.0
 """What is asked of the autoscaler is forgotten after this, unless it is asked again: the nodes of a
 driver that was killed go idle."""
 
 WITHDRAW_SECONDS = 10.0
-"""How long its end may take, where Ray is slow to answer; it would be forgotten all the same."""
+"""How long it may take to withdraw what was asked: it is forgotten all the same."""
 
 Bundle = tuple[dict[str, float], dict[str, str]]
 """Resources, and labels of the node that has them."""
@@ -54,7 +58,18 @@ class Requests:
 
     def withdraw(self) -> None:
         """Ask for nothing more: what is not needed otherwise goes idle from now on."""
-        actor = get_or_create_autoscaling_coordinator()
-        # Waited for: the driver is about to leave, with what it has not sent yet.
-        ray.wait([actor.cancel_request.remote(self._name)], timeout=WITHDRAW_SECONDS)
+        if not self._asked:
+            return
         self._asked, self._ask_again = [], 0.0
+        try:
+            actor = get_or_create_autoscaling_coordinator()
+            # The coordinator's own `cancel_request` does not wait, and the driver is about to leave
+            # with all that it has not sent yet.
+            ray.wait([actor.cancel_request.remote(self._name)], timeout=WITHDRAW_SECONDS)
+        except (RayError, RuntimeError, ValueError) as error:
+            # How the job ended matters more, and is being told.
+            log.warning(
+                "the autoscaler keeps the nodes that this job asked for %d s longer: %s",
+                REQUEST_SECONDS,
+                error,
+            )

@@ -38,6 +38,10 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NO_CODE = ["/runs", "/tests", "/docs", "/benchmarks", ".venv", ".git"]
 """What is left behind when the code is sent to the nodes."""
 
+NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
+"""No statistics of how Ray Data is used: their actor would be one more process, started by a
+training worker on its own node, and outlive the run there."""
+
 log = logging.getLogger(__name__)
 
 
@@ -52,8 +56,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # The driver looks for notices itself; Ray's own watcher is one more process to start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # Its actor would be started by a training worker, on that node, and outlive the run.
-        "RAY_DATA_USAGE_DISABLED": "1",
+        **NO_USAGE,
     }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -99,7 +102,8 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # whoever asks first; a training node that has one would never be idle again.
         get_or_create_autoscaling_coordinator()
         get_or_create_stats_actor()
-        yield own
+        with _variables(NO_USAGE):
+            yield own
     finally:
         ray.shutdown()
 

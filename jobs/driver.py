@@ -123,7 +123,8 @@ class Driver:
         the run was stopped while it waited for room.
 
         Args:
-            pool: where workers can run; it is left with the run.
+            pool: where workers can run. Left as a context when the run ends, it asks the
+                autoscaler for nothing more.
             config: of the run; later lives may have smaller passes (`train.auto_micro_batch`).
             make_trainer: the workers of a life, by its configuration and shares.
 

@@ -1,5 +1,6 @@
 """A Ray of this process alone, and what others need to join it."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray._private.utils import get_ray_address_file
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _internal_kv_get
 
 
 @contextmanager
@@ -46,6 +49,14 @@ def several_nodes(*nodes: dict[str, Any]) -> Iterator[Cluster]:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def demanded() -> list[dict[str, float]]:
+    """What the autoscaler is asked to keep or to bring, where the first of its versions would read
+    it: no autoscaler runs here. Of the cluster that this process is connected to."""
+    asked = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
+    bundles: list[dict[str, float]] = json.loads(asked or "[]")
+    return bundles
 
 
 def token_variables() -> dict[str, str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from jobs import doctor, train
@@ -15,7 +16,7 @@ from jobs.diagnosis import nodes
 from tests.data_videos import write_dataset
 from tests.doctor_report import worst_by_area
 from tests.jobs_run import TINY
-from tests.local_ray import several_nodes, token_variables
+from tests.local_ray import demanded, several_nodes, token_variables
 from tests.s3_server import s3_server
 
 OPTIONS = [*TINY, "--json", "--train.global-batch-size", "4", "--cluster.workers", "2"]
@@ -60,11 +61,13 @@ def examined(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, worst_by_area(json.loads(capsys.readouterr().out))
 
 
-def test_a_healthy_cluster(connected: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_healthy_cluster(
+    connected: Path, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
     annotations = write_dataset(connected / "videos", count=6)
     run_dir = connected / "runs" / "a"
     places = ["--data.annotations", str(annotations), "--train.run-dir", str(run_dir)]
-    code, found = examined(capsys, *places, *LABELS)
+    code, found = examined(capsys, *places, *LABELS, "--start-nodes")
     assert [f for f in found.values() if f["level"] != "OK"] == []
     assert code == 0
     assert "3 nodes" in found["versions"]["message"]
@@ -75,6 +78,13 @@ def test_a_healthy_cluster(connected: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["workers"]["values"]["possible"] >= 2
     assert "3 nodes" in found["shared folders"]["message"]
     assert not run_dir.parent.exists()
+    assert found["starting nodes"]["level"] == "OK"
+    ray.init(address=cluster.address, logging_level="warning")
+    try:
+        # The nodes that it had started may go.
+        assert demanded() == []
+    finally:
+        ray.shutdown()
 
 
 def test_a_sick_cluster(

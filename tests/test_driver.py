@@ -42,11 +42,13 @@ class FakeMailbox:
 
 
 class FakePool:
+    left = 0
+
     def __enter__(self) -> "FakePool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        self.left += 1
 
     def wait(self, cancelled: Callable[[], bool]) -> Shares:
         return Shares(2, False, 1.0, 1.0)
@@ -114,7 +116,11 @@ def drive(
     pool: Any = FakePool()
     progress: Any = Silent()
     driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1))
-    assert driver.drive(pool, config, make_trainer) == FINISHED
+    try:
+        assert driver.drive(pool, config, make_trainer) == FINISHED
+    finally:
+        # However the run ended, the autoscaler is asked for nothing more.
+        assert pool.left == 1
     return limits
 
 

@@ -47,6 +47,7 @@ class Autoscaler:
     """Takes note of what it is asked for."""
 
     def __init__(self, name: str) -> None:
+        self.name = name
         self.asked: list[Any] = []
 
     def request_resources(self, resources: Any, label_selectors: Any, **_: Any) -> None:
@@ -173,6 +174,13 @@ def test_the_autoscaler_is_asked_for_all_workers_and_one_decoder(
     clock.now += autoscaling.REQUEST_SECONDS / 2
     pool.request(workers=3)
     assert len(autoscaler.asked) == 3
+
+
+def test_trials_of_one_job_ask_beside_one_another(
+    nodes: list[dict[str, Any]], clock: Clock
+) -> None:
+    asking: list[Any] = [make_pool()._requests for _ in range(2)]
+    assert asking[0]._coordinator.name != asking[1]._coordinator.name
 
 
 def test_labels_in_rays_form() -> None:

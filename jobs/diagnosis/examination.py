@@ -147,7 +147,7 @@ class _Cluster:
 
     def examine(self) -> Iterator[Finding]:
         cluster_config, data = self.config.cluster, self.config.data
-        # What it asks for holds until everything has been looked at.
+        # Left when everything has been looked at: nodes that were started for it are idle then.
         with Pool(cluster_config, data.decode_cpus, not self.own_ray, data.decode_nodes) as pool:
             if self.options.start_nodes:
                 yield from self._start_nodes(pool)

@@ -120,6 +120,8 @@ def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, job: Wa
     connect = 'import ray; ray.init(address="auto")'
     stranger = lab.on(head, f"RAY_AUTH_MODE=disabled python -c '\\''{connect}'\\''", seconds=120)
     assert "uthentication" in stranger, stranger
+    # What follows counts on being there from its first step.
+    assert job.last_step() == 0
 
 
 def test_a_job_goes_on_over_lost_nodes(lab: Lab, job: Watched) -> None:
@@ -254,9 +256,8 @@ def test_idle_nodes_go(lab: Lab, cluster: Path) -> None:
         wait_for(lambda: lab.alive() == lab.alive("m6i.xlarge"), 180, "the end of idle nodes")
     except AssertionError:
         # What it is that keeps them: nothing else tells it afterwards.
-        (head,) = lab.alive("m6i.xlarge")
-        for what in ("status -v", "list actors", "list tasks"):
-            lab.say(lab.on(head, f"ray {what}", seconds=120))
+        for what in ("status -v", "list actors --filter state=ALIVE", "list tasks"):
+            lab.say(lab.on(lab.alive("m6i.xlarge")[0], f"ray {what}", seconds=120))
         raise
     lab.say("only the head is left")
 
