@@ -28,7 +28,7 @@ tune: .venv/runs
 	$(BIN)/python jobs/tune.py tune_configs/smoke.yaml
 
 test: check
-	$(BIN)/python -m pytest -m "not slow and not faults and not cluster and not sweeps"
+	$(BIN)/python -m pytest --durations=15 -m "not slow and not faults and not cluster and not sweeps"
 
 test-slow: .venv/tests
 	$(BIN)/python -m pytest -m slow
