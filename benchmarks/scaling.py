@@ -4,9 +4,9 @@
 
 Measured: time per frame of encoding and decoding against frames, resolution and batch, and of the
 training step against workers (processes of one thread, as many as there are cores). Modelled: the
-steps per second of 1 to 128 GPUs, and what they need of decode cores, network and storage. The
-model's inputs are options; FLOPs and bytes are counted from the step itself. What it says of the
-workers is held against what was measured of them.
+clips per second of 1 to 128 GPUs, at a small and a large batch per GPU, and what they need of
+decode cores, network and storage. The model's inputs are options; FLOPs and bytes are counted from
+the step itself. What it says of the workers is held against what was measured of them.
 
     compute     clips per GPU x FLOPs per clip / (TFLOP/s x share of it)
     all-reduce  2 (n - 1) / n x bytes of gradients / bandwidth of the slowest link, not overlapped
@@ -67,7 +67,7 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, default=None, help="a PNG to write")
     parser.add_argument("--repeats", type=int, default=3)
     model = parser.add_argument_group("the model's inputs")
-    model.add_argument("--clips-per-gpu", type=int, default=8)
+    model.add_argument("--clips-per-gpu", type=int, nargs="+", default=[8, 64], metavar="CLIPS")
     model.add_argument("--tflops", type=float, default=990.0, help="of a GPU, bf16")
     model.add_argument("--share", type=float, default=0.25, help="of it that the step reaches")
     model.add_argument("--gpus-per-node", type=int, default=8)
@@ -87,24 +87,32 @@ def main() -> int:
     config = parse(size.split(), "")
     flops, gradient_bytes = _count_step(config)
     print(f"\na clip of 9 x 128 x 128: {flops / 1e12:.2f} TFLOP a step with Seraena")
-    print(f"gradients: {gradient_bytes / 1e6:.0f} MB a step\n\nmodelled, not measured:")
-    needs = [predict(n, flops, gradient_bytes, config, options) for n in GPUS]
-    print(_table(needs))
-    two_machines = needs[4].clips_per_second / needs[3].clips_per_second
-    print(f"16 GPUs on two machines over 8 on one: {two_machines:.2f}")
+    print(f"gradients: {gradient_bytes / 1e6:.0f} MB a step")
+    needs = {}
+    for clips in options.clips_per_gpu:
+        print(f"\nmodelled, not measured: {clips} clips per GPU")
+        needs[clips] = [predict(n, clips, flops, gradient_bytes, config, options) for n in GPUS]
+        print(_table(needs[clips]))
+        by_gpus = {n.gpus: n.clips_per_second for n in needs[clips]}
+        print(f"16 GPUs on two machines over 8 on one: {by_gpus[16] / by_gpus[8]:.2f}")
     if options.plot:
         _draw(curves, needs, options.plot)
     return 0
 
 
 def predict(
-    gpus: int, flops: float, gradient_bytes: float, config: Config, options: argparse.Namespace
+    gpus: int,
+    clips: int,
+    flops: float,
+    gradient_bytes: float,
+    config: Config,
+    options: argparse.Namespace,
 ) -> Needs:
-    """The model of the module's docstring."""
-    compute = options.clips_per_gpu * flops / (options.tflops * 1e12 * options.share)
+    """The model of the module's docstring, for this many clips per GPU."""
+    compute = clips * flops / (options.tflops * 1e12 * options.share)
     slowest = options.inside if gpus <= options.gpus_per_node else options.between
     all_reduce = 2 * (gpus - 1) / gpus * gradient_bytes / (slowest * 1e9)
-    rate = gpus * options.clips_per_gpu / (compute + all_reduce)
+    rate = gpus * clips / (compute + all_reduce)
     clip_bytes = config.data.num_frames * 3 * config.data.height * config.data.width
     return Needs(
         gpus,
@@ -212,7 +220,9 @@ def _table(needs: Sequence[Needs]) -> str:
     return "\n".join(lines)
 
 
-def _draw(curves: dict[str, list[tuple[int, float]]], needs: Sequence[Needs], path: Path) -> None:
+def _draw(
+    curves: dict[str, list[tuple[int, float]]], needs: dict[int, list[Needs]], path: Path
+) -> None:
     figure, axes = plt.subplots(1, 5, figsize=(17, 3.4))
     titles = {
         "frames": "frames",
@@ -221,15 +231,20 @@ def _draw(curves: dict[str, list[tuple[int, float]]], needs: Sequence[Needs], pa
         "workers": "workers (training step)",
     }
     for axis, (name, curve) in zip(axes, curves.items(), strict=False):
-        axis.plot(*zip(*curve, strict=True), "o-")
-        axis.set(xlabel=titles[name], xscale="log", ylim=(0, None))
+        places, taken = zip(*curve, strict=True)
+        axis.plot(places, taken, "o-")
+        axis.set(xlabel=titles[name], xscale="log", ylim=(0, 1.1 * max(taken)))
+        axis.set_xticks(places, [str(place) for place in places])
+        axis.minorticks_off()
     axes[0].set_ylabel("ms per frame of 128 x 128 (measured)")
-    gpus = [n.gpus for n in needs]
-    axes[4].loglog(gpus, [n.clips_per_second for n in needs], "o-", label="clips per second")
-    one = needs[0].clips_per_second
-    axes[4].loglog(gpus, [n * one for n in gpus], ":", color="gray", label="proportional")
-    axes[4].loglog(gpus, [n.decode_cores for n in needs], "s-", label="decode cores")
-    axes[4].set(xlabel="GPUs (modelled)")
+    for clips, parts in needs.items():
+        gpus, rates = [n.gpus for n in parts], [n.clips_per_second for n in parts]
+        (line,) = axes[4].loglog(gpus, rates, "o-", label=f"clips/s, {clips} per GPU")
+        axes[4].loglog(gpus, [n * rates[0] for n in gpus], ":", color=line.get_color())
+    axes[4].loglog(gpus, [n.decode_cores for n in parts], "s-", color="gray", label="decode cores")
+    axes[4].set(xlabel="GPUs (modelled; dotted: proportional)")
+    axes[4].set_xticks(gpus, [str(n) for n in gpus])
+    axes[4].minorticks_off()
     axes[4].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
