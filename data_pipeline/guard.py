@@ -20,11 +20,11 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -57,6 +57,11 @@ whole video, and 0 in the others."""
 
 PR_SET_PDEATHSIG = 1
 
+T = TypeVar("T")
+
+FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that no decoder brings upon itself: the kernel sends them where memory is short."""
+
 
 class TimedOutError(MomentaryError):
     """A video whose clips were not there within the time limit."""
@@ -64,6 +69,30 @@ class TimedOutError(MomentaryError):
 
 class CrashedError(UnusableVideoError):
     """A video at which the decoder's process was ended by a signal."""
+
+
+class KilledError(MomentaryError):
+    """A video whose decoder was killed from outside, again and again."""
+
+
+MORE_READS: dict[type[UnusableVideoError], int] = {CrashedError: 1, KilledError: 4}
+"""How often a video is read again whose child died so. Who kills does not look at the video, and
+may hit the child that has just been started for the second read."""
+
+
+def outlive_deaths(read: Callable[[], T]) -> T:
+    """What `read` returns; where its child dies it is called again, as often as `MORE_READS` says.
+
+    Raises what `read` raises, for the last time.
+    """
+    left = dict(MORE_READS)
+    while True:
+        try:
+            return read()
+        except (CrashedError, KilledError) as error:
+            if not left[type(error)]:
+                raise
+            left[type(error)] -= 1
 
 
 class WindowReader:
@@ -94,16 +123,13 @@ class WindowReader:
         """`read_window(request)`, within a time limit that covers all it takes but the child's wait
         for a core: that a machine is busy says nothing of a video.
 
-        A child that dies is replaced and the window read again, once: it may have been killed.
+        A child that dies is replaced and the window read again: see `outlive_deaths`.
 
         Raises UnusableVideoError where the video cannot give the clips, crashes the decoder or
-        takes it too much memory; TimedOutError where the time is over; RuntimeError where the
-        fault is the program's.
+        takes it too much memory; TimedOutError where the time is over; KilledError where no
+        child was left alone; RuntimeError where the fault is the program's.
         """
-        try:
-            return self._read(request, seconds)
-        except CrashedError:
-            return self._read(request, seconds)
+        return outlive_deaths(lambda: self._read(request, seconds))
 
     def read_whole(
         self, request: WholeRequest, seconds: float
@@ -264,14 +290,17 @@ def _answer_of(
 
 
 def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError:
-    """What a child's unasked end means: only a signal is the video's fault."""
+    """What a child's unasked end means: only a signal of its own making is the video's fault."""
     try:
         code = child.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
         return RuntimeError("the process that reads videos closed its pipes")
     if code >= 0:
         return RuntimeError(f"the process that reads videos ended with exit code {code}")
-    return CrashedError(f"crashed the decoder ({signal.Signals(-code).name})")
+    number = signal.Signals(-code)
+    if number in FROM_OUTSIDE:
+        return KilledError(f"its decoder was killed ({number.name}); is memory short?")
+    return CrashedError(f"crashed the decoder ({number.name})")
 
 
 def main() -> None:

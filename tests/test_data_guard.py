@@ -16,7 +16,7 @@ import pytest
 from data_pipeline import guard
 from data_pipeline.cores import UseOfCores, use_of_cores, wait_between
 from data_pipeline.errors import MomentaryError, UnusableVideoError
-from data_pipeline.guard import TimedOutError, WindowReader
+from data_pipeline.guard import MORE_READS, KilledError, TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
 from data_pipeline.window import WindowRequest, read_window
 from tests.data_videos import moving_frames, write_video
@@ -42,8 +42,14 @@ def break_down(request):
         case "crash": os.kill(os.getpid(), signal.SIGSEGV)
         case "abort": os.abort()
         case "exit": os._exit(7)
-        case location if os.path.exists(location + ".killed_once"):
-            os.unlink(location + ".killed_once")
+        case location if os.path.exists(location + ".kills"):
+            with open(location + ".kills", "r+") as file:
+                left = file.read()[1:]
+                file.seek(0)
+                file.truncate()
+                file.write(left)
+            if not left:
+                os.unlink(location + ".kills")
             os.kill(os.getpid(), signal.SIGKILL)
         case "bug": return {}["no such key"]
         case "memory": return bytes(2**40)
@@ -143,14 +149,26 @@ def test_a_spinning_decoder_is_stopped(reader: WindowReader, request_: WindowReq
     assert not is_running(child)
 
 
+@pytest.mark.parametrize("times", [1, MORE_READS[KilledError]])
 def test_a_child_that_is_killed_costs_no_video(
-    reader: WindowReader, request_: WindowRequest
+    reader: WindowReader, request_: WindowRequest, times: int
 ) -> None:
     expected = reader.read(request_, SECONDS)
-    Path(request_.location + ".killed_once").touch()
+    kills = Path(request_.location + ".kills")
+    kills.write_text(times * "x")
     again = reader.read(request_, SECONDS)
-    assert not Path(request_.location + ".killed_once").exists()
+    assert not kills.exists()
     np.testing.assert_array_equal(again.frames, expected.frames)
+
+
+def test_a_window_whose_children_are_all_killed_is_a_matter_of_the_moment(
+    reader: WindowReader, request_: WindowRequest
+) -> None:
+    Path(request_.location + ".kills").write_text((1 + MORE_READS[KilledError]) * "x")
+    with pytest.raises(KilledError, match=r"its decoder was killed \(SIGKILL\)"):
+        reader.read(request_, SECONDS)
+    assert issubclass(KilledError, MomentaryError)
+    check_sound(reader, request_)
 
 
 def test_a_store_that_does_not_answer_is_a_matter_of_the_moment(

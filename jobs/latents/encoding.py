@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from data_pipeline.augment import Frames
 from data_pipeline.errors import DataError, UnusableVideoError
-from data_pipeline.guard import CrashedError, WindowReader
+from data_pipeline.guard import WindowReader, outlive_deaths
 from data_pipeline.index import open_index
 from data_pipeline.storage import OutsideRootError, resolve
 from data_pipeline.whole import WholeRequest, WholeVideo
@@ -99,17 +100,11 @@ class EncodingWorker:
             path = str(self._paths[row].as_py())
             try:
                 location = resolve(self._settings.root, path)
-                videos.append(self._encode_twice(path, location, writer))
+                encode = partial(self._encode, path, location, writer)
+                videos.append(outlive_deaths(encode))
             except (UnusableVideoError, OutsideRootError) as error:
                 unusable.append({"video": path, "reason": str(error)})
         return Summary(videos, unusable)
-
-    def _encode_twice(self, path: str, location: str, writer: ShardWriter) -> EncodedVideo:
-        """At a crash once more: the decoder may have been killed."""
-        try:
-            return self._encode(path, location, writer)
-        except CrashedError:
-            return self._encode(path, location, writer)
 
     def _encode(self, path: str, location: str, writer: ShardWriter) -> EncodedVideo:
         settings, model = self._settings, self._model

@@ -38,7 +38,7 @@ def killing(kind: str, chance: random.Random, killed: list[int]) -> Iterator[Non
     stop = threading.Event()
 
     def kill() -> None:
-        # Not sooner: a window that kills its decoder twice is taken for broken.
+        # Not sooner: a window whose decoders are all killed is given up.
         while not stop.wait(chance.uniform(2.0, 4.0)):
             found = [p for p in psutil.Process().children(recursive=True) if KINDS[kind](p)]
             if found:

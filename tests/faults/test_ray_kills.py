@@ -38,7 +38,7 @@ def kill_on_the_way(job: Job, kind: str, rows: list[int], chance: random.Random)
     for count in rows:
         job.wait_for_rows(count)
         job.kill_one(kind, chance)
-        # A window that is read again and kills its decoder again is taken for broken.
+        # Time for something to be decoded in between.
         time.sleep(1.0)
 
 
