@@ -28,14 +28,14 @@ tune: .venv/runs
 	$(BIN)/python jobs/tune.py tune_configs/smoke.yaml
 
 test: check
-	$(BIN)/python -m pytest --durations=15 -m "not slow and not faults and not cluster and not sweeps"
+	$(BIN)/python -m pytest --numprocesses 2 --durations=15 -m "not slow and not faults and not cluster and not sweeps"
 
 test-slow: .venv/tests
 	$(BIN)/python -m pytest -m slow
 
 # Where a fault strikes is drawn from FAULTS_SEED; FAULTS_TABLE names a file for the table.
 test-faults: .venv/tests
-	$(BIN)/python -m pytest -m faults --durations=12 tests/faults
+	$(BIN)/python -m pytest -m faults -v --numprocesses 2 --durations=12 tests/faults
 
 # A whole cluster on this machine, in a pretended cloud: as root, on Linux; ten minutes.
 test-cluster: .venv/tests

@@ -1,7 +1,52 @@
 """What all tests share."""
 
+from typing import Any
+
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+THROUGH_RAY = {
+    "tests/faults/test_decoding.py",
+    "tests/faults/test_nodes.py",
+    "tests/faults/test_ray_kills.py",
+    "tests/faults/test_tracking.py",
+    "tests/test_data_nodes.py",
+    "tests/test_data_streaming.py",
+    "tests/test_doctor_cluster.py",
+    "tests/test_encode_job.py",
+    "tests/test_evaluate_job.py",
+    "tests/test_jobs_idle.py",
+    "tests/test_jobs_submit.py",
+    "tests/test_jobs_train.py",
+    "tests/test_orphans.py",
+    "tests/test_tune_job.py",
+}
+"""Files of tests that begin a Ray, whose processes take every core that there is."""
+
+
+def _file(nodeid: str) -> str:
+    return nodeid.split("::")[0]
+
+
+class _OneRay(LoadScopeScheduling):  # type: ignore[misc]
+    """For `pytest --numprocesses 2`: files through Ray go to one process, one after the other, the
+    rest, file by file, to whichever is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = _file(nodeid)
+        return "through Ray" if file in THROUGH_RAY else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    # In the order of `items`, not the longest file first.
+    config.option.loadscopereorder = False
+    return _OneRay(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those through Ray take longest, and go first."""
+    items.sort(key=lambda item: _file(item.nodeid) not in THROUGH_RAY)
 
 
 @pytest.fixture(autouse=True, scope="session")

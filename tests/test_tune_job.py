@@ -47,7 +47,7 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     tmp_path: Path,
     annotations: str,
 ) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, SIX, steps=24), tmp_path / "sweeps" / "six"
+    sweep, sweep_dir = write_sweep(tmp_path, SIX, steps=12), tmp_path / "sweeps" / "six"
     job = ["python", "jobs/tune.py", str(sweep), "--sweep-dir", str(sweep_dir)]
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
     result = subprocess.run(
@@ -85,7 +85,7 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     code, said = finish(jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml")))
     assert code == 0, said
     steps = [row["step"] for row in journal.read(folder / "metrics.jsonl")]
-    assert steps == list(range(25))
+    assert steps == list(range(13))
     assert (folder / "final_model.safetensors").is_file()
     (run,) = (r for r in mlflow_runs(sweep_dir.parent / "mlflow.db") if _is(r, pruned["number"]))
     assert run.info.status == "FINISHED"

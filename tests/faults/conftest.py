@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,6 +29,17 @@ def reference(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "reference"
     undisturbed(videos, run)
     return run
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process of pytest-xdist hands over what its tests have noted."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["faults"] = record.trials()
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """... and the one that prints the table takes it."""
+    record.add(getattr(node, "workeroutput", {}).get("faults", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

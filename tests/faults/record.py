@@ -12,6 +12,18 @@ def note(fault: str, outcome: str, trials: int = 1) -> None:
     _trials.setdefault(fault, Counter())[outcome] += trials
 
 
+def trials() -> dict[str, dict[str, int]]:
+    """What was noted in this process: fault, outcome, count."""
+    return {fault: dict(outcomes) for fault, outcomes in _trials.items()}
+
+
+def add(others: dict[str, dict[str, int]]) -> None:
+    """What another process noted."""
+    for fault, outcomes in others.items():
+        for outcome, count in outcomes.items():
+            note(fault, outcome, count)
+
+
 def table() -> list[str]:
     """Markdown, a line each; empty where nothing was tried."""
     if not _trials:
