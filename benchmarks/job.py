@@ -7,26 +7,36 @@
 The options are those of jobs/train.py. The job runs as its users run it, with decoding, validation,
 checkpoints and tracking, in a folder that is thrown away. Its rate is that of all steps after the
 first row of metrics.jsonl, with what stands between them; what comes before is told as the time to
-the first step. The bare step, on clips in memory, is timed before and after it.
+the first step.
+
+The bare step, on clips in memory, is timed in between: every so often the job's processes are
+stopped where they are, and go on when it has been timed; the row of that moment does not count. A
+machine whose speed drifts by a third within minutes, as rented ones do, is as fast to the one as to
+the other that way.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bare import bare_step
 from benchmarks.machine import machine_name, seconds
-from jobs.config import Config, parse
+from jobs.config import parse
 from taehv import distributed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -34,34 +44,49 @@ LIMIT = 0.93
 """The job's steps per second, of the bare step's."""
 FIRST_STEP_LIMIT = 25.0
 """Seconds from the command to the first step made, where the machine has run it before."""
-BARE_STEPS = 8
+BARE_EVERY = 20.0
+"""Seconds of the job between two looks at the bare step."""
+BARE_STEPS = 2
+"""Timed at each look, after one that is not."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What a job and the bare steps in between have shown."""
+
+    rows: list[dict[str, Any]]
+    """Of metrics.jsonl, those of training."""
+    first_row_after: float
+    """Seconds from the command."""
+    stopped: set[int]
+    """The rows in which the job stood still."""
+    bare: list[float]
+    """Seconds of each bare step."""
 
 
 def main() -> int:
     arguments = sys.argv[1:]
     config = parse(arguments, __doc__ or "")
-    before = _bare_seconds(config)
+    _, step = bare_step(config)
     with tempfile.TemporaryDirectory() as folder:
-        rows, first_row_after = _run(arguments, Path(folder))
-    after = _bare_seconds(config)
-    bare = statistics.median([*before, *after])
-    batch = config.train.global_batch_size
+        run = _run(arguments, Path(folder), step, config.train.max_steps)
+    rows, batch = run.rows, config.train.global_batch_size
+    # Means: what the job takes is a sum over slow and fast minutes, too.
+    bare = statistics.mean(run.bare)
     steps = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
     spent = [n * batch / r["train/clips_per_second"] for n, r in zip(steps, rows, strict=True)]
-    rate = sum(steps[1:]) / sum(spent[1:])
-    first_step = first_row_after - (steps[0] - 1) * bare
-    waited = statistics.mean(row["train/data_wait_fraction"] for row in rows[1:])
+    # What had to wait comes all at once afterwards, so that such a row does not count.
+    kept = [k for k in range(1, len(rows)) if k not in run.stopped]
+    rate = sum(steps[k] for k in kept) / sum(spent[k] for k in kept)
+    first_step = run.first_row_after - (steps[0] - 1) * bare
     share = rate * bare
     print(machine_name(distributed.device()))
     print(f"batch {batch} of {config.data.num_frames} x {config.data.height} x {config.data.width}")
-    # They differ where the machine has become faster or slower meanwhile.
-    then, now = (1 / statistics.median(part) for part in (before, after))
     print(
-        f"bare step                  {1 / bare:8.2f} steps/s, median of {2 * BARE_STEPS} "
-        f"({then:.2f} before, {now:.2f} after)"
+        f"bare step                 {1 / bare:9.3f} steps/s, mean of {len(run.bare)} in between "
+        f"({1 / max(run.bare):.3f} to {1 / min(run.bare):.3f})"
     )
-    print(f"whole job                  {rate:8.2f} steps/s, {sum(steps[1:])} steps")
-    print(f"waiting for clips          {waited:8.2f} of its time")
+    print(f"whole job                 {rate:9.3f} steps/s, {sum(steps[k] for k in kept)} steps")
     verdict = "pass" if share >= LIMIT else "FAIL"
     print(f"job / bare                 {share:8.2f}      limit {LIMIT}   {verdict}")
     soon = "pass" if first_step <= FIRST_STEP_LIMIT else "FAIL"
@@ -71,33 +96,53 @@ def main() -> int:
     return 0 if share >= LIMIT and first_step <= FIRST_STEP_LIMIT else 1
 
 
-def _bare_seconds(config: Config) -> list[float]:
-    _, step = bare_step(config)
-    step()
-    step()
-    return [seconds(step, distributed.device()) for _ in range(BARE_STEPS)]
-
-
-def _run(arguments: list[str], folder: Path) -> tuple[list[dict[str, Any]], float]:
-    """The rows of training, and the seconds from the command to the first of them."""
+def _run(arguments: list[str], folder: Path, step: Callable[[], None], max_steps: int) -> _Run:
     metrics = folder / "run" / "metrics.jsonl"
     command = [sys.executable, str(REPOSITORY / "jobs" / "train.py"), *arguments]
     started = time.perf_counter()
     with (folder / "log").open("w") as log:
-        job = subprocess.Popen(
+        job = psutil.Popen(
             [*command, "--train.run-dir", str(folder / "run")],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
         )
-        first: float | None = None
+        first, seen, looked = 0.0, 0, started
+        stopped: set[int] = set()
+        bare: list[float] = []
         while job.poll() is None:
-            if first is None and _training_rows(metrics):
-                first = time.perf_counter() - started
             time.sleep(0.1)
-    if job.returncode or first is None:
-        raise SystemExit(f"the job failed:\n{(folder / 'log').read_text()}")
-    return _training_rows(metrics), first
+            rows = _training_rows(metrics)
+            if len(rows) == seen:
+                continue
+            seen, now = len(rows), time.perf_counter()
+            first = first or now - started
+            if rows[-1]["step"] < max_steps and (not bare or now - looked >= BARE_EVERY):
+                stopped.add(seen)
+                bare += _in_between(job, step)
+                looked = time.perf_counter()
+    if job.returncode or not bare:
+        raise SystemExit(f"the job failed, or was too short:\n{(folder / 'log').read_text()}")
+    return _Run(_training_rows(metrics), first, stopped, bare)
+
+
+def _in_between(job: psutil.Process, step: Callable[[], None]) -> list[float]:
+    """Seconds of bare steps, while nothing of the job runs."""
+    processes = [job, *job.children(recursive=True)]
+    _send(signal.SIGSTOP, processes)
+    try:
+        step()
+        return [seconds(step, distributed.device()) for _ in range(BARE_STEPS)]
+    finally:
+        _send(signal.SIGCONT, processes)
+
+
+def _send(number: signal.Signals, processes: list[psutil.Process]) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
 
 
 def _training_rows(metrics: Path) -> list[dict[str, Any]]:
