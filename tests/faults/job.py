@@ -17,6 +17,9 @@ from tests.faults.leftovers import environment_of, own_temp, processes_of, wait_
 
 STEPS, SAVE_EVERY = 24, 3
 
+LONGEST = 400.0
+"""Seconds for what a test waits for; a few dozen where the cores have nothing else to do."""
+
 GRACE = 30.0
 """Seconds after which nothing of a job may be left whose driver was killed."""
 
@@ -57,7 +60,7 @@ class Job:
     def output(self) -> str:
         return (self.temp / f"{self.run.name}.log").read_text()
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = LONGEST) -> int:
         """The exit code."""
         return self.process.wait(seconds)
 
@@ -68,7 +71,7 @@ class Job:
         """Processes of the job of this kind: `KINDS` says how each is known."""
         return [process for process in processes_of(self.temp) if KINDS[kind](process)]
 
-    def kill_one(self, kind: str, chance: random.Random, seconds: float = 60) -> None:
+    def kill_one(self, kind: str, chance: random.Random, seconds: float = LONGEST) -> None:
         """SIGKILL for one of this kind, as soon as there is one."""
         end = time.monotonic() + seconds
         while not (found := self.find(kind)):
@@ -85,7 +88,7 @@ class Job:
         """Until the job has said this, while it is running."""
         self._wait_for(lambda: words in self.output)
 
-    def _wait_for(self, condition: Callable[[], bool], seconds: float = 120) -> None:
+    def _wait_for(self, condition: Callable[[], bool], seconds: float = LONGEST) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert self.process.poll() is None, f"the job ended early:\n{self.output}"

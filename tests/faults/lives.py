@@ -17,7 +17,7 @@ from taehv.run_folder import RunFolder
 from tests.faults.bare_run import FINISHED, Life, live
 from tests.jobs_run import REPOSITORY
 
-LONGEST = 120.0
+LONGEST = 240.0
 """Seconds; a life that takes longer hangs."""
 
 _FORKS = multiprocessing.get_context("forkserver")

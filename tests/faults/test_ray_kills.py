@@ -13,7 +13,7 @@ from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 UNHARMED = "the job ends bit for bit as the undisturbed one"
 

@@ -22,7 +22,7 @@ from tests.faults.leftovers import own_temp, wait_until_gone
 from tests.faults.proxy import Proxy, proxy_to
 from tests.jobs_run import environment
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 MISSED = "training goes on without it"
 """What a job says when the server is away."""
