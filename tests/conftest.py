@@ -10,7 +10,6 @@ THROUGH_RAY = {
     "tests/faults/test_decoding.py",
     "tests/faults/test_nodes.py",
     "tests/faults/test_ray_kills.py",
-    "tests/faults/test_tracking.py",
     "tests/test_data_nodes.py",
     "tests/test_data_streaming.py",
     "tests/test_doctor_cluster.py",
@@ -22,7 +21,8 @@ THROUGH_RAY = {
     "tests/test_orphans.py",
     "tests/test_tune_job.py",
 }
-"""Files of tests that begin a Ray, whose processes take every core that there is."""
+"""Files of tests that begin a Ray, whose processes take every core that there is. One of those in
+`faults` is left to the other process, which would be idle for a third of the time."""
 
 
 def _file(nodeid: str) -> str:
