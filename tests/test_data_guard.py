@@ -43,11 +43,8 @@ def break_down(request):
         case "abort": os.abort()
         case "exit": os._exit(7)
         case location if os.path.exists(location + ".kills"):
-            with open(location + ".kills", "r+") as file:
-                left = file.read()[1:]
-                file.seek(0)
-                file.truncate()
-                file.write(left)
+            left = os.path.getsize(location + ".kills") - 1
+            os.truncate(location + ".kills", left)
             if not left:
                 os.unlink(location + ".kills")
             os.kill(os.getpid(), signal.SIGKILL)
