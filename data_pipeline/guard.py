@@ -1,25 +1,17 @@
 """Videos read in a process of their own, which a broken file may hang or crash.
 
 Inside of FFmpeg nothing of the same process can stop a decoder that hangs, and nothing outlives
-one that crashes. So a child process reads the windows, or whole videos; it is killed and replaced
-where it has to be. The child loads little, starts fast and keeps no state.
-
-Over its standard input come requests: a length and a pickle. Over its standard output go replies:
-a kind, a number and a length, and that many bytes, of clips or of a text. A whole video has many
-replies: a description of it, and pieces of its frames.
+one that crashes. So a child process (`guarded`) reads the windows, or whole videos; it is killed
+and replaced where it has to be.
 """
 
-import ctypes
 import os
 import pickle
-import resource
 import select
 import signal
-import struct
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,14 +23,12 @@ import numpy as np
 from data_pipeline.augment import Frames
 from data_pipeline.cores import use_of_cores, wait_between
 from data_pipeline.errors import MomentaryError, UnusableVideoError
-from data_pipeline.whole import WholeRequest, WholeVideo, plan_whole, whole_frames
-from data_pipeline.window import WindowClips, WindowRequest, read_window
+from data_pipeline.guarded import BUG, CLIPS, MOMENTARY, PIECE, REPLY, REQUEST, WHOLE
+from data_pipeline.whole import WholeRequest, WholeVideo
+from data_pipeline.window import WindowClips, WindowRequest
 
-COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guard")
+COMMAND = (sys.executable, "-P", "-m", "data_pipeline.guarded")
 """Starts a child; what the working directory holds plays no part."""
-
-MEMORY_BYTES = 8 * 2**30
-"""Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
 
 LEAST_LEFT = 0.05
 """Seconds; a time limit of which less is left is over. Linux counts in ticks of up to 0.01 s."""
@@ -48,14 +38,6 @@ STOP_SECONDS = 5.0
 
 READS = 2000
 """Windows until a child is replaced: FFmpeg's memory falls to pieces, a few kB with each."""
-
-REQUEST = struct.Struct("<q")
-REPLY = struct.Struct("<cqq")
-CLIPS, WHOLE, PIECE, UNUSABLE, MOMENTARY, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
-"""Kinds of replies. The number is that of decoded frames for clips, of frames for a piece of a
-whole video, and 0 in the others."""
-
-PR_SET_PDEATHSIG = 1
 
 T = TypeVar("T")
 
@@ -102,7 +84,7 @@ class WindowReader:
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        """`command` starts a child that runs `main`."""
+        """`command` starts a child that runs `guarded.main`."""
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._reads = 0
@@ -301,56 +283,3 @@ def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError
     if number in FROM_OUTSIDE:
         return KilledError(f"its decoder was killed ({number.name}); is memory short?")
     return CrashedError(f"crashed the decoder ({number.name})")
-
-
-def main() -> None:
-    """The child: answer requests until there are no more."""
-    _confine()
-    requests, replies = sys.stdin.buffer, os.dup(1)
-    # What else is printed must not mix with the replies.
-    os.dup2(2, 1)
-    sys.excepthook = lambda *error: _reply(
-        replies, BUG, 0, "".join(traceback.format_exception(*error)).encode()
-    )
-    while header := requests.read(REQUEST.size):
-        request = pickle.loads(requests.read(*REQUEST.unpack(header)))
-        try:
-            _answer(replies, request)
-        except MomentaryError as error:
-            _reply(replies, MOMENTARY, 0, str(error).encode())
-        except UnusableVideoError as error:
-            _reply(replies, UNUSABLE, 0, str(error).encode())
-        except MemoryError:
-            _reply(replies, UNUSABLE, 0, b"needs too much memory")
-
-
-def _answer(pipe: int, request: WindowRequest | WholeRequest) -> None:
-    if isinstance(request, WindowRequest):
-        clips = read_window(request)
-        _reply(pipe, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
-        return
-    video = plan_whole(request)
-    _reply(pipe, WHOLE, 0, pickle.dumps(video))
-    for piece in whole_frames(request, video):
-        _reply(pipe, PIECE, len(piece), piece.reshape(-1).data)
-
-
-def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> None:
-    for part in (REPLY.pack(kind, number, len(body)), body):
-        view = memoryview(part)
-        while view:
-            view = view[os.write(pipe, view) :]
-
-
-def _confine() -> None:
-    """Limit what a broken file can do, and end with the parent even while FFmpeg hangs."""
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    main()

@@ -26,7 +26,7 @@ SECONDS = 30.0
 
 BROKEN_CHILD = """
 import os, signal, sys, time
-from data_pipeline import guard
+from data_pipeline import guarded
 
 def hang_in_c():
     # Nothing of Python runs while it waits, as inside of a decoder that holds the interpreter.
@@ -53,8 +53,8 @@ def break_down(request):
         case "print": print("something", flush=True)
     return read_window(request)
 
-read_window, guard.read_window = guard.read_window, break_down
-guard.main()
+read_window, guarded.read_window = guarded.read_window, break_down
+guarded.main()
 """
 """Breaks down for certain locations, in the ways that FFmpeg or a bug can bring about."""
 
@@ -248,7 +248,7 @@ def test_the_time_limit_covers_the_start_and_the_transfer(request_: WindowReques
     with WindowReader(slow) as reader, pytest.raises(TimedOutError):
         reader.read(request_, 0.3)
     half = (
-        "import os, time; from data_pipeline.guard import CLIPS, REPLY\n"
+        "import os, time; from data_pipeline.guarded import CLIPS, REPLY\n"
         "os.write(1, REPLY.pack(CLIPS, 9, 10**6) + bytes(1000)); time.sleep(1000)"
     )
     with WindowReader((sys.executable, "-c", half)) as reader, pytest.raises(TimedOutError):
@@ -337,11 +337,11 @@ def test_the_child_ends_with_its_parent(request_: WindowRequest, last: str) -> N
 
 PINNED_CHILD = """
 import os, sys
-from data_pipeline import guard
+from data_pipeline import guarded
 
 os.sched_setaffinity(0, {int(sys.argv[1])})
 os.nice(19)
-guard.main()
+guarded.main()
 """
 
 BURN = """

@@ -153,7 +153,7 @@ def test_a_video_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 
 def test_little_is_loaded() -> None:
     script = (
-        "import sys, data_pipeline.guard\n"
+        "import sys, data_pipeline.guarded\n"
         "print([name for name in ('ray', 'torch', 'pyarrow', 'pandas') if name in sys.modules])"
     )
     loaded = subprocess.run(

@@ -18,7 +18,7 @@ SECONDS = 30.0
 
 BROKEN = """
 import os, signal, time
-from data_pipeline import guard
+from data_pipeline import guarded
 
 def break_down(request, video):
     pieces = whole_frames(request, video)
@@ -29,8 +29,8 @@ def break_down(request, video):
     if fault.startswith("bug"): {}["no such key"]
     yield from pieces
 
-whole_frames, guard.whole_frames = guard.whole_frames, break_down
-guard.main()
+whole_frames, guarded.whole_frames = guarded.whole_frames, break_down
+guarded.main()
 """
 """Breaks down after the first piece of a video of certain names."""
 

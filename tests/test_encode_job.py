@@ -249,8 +249,8 @@ def test_broken_videos_are_listed(
 ) -> None:
     """Nothing is left of one that turned out to be broken when half of it had been written."""
     monkeypatch.setattr(encoding, "ROW_BYTES", 1)
-    small = f"from data_pipeline import guard, whole; whole.PIECE_BYTES = {7 * 3 * 48 * 64}"
-    child = (sys.executable, "-c", f"{small}; guard.main()")
+    small = f"from data_pipeline import guarded, whole; whole.PIECE_BYTES = {7 * 3 * 48 * 64}"
+    child = (sys.executable, "-c", f"{small}; guarded.main()")
     monkeypatch.setattr(encoding, "WindowReader", lambda: WindowReader(child))
     kept: list[int] = []
     give_up = shards.ShardWriter.give_up

@@ -86,7 +86,7 @@ def listeners(lab: Lab, instance: str) -> list[tuple[str, str]]:
 def check_decoding(lab: Lab) -> None:
     """It is done on the nodes that are there for it, and nowhere else."""
     running = {
-        kind: any("data_pipeline.guard" in lab.on(i, "ps -eo args") for i in lab.alive(kind))
+        kind: any("data_pipeline.guarded" in lab.on(i, "ps -eo args") for i in lab.alive(kind))
         for kind in ("c6i.4xlarge", "g6.4xlarge", "m6i.xlarge")
     }
     assert running == {"c6i.4xlarge": True, "g6.4xlarge": False, "m6i.xlarge": False}

@@ -110,7 +110,7 @@ def _line(process: psutil.Process) -> str:
 KINDS: dict[str, Callable[[psutil.Process], bool]] = {
     "training worker": _is_titled("RayTrainWorker"),
     "decode task": _is_titled("ray::MapBatches", "_decode_block"),
-    "decoder": _is_titled("data_pipeline.guard"),
+    "decoder": _is_titled("data_pipeline.guarded"),
 }
 """Ray gives its processes the name of what they run."""
 
