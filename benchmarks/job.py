@@ -107,11 +107,15 @@ def _run(arguments: list[str], folder: Path, step: Callable[[], None], max_steps
             stderr=subprocess.STDOUT,
             env=os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"},
         )
-        first, seen, looked = 0.0, 0, started
+        first, seen, looked, size = 0.0, 0, started, 0
         stopped: set[int] = set()
         bare: list[float] = []
         while job.poll() is None:
             time.sleep(0.1)
+            # Whoever watches takes as little as may be of what is measured.
+            if not metrics.exists() or metrics.stat().st_size == size:
+                continue
+            size = metrics.stat().st_size
             rows = _training_rows(metrics)
             if len(rows) == seen:
                 continue
@@ -146,8 +150,6 @@ def _send(number: signal.Signals, processes: list[psutil.Process]) -> None:
 
 
 def _training_rows(metrics: Path) -> list[dict[str, Any]]:
-    if not metrics.exists():
-        return []
     lines = [line for line in metrics.read_text().splitlines() if line.endswith("}")]
     return [row for row in map(json.loads, lines) if "train/clips_per_second" in row]
 
