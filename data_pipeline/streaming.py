@@ -8,29 +8,30 @@ started while the current one is still being read.
 This is the only file that knows Ray Data. Ray must be initialised in the calling process.
 """
 
-import json
 import logging
 import threading
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from data_pipeline.batches import Batch, Collector, Samples, Step, plan_steps
-from data_pipeline.clips import ClipSource, Rejection, Window, WindowTask, load_window
+from data_pipeline.blocks import decode_block, to_tasks, to_text, windows_of
+from data_pipeline.clips import ClipSource, Window, WindowTask
 from data_pipeline.cores import give_way
-from data_pipeline.errors import DataError
-from data_pipeline.guard import WindowReader
-from data_pipeline.plan import WindowKey
+
+if TYPE_CHECKING:
+    from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,10 @@ PATIENCE_SECONDS = 60.0
 """A segment that has not begun to arrive after this long is worth a word."""
 
 ROOM = 8
-"""Times a segment's size that Ray Data may fill. With less it holds back finished blocks, and while
-it does, its scheduling thread spins and takes the interpreter from the training thread."""
+"""Times a segment's size that Ray Data may fill, so that it holds back no finished block."""
+
+REST_SECONDS = 0.05
+"""Of Ray Data's scheduling thread, from one look to the next."""
 
 
 class Segment(NamedTuple):
@@ -203,7 +206,7 @@ class _Decoder:
                 # Of the ways into Ray Data, the one that starts no tasks of its own: `from_arrow`
                 # asks for a whole CPU per table, to look at its columns.
                 ray.data.from_items(
-                    [{"tasks": _to_text(block)} for block in blocks],
+                    [{"tasks": to_text(block)} for block in blocks],
                     override_num_blocks=len(blocks),
                 )
                 .map_batches(
@@ -217,7 +220,7 @@ class _Decoder:
             )
         with closing(delivered):
             for block in blocks:
-                yield from _windows_of(block, next(delivered, None))
+                yield from windows_of(block, next(delivered, None))
 
     def _context(self, size: int) -> DataContext:
         """Ray Data's settings for a segment of `size` bytes."""
@@ -229,6 +232,7 @@ class _Decoder:
         # One block per task: a task that could not hand out its second block would hold its CPU
         # until somebody reads, and streams that share few CPUs would wait for each other.
         context.target_max_block_size = None
+        context.custom_execution_callback_classes = [_Limits]
         # Training may pause for as long as it likes, to validate or to save.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
@@ -238,79 +242,35 @@ class _Decoder:
         return context
 
 
-def _to_text(tasks: list[WindowTask]) -> str:
-    return json.dumps([(task.key, task.clips, task.samples) for task in tasks])
-
-
-def _to_tasks(text: str) -> list[WindowTask]:
-    return [
-        WindowTask(WindowKey(*key), tuple(clips), tuple(samples))
-        for key, clips, samples in json.loads(text)
-    ]
-
-
-@lru_cache(maxsize=1)
-def _reader() -> WindowReader:
-    """This process's decoder; it lives as long as the process does."""
-    return WindowReader()
-
-
 def _decode_block(
     shared: "ray.ObjectRef[ClipSource]", gives_way: bool, block: pa.Table
 ) -> dict[str, Any]:
-    """The clips of some windows, a row each, in a Ray task.
-
-    A DataError travels as text, since Ray would wrap an exception and might try again.
-    """
+    """The clips of some windows, a row each, in a Ray task."""
     if gives_way:
         give_way()
-    source = ray.get(shared)
-    config = source.config
-    read = partial(_reader().read, seconds=config.decode_seconds)
-    frames, facts = [], []
-    tasks = _to_tasks(block.column("tasks")[0].as_py())
-    for task in tasks:
-        try:
-            window = load_window(source, task, read)
-        except DataError as error:
-            shape = (len(task.clips), config.num_frames, 3, config.height, config.width)
-            frames.append(np.zeros(shape, np.uint8))
-            fact: dict[str, Any] = {"failure": str(error)}
-        else:
-            frames.append(window.frames)
-            fact = {
-                "video": window.video,
-                "decoded": window.decoded,
-                "rejected": [[r.video, r.reason] for r in window.rejected],
-                "verdicts": window.verdicts,
-            }
-        facts += [json.dumps(fact)] * len(task.clips)
-    return {
-        "frames": frames[0] if len(frames) == 1 else np.concatenate(frames),
-        "sample": np.array([sample for task in tasks for sample in task.samples], np.int64),
-        "facts": np.array(facts, dtype=object),
-    }
+    return decode_block(ray.get(shared), to_tasks(block.column("tasks")[0].as_py()))
 
 
-def _windows_of(tasks: list[WindowTask], block: pa.Table | None) -> Iterator[Window]:
-    """The windows of a delivered block, if they are those that were asked; nothing is copied."""
-    asked = [sample for task in tasks for sample in task.samples]
-    delivered = [] if block is None else block.column("sample").to_pylist()
-    if block is None or delivered != asked:
-        raise RuntimeError(f"Ray Data delivered samples {delivered}, asked were {asked}")
-    frames = block.column("frames").combine_chunks().to_numpy()
-    facts = block.column("facts")
-    first = 0
-    for task in tasks:
-        fact = json.loads(facts[first].as_py())
-        if "failure" in fact:
-            raise DataError(fact["failure"])
-        yield Window(
-            samples=task.samples,
-            frames=frames[first : first + len(task.samples)],
-            video=fact["video"],
-            decoded=fact["decoded"],
-            rejected=tuple(Rejection(*rejection) for rejection in fact["rejected"]),
-            verdicts=tuple(tuple(verdict) for verdict in fact["verdicts"]),
-        )
-        first += len(task.samples)
+class _Limits(ExecutionCallback):  # type: ignore[misc]
+    """Makes a segment's limits what `_context` says they are, and its scheduling thread rest.
+
+    Ray Data shares the cluster out among all that run in it, in whole CPUs of each node: where more
+    segments and trainers run than a node has CPUs, nobody gets any of them. Who has none has no
+    task to wait for, and looks again at once: a thread of the training worker's process, which
+    takes the interpreter from the one that trains (on two cores, a fifth of the speed is left).
+    """
+
+    def before_execution_starts(self, executor: "StreamingExecutor") -> None:
+        manager = executor._resource_manager
+        manager._get_total_resources = _cluster_resources
+        # What it was told before is not to count for a second more.
+        manager._global_limits_last_update_time = 0.0
+        self._due = 0.0
+
+    def on_execution_step(self, executor: "StreamingExecutor") -> None:
+        time.sleep(max(0.0, self._due - time.monotonic()))
+        self._due = time.monotonic() + REST_SECONDS
+
+
+def _cluster_resources() -> ExecutionResources:
+    return ExecutionResources.from_resource_dict(ray.cluster_resources())

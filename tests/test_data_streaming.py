@@ -8,12 +8,16 @@ import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 from ray._private.internal_api import memory_summary
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
+from data_pipeline import streaming
 from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.config import DataConfig
@@ -70,6 +74,40 @@ def assert_same_clips(streamed: list[Batch], plain: list[Batch]) -> None:
         assert left["video"] == right["video"]
         assert left["verdicts"] == right["verdicts"]
     assert rejected(streamed) == rejected(plain)
+
+
+def test_every_segment_has_the_cpus_it_was_given(
+    source: ClipSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two segments are under way at a time, and Ray Data has two CPUs to share out."""
+    limits: dict[int, list[float]] = {}
+    look = StreamingExecutor._scheduling_loop_step
+
+    def looked(executor: StreamingExecutor, topology: Any) -> bool:
+        manager = executor._resource_manager
+        limits.setdefault(id(executor), []).append(manager.get_global_limits().cpu)
+        return bool(look(executor, topology))
+
+    monkeypatch.setattr(StreamingExecutor, "_scheduling_loop_step", looked)
+    steps = schedule(24)
+    assert len(list(stream_batches(source, iter(steps), cpu_limit=1.0, segment_bytes=1))) == 24
+    assert len(limits) > 4
+    assert {cpus for seen in limits.values() for cpus in seen} == {1.0}
+
+
+def test_a_scheduling_thread_without_a_task_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    slept: list[float] = []
+    limits = streaming._Limits()
+    executor: Any = SimpleNamespace(_resource_manager=SimpleNamespace())
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "sleep", slept.append)
+    limits.before_execution_starts(executor)
+    limits.on_execution_step(executor)
+    limits.on_execution_step(executor)
+    now += 10
+    limits.on_execution_step(executor)
+    assert slept == [0.0, pytest.approx(streaming.REST_SECONDS), 0.0]
 
 
 def assert_same(streamed: list[Batch], plain: list[Batch]) -> None:
