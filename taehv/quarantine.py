@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from pathlib import Path
 
-from taehv import distributed, journal
+from taehv import distributed
 from taehv.interfaces import RejectedVideo
 from taehv.run_folder import RunFolder
 
@@ -24,8 +25,7 @@ class Quarantine:
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        known = journal.read(run.retrieve(NAME)) if distributed.is_main() else []
-        self._videos = {str(row["video"]) for row in known}
+        self._videos = _listed(run.retrieve(NAME)) if distributed.is_main() else set()
 
     def __len__(self) -> int:
         return len(self._videos)
@@ -43,3 +43,14 @@ class Quarantine:
         except OSError as error:
             log.warning("%s/%s cannot be written: %s", self._run, NAME, error)
         return list(new.values())
+
+
+def _listed(path: Path) -> set[str]:
+    """The videos of a list; a last line that a crash cut short is passed over."""
+    videos = set()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        try:
+            videos.add(str(json.loads(line)["video"]))
+        except (json.JSONDecodeError, KeyError, TypeError):
+            log.warning("%s: a line is not that of a video: %.80s", path, line)
+    return videos
