@@ -113,9 +113,9 @@ def _run(arguments: list[str], folder: Path, step: Callable[[], None], max_steps
         while job.poll() is None:
             time.sleep(0.1)
             # Whoever watches takes as little as may be of what is measured.
-            if not metrics.exists() or metrics.stat().st_size == size:
+            before, size = size, metrics.stat().st_size if metrics.exists() else 0
+            if size == before:
                 continue
-            size = metrics.stat().st_size
             rows = _training_rows(metrics)
             if len(rows) == seen:
                 continue

@@ -1,7 +1,7 @@
 """From a MiniDataset of videos to batches of uint8 clips, in an order that is a pure function.
 
     annotations -> index -> split -> plan -> window -> guard -> clips -> batches (one process)
-                                                                      -> streaming (Ray Data)
+                                                            -> blocks -> streaming (Ray Data)
 
 A window is decoded (`timeline`, `decode`) from wherever it lies (`storage`, `media`) and cut into
 clips (`augment`) in a process of its own (`guarded`, which `guard` starts): a broken file may crash

@@ -19,7 +19,7 @@ from tests.jobs_run import REPOSITORY, TINY, environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
 START_SECONDS = 240
-"""Until a head that does not answer hangs: on a busy machine its dashboard alone takes a minute."""
+"""After which a head that does not answer is taken to hang; by itself it answers in five."""
 
 
 @dataclass(frozen=True)
