@@ -41,7 +41,7 @@ def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int, str]:
+def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int, str]:
     """Wait for the end: exit code and output. A job that hangs is stopped and fails the test."""
     try:
         output, _ = process.communicate(timeout=seconds)
@@ -52,7 +52,7 @@ def finish(process: "subprocess.Popen[str]", seconds: float = 600) -> tuple[int,
     return process.returncode, output
 
 
-def wait_for(condition: "object", process: "subprocess.Popen[str]", seconds: float = 400) -> None:
+def wait_for(condition: "object", process: "subprocess.Popen[str]", seconds: float = 120) -> None:
     """Until `condition()` holds, while the job is running."""
     assert callable(condition)
     end = time.monotonic() + seconds

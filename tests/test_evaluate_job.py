@@ -289,7 +289,7 @@ def test_over_ray_the_figures_are_the_same(
         env=environment(tmp_path / "home", OMP_NUM_THREADS="1"),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
         check=False,
     )
     assert process.returncode == 0, process.stderr

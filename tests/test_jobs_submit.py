@@ -1,8 +1,6 @@
 """`ray job submit` against a cluster of one machine, with token authentication on."""
 
-import contextlib
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -18,8 +16,6 @@ from taehv import journal
 from tests.jobs_run import REPOSITORY, TINY, environment
 
 RAY = str(Path(sys.executable).with_name("ray"))
-START_SECONDS = 240
-"""After which a head that does not answer is taken to hang; by itself it answers in five."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +25,11 @@ class Head:
 
 
 def _free_ports(count: int) -> list[str]:
-    """Of those that no connection is given, so that none is taken before Ray has it."""
-    free: list[str] = []
-    while len(free) < count:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            free.append(str(port))
-    return free
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [str(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
 
 
 @pytest.fixture
@@ -45,9 +39,7 @@ def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     home.mkdir()
     port, dashboard, agent, metrics, client = _free_ports(5)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    variables = environment(
-        home, RAY_AUTH_MODE="token", RAY_DASHBOARD_STARTUP_TIMEOUT_S=str(START_SECONDS), PATH=path
-    )
+    variables = environment(home, RAY_AUTH_MODE="token", PATH=path)
     subprocess.run([RAY, "get-auth-token", "--generate"], env=variables, check=True)
     # Ray's sockets must have short paths.
     session = tmp_path_factory.mktemp("r")
@@ -58,27 +50,25 @@ def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         "metrics-export-port": metrics,
         "ray-client-server-port": client,
     }
-    said = tmp_path / "ray_start.log"
-    with said.open("w") as log:
-        process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
-            + ["--node-ip-address=127.0.0.1", f"--temp-dir={session}", "--disable-usage-stats"]
-            + [f"--{name}={value}" for name, value in ports.items()],
-            env=variables,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+    process = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+        + ["--node-ip-address=127.0.0.1", f"--temp-dir={session}", "--disable-usage-stats"]
+        + [f"--{name}={value}" for name, value in ports.items()],
+        env=variables,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     try:
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + 60
         while not _answers(int(dashboard)):
-            assert process.poll() is None, f"ray start ended: {said.read_text()}"
-            assert time.monotonic() < end, f"ray start took too long: {said.read_text()}"
+            assert process.poll() is None, "ray start ended"
+            assert time.monotonic() < end, "ray start took too long"
             time.sleep(0.3)
         yield Head(variables, f"http://127.0.0.1:{dashboard}")
     finally:
         family = psutil.Process(process.pid).children(recursive=True)
         process.terminate()
-        _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=3)
+        _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=15)
         for straggler in alive:
             straggler.kill()
         process.wait()
@@ -106,7 +96,7 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
         env=head.environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=240,
         check=False,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -121,7 +111,7 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
         env=stranger,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=60,
         check=False,
     )
     assert refused.returncode != 0

@@ -122,7 +122,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     wait_for(lambda: len(journal.read(rows_file)) > 3, job)
     assert _listening_beyond_loopback(job.pid) == []
     job.send_signal(signal.SIGINT)
-    code, output = finish(job, 240)
+    code, output = finish(job, 60)
     assert code == 130, output
     assert "--train.resume latest" in output
     newest = latest(run_dir)
