@@ -18,37 +18,45 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 
 @contextmanager
+def temporary_folder() -> Iterator[str]:
+    """For Ray's files. The path of a socket may have 107 characters, which pytest's own folders
+    leave no room for."""
+    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def local_ray(cpus: int = 2) -> Iterator[None]:
     """Begin one, with a temporary folder of its own, and end it."""
-    # The path of a socket may have 107 characters, which pytest's own folders leave no room for.
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
-    ray.init(
-        num_cpus=cpus,
-        include_dashboard=False,
-        namespace=uuid.uuid4().hex,
-        logging_level="warning",
-        _temp_dir=folder,
-    )
-    yield
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder() as folder:
+        ray.init(
+            num_cpus=cpus,
+            include_dashboard=False,
+            namespace=uuid.uuid4().hex,
+            logging_level="warning",
+            _temp_dir=folder,
+        )
+        yield
+        ray.shutdown()
 
 
 @contextmanager
 def several_nodes(*nodes: dict[str, Any]) -> Iterator[Cluster]:
     """Begin one of these nodes, of which the first is its head, and end it. Each: arguments of
     `Cluster.add_node`."""
-    folder = tempfile.mkdtemp(prefix="ray_", dir="/tmp")
     # Ray writes here which cluster is the newest, into a folder that no Ray may have made yet.
     Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)
     cluster = Cluster()
-    try:
-        for node in nodes:
-            cluster.add_node(include_dashboard=False, temp_dir=folder, **node)
-        yield cluster
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with temporary_folder() as folder:
+        try:
+            for node in nodes:
+                cluster.add_node(include_dashboard=False, temp_dir=folder, **node)
+            yield cluster
+        finally:
+            cluster.shutdown()
 
 
 def demanded() -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ import pytest
 
 from taehv import journal
 from tests.jobs_run import REPOSITORY, TINY, environment
+from tests.local_ray import temporary_folder
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -33,7 +34,7 @@ def _free_ports(count: int) -> list[str]:
 
 
 @pytest.fixture
-def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+def head(tmp_path: Path) -> Iterator[Head]:
     """`ray start --head` in a HOME and on ports of its own, ended by its own process ids."""
     home = tmp_path / "home"
     home.mkdir()
@@ -41,8 +42,6 @@ def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = environment(home, RAY_AUTH_MODE="token", PATH=path)
     subprocess.run([RAY, "get-auth-token", "--generate"], env=variables, check=True)
-    # Ray's sockets must have short paths.
-    session = tmp_path_factory.mktemp("r")
     ports = {
         "port": port,
         "dashboard-port": dashboard,
@@ -50,28 +49,34 @@ def head(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[H
         "metrics-export-port": metrics,
         "ray-client-server-port": client,
     }
-    process = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
-        + ["--node-ip-address=127.0.0.1", f"--temp-dir={session}", "--disable-usage-stats"]
-        + [f"--{name}={value}" for name, value in ports.items()],
-        env=variables,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        end = time.monotonic() + 60
-        while not _answers(int(dashboard)):
-            assert process.poll() is None, "ray start ended"
-            assert time.monotonic() < end, "ray start took too long"
-            time.sleep(0.3)
-        yield Head(variables, f"http://127.0.0.1:{dashboard}")
-    finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        process.terminate()
-        _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=15)
-        for straggler in alive:
-            straggler.kill()
-        process.wait()
+    with temporary_folder() as session:
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--num-cpus=2", "--dashboard-host=127.0.0.1"]
+            + ["--node-ip-address=127.0.0.1", f"--temp-dir={session}", "--disable-usage-stats"]
+            + [f"--{name}={value}" for name, value in ports.items()],
+            env=variables,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            end = time.monotonic() + 60
+            while not _answers(int(dashboard)):
+                assert process.poll() is None, "ray start ended"
+                assert time.monotonic() < end, f"no dashboard: {_dashboards_words(session)}"
+                time.sleep(0.3)
+            yield Head(variables, f"http://127.0.0.1:{dashboard}")
+        finally:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.terminate()
+            _, alive = psutil.wait_procs([*family, psutil.Process(process.pid)], timeout=3)
+            for straggler in alive:
+                straggler.kill()
+            process.wait()
+
+
+def _dashboards_words(session: str) -> str:
+    """Why it is not there; `ray start` goes on without it, and without a word."""
+    return (Path(session) / "session_latest" / "logs" / "dashboard.err").read_text()
 
 
 def _answers(port: int) -> bool:
