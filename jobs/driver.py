@@ -253,10 +253,10 @@ class Driver:
 
     def _on_samples(self, samples: tuple[int, Any, Any]) -> None:
         step, original, reconstructed = samples
-        (self.run.local / "samples").mkdir(exist_ok=True)
         names = [f"samples/step_{step:08d}.{kind}" for kind in ("png", "mp4")]
         picture, video = (self.run.local / name for name in names)
         try:
+            (self.run.local / "samples").mkdir(exist_ok=True)
             side_by_side_png(original, reconstructed, picture)
             comparison_mp4(original, reconstructed, video, VIDEO_FPS)
             for name in names:
@@ -280,7 +280,7 @@ class Driver:
             self._failure = (
                 f"{total} videos cannot be used, more than {self.most_skipped.told}; the last of "
                 f"them is {rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
-                f"{self.run}/quarantine.jsonl. "
+                f"{self.run.address_of('quarantine.jsonl')}. "
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
                 f"--train.run-dir {self.run} --train.resume latest"
             )

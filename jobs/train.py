@@ -35,6 +35,7 @@ from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
 from taehv import journal
 from taehv.errors import TrainingError
+from taehv.recovery import go_back
 from taehv.run_folder import RunFolder
 from taehv.state import to_yaml
 
@@ -66,6 +67,8 @@ def run(config: Config) -> int:
         config.data, config.train.seed, config.train.global_batch_size
     )
     run_folder.local.mkdir(parents=True, exist_ok=True)
+    if config.train.resume not in ("", "latest"):
+        go_back(run_folder, config.train.resume)
     (run_folder.local / "config.yaml").write_text(to_yaml(config))
     run_folder.publish("config.yaml")
     log.info("run folder: %s", run_folder)
@@ -151,6 +154,7 @@ def _end_tracking(tracker: Tracker, run_folder: RunFolder, status: Status) -> No
 
 def with_places(config: Config) -> Config:
     """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
+    resume = config.train.resume
     run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     storage = config.cluster.storage
     annotations = config.data.annotations
@@ -159,7 +163,7 @@ def with_places(config: Config) -> Config:
         annotations = share(synthetic.parent, storage) if storage else str(synthetic)
     if storage:
         run_dir = placed(run_dir, storage)
-    resume = config.train.resume
+        resume = _placed_checkpoint(config.train.resume, storage)
     replace = dataclasses.replace
     tracking = config.tracking
     if "://" in run_dir and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -177,6 +181,12 @@ def with_places(config: Config) -> Config:
         ),
         tracking=tracking,
     )
+
+
+def _placed_checkpoint(resume: str, storage: str) -> str:
+    """A checkpoint that is named as its run folder is, lies where that does."""
+    given = resume in ("", "latest") or Path(resume).exists()
+    return resume if given else placed(resume, storage)
 
 
 def _absolute(path: str) -> str:

@@ -71,7 +71,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     hooks = MailboxHooks(mailbox, distributed.is_main())
     data = RayClips(settings["training"], settings["validation"], settings["decode_cpus"])
     try:
-        summary = train(config, data, hooks, run, _resume_from(config, run), retry=False)
+        _holder, resume_from = _resume_from(config, run)
+        summary = train(config, data, hooks, run, resume_from, retry=False)
     except MemoryShortageError as error:
         _tell_shortage(mailbox, config, error)
         raise
@@ -91,18 +92,21 @@ def _tell_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> 
         ray.get(mailbox.put.remote("failure", str(error)))
 
 
-def _resume_from(config: Config, run: RunFolder) -> Path | None:
-    """The run's newest whole checkpoint, else the one that was asked for. A collective."""
+def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None]:
+    """The run's newest whole checkpoint, else the one that was asked for, and the folder that it
+    lives as long as. A collective."""
     newest = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
     if newest is not None:
-        return run.retrieve(newest)
+        # To look at it, the main worker has brought it here.
+        return run, run.local / newest if distributed.is_main() else run.retrieve(newest)
     if config.train.resume in ("", "latest"):
-        return None
-    asked = Path(config.train.resume)
+        return run, None
+    holder, name = checkpoint.located(config.train.resume)
+    asked = holder.retrieve(name)
     fault = checkpoint.find_fault(asked)
     if fault:
-        raise TrainingError(f"--train.resume {asked}: {fault}")
-    return asked
+        raise TrainingError(f"--train.resume {config.train.resume}: {fault}")
+    return holder, asked
 
 
 def _set_up_process(mailbox: Any) -> None:
@@ -110,7 +114,10 @@ def _set_up_process(mailbox: Any) -> None:
     context = ray_train.get_context()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     if torch.cuda.is_available():
-        torch.cuda.set_device(ray_train.torch.get_device())
+        device = ray_train.torch.get_device()
+        torch.cuda.set_device(device)
+        # DeepSpeed takes the GPU of this number, and GPUs may be in another order than ranks.
+        os.environ["LOCAL_RANK"] = str(device.index)
     else:
         # Ray allows a worker one thread per whole CPU it reserved; decoding needs far less than
         # the rest.

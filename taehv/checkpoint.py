@@ -65,8 +65,18 @@ def latest_valid(run: RunFolder) -> str | None:
         fault = find_fault(run.retrieve(name))
         if fault is None:
             return name
-        log.warning("checkpoint %s/%s is passed over: %s", run, name, fault)
+        log.warning("checkpoint %s is passed over: %s", run.address_of(name), fault)
     return None
+
+
+def located(address: str) -> tuple[RunFolder, str]:
+    """The folder that holds the checkpoint at `address` (a path or s3://...), and its name there.
+
+    What `retrieve` brings here lives as long as that folder's object.
+    """
+    place, question, options = address.partition("?")
+    folder, _, name = place.rstrip("/").rpartition("/")
+    return RunFolder(f"{folder}{question}{options}"), name
 
 
 def find_fault(folder: Path) -> str | None:

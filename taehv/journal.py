@@ -40,9 +40,20 @@ def read_run(run: RunFolder) -> list[Row]:
     """All rows of a run, wherever its folder is, in the order of their steps."""
     rows = read(run.retrieve(NAME)) if not run.is_remote or run.exists(NAME) else []
     if run.is_remote:
+        # Parts that are still there may have been merged already.
+        merged = set(map(json.dumps, rows))
         for name in run.entries(PARTS):
-            rows += read(run.retrieve(f"{PARTS}/{name}"))
+            part = read(run.retrieve(f"{PARTS}/{name}"))
+            rows += [row for row in part if json.dumps(row) not in merged]
     return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def copy(run: RunFolder, folder: str) -> None:
+    """Put a copy of all rows of a run into this folder of its own."""
+    target = run.local / folder / NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, _lines(read_run(run)))
+    run.publish(f"{folder}/{NAME}")
 
 
 class Journal:
@@ -94,7 +105,9 @@ class Journal:
             part.write_text(_lines(self._unpublished))
             self._run.publish(name)
         except OSError as error:
-            log.warning("%s/%s cannot be written: %s; its rows wait", self._run, name, error)
+            log.warning(
+                "%s cannot be written: %s; its rows wait", self._run.address_of(name), error
+            )
             return
         self._unpublished.clear()
 
@@ -106,7 +119,7 @@ class Journal:
             self._run.publish(NAME)
             self._run.remove(PARTS)
         except OSError as error:
-            log.warning("%s/%s cannot be written: %s", self._run, NAME, error)
+            log.warning("%s cannot be written: %s", self._run.address_of(NAME), error)
 
 
 def _lines(rows: list[Row]) -> str:

@@ -41,7 +41,7 @@ class Quarantine:
                 file.writelines(json.dumps(entry) + "\n" for entry in new.values())
             self._run.publish(NAME)
         except OSError as error:
-            log.warning("%s/%s cannot be written: %s", self._run, NAME, error)
+            log.warning("%s cannot be written: %s", self._run.address_of(NAME), error)
         return list(new.values())
 
 

@@ -89,6 +89,18 @@ class RunFolder:
             return (self.local / name).is_file()
         return bool(self._store.get_file_info(self._remote(name)).type == fs.FileType.File)
 
+    def move(self, name: str, target: str) -> None:
+        """Give the file or folder `name` the name `target`, which nothing has yet."""
+        if not self.is_remote:
+            (self.local / target).parent.mkdir(parents=True, exist_ok=True)
+            (self.local / name).rename(self.local / target)
+            return
+        # A store renames nothing; what is interrupted has left the original.
+        for file in self._files(name):
+            copy = target + file.removeprefix(name)
+            self._store.copy_file(self._remote(file), self._remote(copy))
+        self.remove(name)
+
     def remove(self, name: str) -> None:
         """Remove the file or folder `name`, here and in the store, if it is there."""
         path = self.local / name

@@ -127,7 +127,8 @@ class Saver:
         if not distributed.is_main():
             return
         checkpoint.write_manifest(self._run, save.step, save.info, records)
-        log.info("checkpoint %s/%s is saved", self._run, checkpoint.name_of(save.step))
+        name = checkpoint.name_of(save.step)
+        log.info("checkpoint %s is saved", self._run.address_of(name))
         best = save.info["best"]
         try:
             checkpoint.prune(self._run, self._keep, best[1] if best else None)

@@ -1,0 +1,141 @@
+"""`--train.resume CHECKPOINT`: an older one of the same run, or one of another run."""
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from jobs.config import Config
+from jobs.train import with_places
+from jobs.worker import _resume_from
+from taehv import checkpoint, journal
+from taehv.errors import TrainingError
+from taehv.interfaces import Hooks
+from taehv.recovery import SET_ASIDE, go_back
+from taehv.run_folder import RunFolder
+from taehv.training import train
+from tests.moving_data import MovingData
+from tests.s3_server import s3_server
+from tests.small_run import small_config
+
+CONFIG = small_config(checkpoint_every=2)
+"""Six steps, so checkpoints 2, 4 and 6."""
+
+
+@pytest.fixture(params=["disk", "store"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A run's address, with {} for its name."""
+    if request.param == "disk":
+        yield f"{tmp_path}/{{}}"
+        return
+    with s3_server() as server:
+        server.put("bucket/there", b"")
+        yield f"s3://bucket/{{}}{server.options}"
+
+
+def whole_run(address: str) -> RunFolder:
+    run = RunFolder(address)
+    train(CONFIG, MovingData(), Hooks(), run)
+    assert [Path(name).name for name in checkpoint.names(run)] == [
+        "step_00000006",
+        "step_00000004",
+        "step_00000002",
+    ]
+    return run
+
+
+def asked(resume: str) -> Config:
+    config = Config()
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, resume=resume))
+
+
+def losses(run: RunFolder) -> dict[int, float]:
+    return {row["step"]: row["train/loss"] for row in journal.read_run(run) if "train/loss" in row}
+
+
+def test_an_older_checkpoint_of_the_run_is_gone_on_from(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.set_num_threads(1)
+    run = whole_run(place.format("a"))
+    first = losses(run)
+    newest = checkpoint.read_info(run.retrieve(checkpoint.name_of(6)))
+    older = run.address_of(checkpoint.name_of(2))
+
+    with caplog.at_level(logging.WARNING):
+        go_back(run, older)
+    assert f"going back to {older}" in caplog.text
+    assert checkpoint.names(run) == [checkpoint.name_of(2)]
+    # Nothing is lost.
+    (aside,) = run.entries(SET_ASIDE)
+    folder = f"{SET_ASIDE}/{aside}"
+    assert folder in caplog.text
+    assert run.entries(folder) == ["metrics.jsonl", "step_00000004", "step_00000006"]
+    kept = run.retrieve(f"{folder}/step_00000006")
+    assert checkpoint.find_fault(kept) is None
+    assert checkpoint.read_info(kept) == newest
+    rows = journal.read(run.retrieve(f"{folder}/metrics.jsonl"))
+    assert [row["step"] for row in rows] == list(range(7))
+
+    # Another process, which has nothing here yet.
+    again = RunFolder(run.address)
+    _, resume_from = _resume_from(asked(older), again)
+    assert resume_from is not None
+    assert resume_from.name == "step_00000002"
+    train(CONFIG, MovingData(), Hooks(), again, resume_from)
+    assert losses(again) == first
+    assert len(checkpoint.names(again)) == 3
+
+
+def test_a_checkpoint_of_another_run_is_where_a_new_one_begins(
+    place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.set_num_threads(1)
+    run = whole_run(place.format("a"))
+    other = RunFolder(place.format("b"))
+    older = run.address_of(checkpoint.name_of(4))
+    with caplog.at_level(logging.WARNING):
+        go_back(other, older)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    holder, resume_from = _resume_from(asked(older), other)
+    assert resume_from is not None
+    train(CONFIG, MovingData(), Hooks(), other, resume_from)
+    assert losses(other) == {step: loss for step, loss in losses(run).items() if step > 4}
+    assert len(checkpoint.names(run)) == 3
+    assert holder is not run
+
+    # The same command again goes on with what the new run has.
+    with caplog.at_level(logging.WARNING):
+        go_back(other, older)
+    assert "goes on from its own newest checkpoint" in caplog.text
+    _, resume_from = _resume_from(asked(older), RunFolder(other.address))
+    assert resume_from is not None
+    assert resume_from.name == "step_00000006"
+
+
+def test_a_damaged_one_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    run = whole_run(str(tmp_path / "a"))
+    older = run.local / checkpoint.name_of(2)
+    (older / "ema.safetensors").write_bytes(b"")
+    with pytest.raises(TrainingError, match=r"--train.resume .*step_00000002: ema.safetensors has"):
+        go_back(run, str(older))
+    with pytest.raises(TrainingError, match="it has no manifest"):
+        go_back(run, str(tmp_path / "nowhere" / "step_00000002"))
+    assert len(checkpoint.names(run)) == 3
+
+
+def test_on_a_cluster_it_is_named_as_its_run_folder_is() -> None:
+    given = asked("runs/a/checkpoints/step_00000002")
+    config = dataclasses.replace(
+        given,
+        train=dataclasses.replace(given.train, run_dir="runs/a"),
+        data=dataclasses.replace(given.data, annotations="s3://bucket/annotations.json"),
+        cluster=dataclasses.replace(given.cluster, storage="s3://bucket/taehv"),
+    )
+    train = with_places(config).train
+    assert train.run_dir == "s3://bucket/taehv/runs/a"
+    assert train.resume == "s3://bucket/taehv/runs/a/checkpoints/step_00000002"
