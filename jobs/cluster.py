@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import ray
-import torch
 import torch.distributed as dist
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
@@ -27,7 +26,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from jobs.config import ClusterConfig
 from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
-from jobs.rendezvous import ClusterTorchConfig
+from jobs.rendezvous import ClusterTorchConfig, check_device
 from jobs.shared import is_job_copy
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
@@ -37,6 +36,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 NO_CODE = ["/runs", "/tests", "/docs", "/benchmarks", ".venv", ".git"]
 """What is left behind when the code is sent to the nodes."""
+
+HIDDEN_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+"""Who was given no GPU sees none: workers that are to train on CPUs would share the first one."""
 
 NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
 """No statistics of how Ray Data is used: their actor would be one more process, started by a
@@ -57,6 +59,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # The driver looks for notices itself; Ray's own watcher is one more process to start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         **NO_USAGE,
+        **HIDDEN_GPUS,
     }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
@@ -183,10 +186,9 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
 
 
 def _torch_config(config: ClusterConfig, shares: Shares, own_ray: bool) -> TorchConfig:
-    if own_ray:
-        return OneMachineTorchConfig()
     on_gpu = shares.use_gpu and config.gpu != "pretend"
-    return ClusterTorchConfig(backend="nccl" if on_gpu else "gloo")
+    kind = OneMachineTorchConfig if own_ray else ClusterTorchConfig
+    return kind(backend="nccl" if on_gpu else "gloo")
 
 
 class OneMachineTorchConfig(TorchConfig):  # type: ignore[misc]
@@ -204,10 +206,10 @@ class _OneMachineBackend(Backend):  # type: ignore[misc]
         # torch.distributed goes on using the file, whenever DeepSpeed makes a group of workers.
         self._folder = ScratchFolder("rendezvous")
         store = str(self._folder.path / "store")
-        workers = len(worker_group)
+        workers, backend = len(worker_group), backend_config.backend
         ray.get(
             [
-                worker_group.execute_single_async(rank, _join, rank, workers, store)
+                worker_group.execute_single_async(rank, _join, rank, workers, store, backend)
                 for rank in range(workers)
             ]
         )
@@ -216,10 +218,11 @@ class _OneMachineBackend(Backend):  # type: ignore[misc]
         self._folder.remove()
 
 
-def _join(rank: int, workers: int, store: str) -> None:
-    on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(rank)
+def _join(rank: int, workers: int, store: str, backend: str) -> None:
+    check_device(backend)
     dist.init_process_group(
-        "nccl" if on_gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=workers
+        backend,
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=workers,
     )

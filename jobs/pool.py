@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.autoscaling import Requests
 from jobs.config import ClusterConfig
+from jobs.orphans import free_orphans
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ SILENCE_SECONDS = 120.0
 
 TELL_SECONDS = 30.0
 """Between two lines about what is being waited for."""
+
+SETTLE_SECONDS = 15.0
+"""In which GPUs are free again that a worker held until a moment ago."""
 
 DECODER_SECONDS = 300.0
 """How long training waits, once its own nodes are there, for the first node that decodes."""
@@ -89,18 +93,23 @@ class Pool:
         while True:
             now = time.monotonic()
             self.request(workers=0)
+            free_orphans()
             there, least = self.possible(), self._least()
-            if there >= least:
+            free = self._free()
+            if least <= free < min(there, self._most()) and now - start < SETTLE_SECONDS:
+                lacking = "some GPUs are taken: a moment is waited for them"
+            elif free >= least:
                 ready = ready or now
                 wanted = bool(self._decode_nodes) and not self._decoders()
                 if not wanted or not self._may_grow or now - ready > DECODER_SECONDS:
-                    return self._shares(min(there, self._most()))
+                    return self._shares(min(free, self._most()))
                 lacking = f"decoding waits for a node with the label {self._decode_nodes}"
             else:
                 ready = None
                 lacking = (
-                    f"{there} of the {least} workers that cluster.workers asks for can start: "
-                    f"missing is room for {least - there} more, each {self._needs()}. "
+                    f"{free} of the {least} workers that cluster.workers asks for can start: "
+                    f"missing is room for {least - free} more, each {self._needs()}. "
+                    + (f"GPUs that others hold: {there - free}. " if there > free else "")
                     + self._labels_there()
                 ).rstrip(". ")
                 self._check_patience(lacking, now - start)
@@ -159,12 +168,21 @@ class Pool:
                 self._silent.add(asked[reference])
 
     def could_grow(self, workers: int) -> bool:
-        """Whether more than `workers` could run, and are wanted."""
-        return min(self.possible(), self._most()) > workers
+        """Whether more than the `workers` that run could, and are wanted."""
+        free = workers + self._free() if self._use_gpu() else self.possible()
+        return min(free, self.possible(), self._most()) > workers
 
     def possible(self) -> int:
         """Workers that would fit on the nodes that stay."""
         return sum(self._fit(node["Resources"]) for node in self._training_nodes())
+
+    def _free(self) -> int:
+        """Workers that could start now. GPUs may be another job's; CPUs are shared with all that
+        decodes, and so with this run itself."""
+        if not (self._may_grow and self._use_gpu()):
+            return self.possible()
+        free = ray_state.available_resources_per_node()
+        return sum(self._fit(free.get(node["NodeID"], {})) for node in self._training_nodes())
 
     def staying(self) -> set[str]:
         """Ids of the nodes that live, answer, and have not been given notice."""

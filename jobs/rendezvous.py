@@ -63,19 +63,22 @@ def open_store() -> tuple[str, int]:
 
 
 def join(rank: int, workers: int, place: tuple[str, int], backend: str) -> None:
-    """Make this process one of the group whose store is at `place`.
-
-    Raises RuntimeError where this worker has no GPU that works, but should."""
-    if backend == "nccl" and not torch.cuda.is_available():
-        raise RuntimeError(
-            f"torch finds no GPU on {socket.gethostname()}, though Ray counts one there: look at "
-            "`nvidia-smi` and the CUDA version that torch was built for"
-        )
+    """Make this process one of the group whose store is at `place`."""
+    check_device(backend)
     interface = _interface(ray.util.get_node_ip_address())
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, interface)
     store = _store if rank == 0 else TCPStore(*place, is_master=False)
     dist.init_process_group(backend, store=store, rank=rank, world_size=workers)
+
+
+def check_device(backend: str) -> None:
+    """Raises RuntimeError where this worker should have a GPU that works, but has none."""
+    if backend == "nccl" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"torch finds no GPU on {socket.gethostname()}, though Ray counts one there: look at "
+            "`nvidia-smi` and the CUDA version that torch was built for"
+        )
 
 
 def _interface(address: str) -> str:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import ray
+from ray._private.state import state as ray_state
 
 from jobs import autoscaling
 from jobs import pool as pool_module
@@ -70,7 +71,24 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+def held(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """GPUs that somebody has, by node."""
+    held: dict[str, int] = {}
+
+    def available() -> dict[str, Any]:
+        return {
+            name: there["Resources"] | {"GPU": there["Resources"].get("GPU", 0) - held.get(name, 0)}
+            for there in nodes
+            if (name := there["NodeID"])
+        }
+
+    monkeypatch.setattr(ray_state, "available_resources_per_node", available)
+    monkeypatch.setattr(pool_module, "free_orphans", lambda: 0)
+    return held
+
+
+@pytest.fixture
+def clock(held: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(pool_module, "time", clock)
     monkeypatch.setattr(autoscaling, "time", clock)
@@ -181,6 +199,47 @@ def test_trials_of_one_job_ask_beside_one_another(
 ) -> None:
     asking: list[Any] = [make_pool()._requests for _ in range(2)]
     assert asking[0]._coordinator.name != asking[1]._coordinator.name
+
+
+def test_gpus_of_another_job_are_waited_for(
+    nodes: list[dict[str, Any]],
+    clock: Clock,
+    held: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes += [DECODE, TRAIN]
+    held["t"] = 4
+    clock.events[300] = held.clear
+    with caplog.at_level("INFO"):
+        assert wait(make_pool()).workers == 4
+    assert 300 <= clock.now < 305
+    assert "0 of the 1 workers" in caplog.text
+    assert "GPUs that others hold: 4" in caplog.text
+
+
+def test_what_another_job_leaves_is_enough(
+    nodes: list[dict[str, Any]], clock: Clock, held: dict[str, int]
+) -> None:
+    nodes += [DECODE, TRAIN]
+    held["t"] = 1
+    pool = make_pool()
+    assert wait(pool).workers == 3
+    # Somebody may just have died.
+    assert clock.now >= pool_module.SETTLE_SECONDS
+    held["t"] = 4
+    assert not pool.could_grow(3)
+    held["t"] = 3
+    assert pool.could_grow(3)
+    assert not pool.could_grow(4)
+
+
+def test_gpus_that_stay_taken_end_the_wait(
+    nodes: list[dict[str, Any]], clock: Clock, held: dict[str, int]
+) -> None:
+    nodes += [DECODE, TRAIN]
+    held["t"] = 4
+    with pytest.raises(TrainingError, match="GPUs that others hold: 4"):
+        make_pool().wait(cancelled=lambda: False)
 
 
 def test_labels_in_rays_form() -> None:

@@ -12,7 +12,9 @@ import ray
 import torch
 import torch.distributed as dist
 
-from jobs import rendezvous
+from jobs import cluster, rendezvous
+from jobs.config import ClusterConfig
+from jobs.pool import Shares
 from jobs.rendezvous import ClusterTorchConfig
 
 ADDRESS = "127.0.0.3"
@@ -70,9 +72,23 @@ def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
         rendezvous.join(0, 1, (ADDRESS, 1), "nccl")
+    with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
+        cluster._join(0, 1, "store", "nccl")
 
 
 def test_the_interface_of_an_address() -> None:
     assert rendezvous._interface("127.0.0.1") == "lo"
     with pytest.raises(RuntimeError, match=r"has 192\.0\.2\.99"):
         rendezvous._interface("192.0.2.99")
+
+
+@pytest.mark.parametrize("own_ray", [True, False])
+def test_workers_meet_over_what_they_were_given(own_ray: bool) -> None:
+    on_gpu, on_cpu = (Shares(1, use_gpu, 1.0, 1.0) for use_gpu in (True, False))
+    for gpu, shares, backend in [
+        ("yes", on_gpu, "nccl"),
+        ("pretend", on_gpu, "gloo"),
+        ("no", on_cpu, "gloo"),
+    ]:
+        config: Any = ClusterConfig(gpu=gpu)  # type: ignore[arg-type]
+        assert cluster._torch_config(config, shares, own_ray).backend == backend
