@@ -135,6 +135,8 @@ def build_engine(
             "allgather_bucket_size": 20_000_000,
         },
         "steps_per_print": 2**31,
+        # It waits for the device at every forward pass and step.
+        "timers": {"throughput": {"enabled": False}},
     }
     engine, *_ = deepspeed.initialize(
         model=_Autocast(network, dtype, compiles),

@@ -53,15 +53,18 @@ class ReplayBuffer:
         return images[group].float(), context.float()
 
     def snapshot(self) -> Callable[[], dict[str, Tensor]]:
-        """Every slot's memory as it is now, to be stacked later, maybe by another thread:
-        `slot.3.images` and `slot.3.context`. Entries are never written to, so none is copied."""
+        """Every slot's memory as it is now, to be stacked on the CPU later, maybe by another
+        thread: `slot.3.images` and `slot.3.context`. Entries are never written to, so none is
+        copied before."""
         memories = {slot: list(memory) for slot, memory in self.memory.items()}
 
         def stacked() -> dict[str, Tensor]:
             state = {}
             for slot, memory in memories.items():
-                state[f"slot.{slot}.images"] = torch.stack([images for images, _ in memory])
-                state[f"slot.{slot}.context"] = torch.stack([context for _, context in memory])
+                # One by one: a GPU may have no room for all of them a second time.
+                images, contexts = zip(*((i.cpu(), c.cpu()) for i, c in memory), strict=True)
+                state[f"slot.{slot}.images"] = torch.stack(images)
+                state[f"slot.{slot}.context"] = torch.stack(contexts)
             return state
 
         return stacked

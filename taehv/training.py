@@ -71,6 +71,8 @@ def train(
             checkpoints that cannot be written.
     """
     distributed.initialise()
+    # Of a run that this process trained before.
+    release()
     layout = config.train.layout(distributed.world_size())
     with ThreadPoolExecutor(1) as aside:
         # The networks are built while others decode.
