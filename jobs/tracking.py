@@ -361,12 +361,20 @@ def _uri_of(config: TrackingConfig, run_dir: Path) -> str:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store that is down, full, locked or unwritable raises."""
+    """What a store that is down, full, locked or unwritable raises, or one whose client is not
+    installed."""
     from mlflow.exceptions import MlflowException
     from requests import RequestException
     from sqlalchemy.exc import SQLAlchemyError
 
-    return (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError)
+    own = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
+    try:
+        # Of a server whose clients send files to S3 themselves.
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return own
+    return (*own, Boto3Error, BotoCoreError, ClientError)
 
 
 def _quieten() -> None:

@@ -258,6 +258,35 @@ def test_a_server_that_is_not_there_costs_a_warning(
     assert not (run_dir / "mlflow.json").exists()
 
 
+# In this order: MLflow keeps a client that it could make.
+@pytest.mark.parametrize("installed", [False, True])
+def test_files_that_s3_does_not_take_cost_a_warning(
+    run_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    installed: bool,
+) -> None:
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "nobody",
+        "AWS_SECRET_ACCESS_KEY": "nothing",
+        "AWS_MAX_ATTEMPTS": "1",
+        "MLFLOW_S3_ENDPOINT_URL": "http://127.0.0.1:9",
+    }.items():
+        monkeypatch.setenv(name, value)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "boto3", None)
+    store(run_dir).create_experiment("taehv", artifact_location="s3://bucket/files")
+    tracker = Tracker.start(NO_WAIT, run_dir, {})
+    tracker.log({"train/loss": 1.0}, 1)
+    file = tmp_path / "picture.png"
+    file.write_bytes(b"picture")
+    tracker.artifact(file)
+    assert caplog.text.count("MLflow failed, training goes on without it") == 1
+    assert ("127.0.0.1:9" if installed else "boto3") in caplog.text
+    assert history(run_dir, tracker.run_id, "train/loss") == [(1, 1.0)]
+
+
 def test_rows_never_taken_are_sent_by_a_resume(run_dir: Path) -> None:
     rows = [{"step": step, "train/loss": float(step)} for step in range(3)]
     with no_database(run_dir):
