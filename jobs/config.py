@@ -97,11 +97,17 @@ def parse(arguments: Sequence[str], description: str) -> Config:
             after --help.
     """
     file, overrides = _take_config_file(list(arguments))
-    defaults = _with_storage(read_layers(_cluster_file(), file))
+    defaults = read_defaults(file)
     try:
         return tyro.cli(Config, args=overrides, default=defaults, description=description)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+
+
+def read_defaults(file: Path | None) -> Config:
+    """What a command line goes before: a YAML file of sections, and beneath it what the cluster
+    that this job runs on tells its nodes (TAEHV_CONFIG, TAEHV_STORAGE)."""
+    return _with_storage(read_layers(_cluster_file(), file))
 
 
 def read_yaml(path: Path) -> Config:

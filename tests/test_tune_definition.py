@@ -30,6 +30,23 @@ def plan_of(folder: Path, text: str) -> Plan:
     return make_plan(*read_sweep(path))
 
 
+def test_a_clusters_defaults_lie_beneath_a_sweep(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cluster.yaml").write_text(
+        "cluster: {workers: 1-4, gpu: pretend, wait_minutes: 60}\ntrain: {resume: latest}"
+    )
+    monkeypatch.setenv("TAEHV_CONFIG", str(tmp_path / "cluster.yaml"))
+    monkeypatch.setenv("TAEHV_STORAGE", f"{tmp_path}/shared/")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(GOOD.replace("settings:", "settings:\n  cluster: {workers: 2}"))
+    given = ["--cluster.wait-minutes", "5", "--data.annotations", "s3://bucket/videos.json"]
+    plan, folder = tune.parse([str(sweep), *given, "--sweep-dir", "runs/sweep"])
+    cluster = plan.base.cluster
+    assert (cluster.gpu, cluster.workers, cluster.wait_minutes) == ("pretend", "2", 5)
+    assert folder.address == f"{tmp_path}/shared/runs/sweep"
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_sweeps_can_be_read(path: Path) -> None:
     sweep, base, lines = read_sweep(path)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config, ConfigError, read_yaml
+from jobs.config import Config, ConfigError, read_defaults
 from jobs.sweep.lines import Lines, Place, read
 from jobs.sweep.space import (
     Domain,
@@ -69,7 +69,7 @@ class Sweep:
     name: str = ""
     """Of the sweep; empty: of the file."""
     config: str = ""
-    """A YAML of `jobs/train.py --config`, beneath everything; its path starts at this file."""
+    """A YAML of `jobs/train.py --config`, beneath `settings`; its path starts at this file."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Config keys, section by section, that all trials share."""
     space: dict[str, Any] = field(default_factory=dict)
@@ -191,12 +191,15 @@ def make_plan(sweep: Sweep, base: Config, lines: Lines) -> Plan:
 
 
 def _base(sweep: Sweep, path: Path, lines: Lines) -> Config:
-    base = Config()
-    if sweep.config:
-        try:
-            base = read_yaml(path.parent / sweep.config)
-        except ConfigError as error:
-            raise lines.error(("config",), str(error)) from error
+    try:
+        base = read_defaults(path.parent / sweep.config if sweep.config else None)
+    except ConfigError as error:
+        if not sweep.config:
+            raise
+        raise lines.error(("config",), str(error)) from error
+    if base.train.resume == "latest":
+        # A cluster's default, which every trial has anyway.
+        base = dataclasses.replace(base, train=dataclasses.replace(base.train, resume=""))
     for section, values in sweep.settings.items():
         if not isinstance(values, dict):
             raise lines.error(("settings", section), f"settings.{section} is no section of keys")

@@ -20,6 +20,7 @@ from data_pipeline.clips import open_sources
 from jobs.checks import check, check_workers
 from jobs.config import Config
 from jobs.driver import Driver, MostSkipped
+from jobs.nodes import check_nodes
 from jobs.pool import Pool, Shares
 from jobs.sweep.crew import Crew
 from jobs.sweep.desk import Voice
@@ -200,6 +201,8 @@ class _Run(threading.Thread):
 
         def make_trainer(config: Config, shares: Shares) -> Any:
             check_workers(config, shares.workers)
+            if not plan.own_ray:
+                check_nodes(config)
             settings = worker_settings(config, mailbox, shares, training, validation)
             return self._crew.trainer(settings, shares)
 
@@ -238,6 +241,10 @@ class ShareOfPool(Pool):
     def __init__(self, trials: int, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._trials = trials
+
+    def _free(self) -> int:
+        # The workers of a slot hold their GPUs from one trial to the next.
+        return self.possible()
 
     def wait(self, cancelled: Any) -> Shares | None:
         shares = super().wait(cancelled)
