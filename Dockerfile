@@ -1,4 +1,5 @@
-# The environment of a node: Python 3.11 and the pinned packages; the code comes by file_mounts.
+# A node: Python 3.11, the pinned packages and the code. `ray up` puts its own copy of the code over
+# that (file_mounts); on Kubernetes the image's is what runs.
 #
 # The base is named by digest, so that the same file makes the same image next year. It has no
 # default here: take the digest of the day, write it down, and give it:
@@ -17,7 +18,8 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends build-essential openssh-client procps rsync sudo \
     && rm -rf /var/lib/apt/lists/*
 
-# Not root: a job can run any code of its author. The user and folder are those of cluster.yaml.
+# Not root: a job can run any code of its author. ~/venv and ~/taehv-trainer are where cluster.yaml,
+# cloud/setup_node.sh and rayjob.yaml look for them.
 RUN useradd --create-home --uid 1000 --shell /bin/bash ray \
     && echo "ray ALL=(root) NOPASSWD: /usr/bin/apt-get" > /etc/sudoers.d/ray
 USER ray
@@ -28,7 +30,8 @@ COPY --chown=ray cloud/requirements.txt cloud/requirements.txt
 # Compiled bytecode stays: without it a cold Ray takes longer to start than it allows itself.
 RUN python -m venv venv \
     && venv/bin/pip install --no-cache-dir -r requirements.txt -r cloud/requirements.txt
-ENV PATH=/home/ray/venv/bin:$PATH RAY_AUTH_MODE=token
+# `ray up` mounts code and token below the HOME that an image names, or else in /root.
+ENV HOME=/home/ray PATH=/home/ray/venv/bin:$PATH RAY_AUTH_MODE=token
 
 COPY --chown=ray . taehv-trainer
 WORKDIR /home/ray/taehv-trainer
