@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(hours=2)
+"""How long a worker waits in a collective for one whose clips have yet to be decoded, maybe by a
+node that has yet to come. Workers that have died are noticed without that."""
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +36,14 @@ def initialise() -> None:
         os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it
         store = dist.HashStore()  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
+
+
+def be_patient() -> None:
+    """Have all groups of workers, DeepSpeed's too, wait as long as `PATIENCE`; NCCL's own would
+    after 10 minutes end the process, gloo's after 30."""
+    groups = dist.distributed_c10d
+    for group in groups._world.pg_map:
+        groups._set_pg_timeout(PATIENCE, group)
 
 
 def rank() -> int:

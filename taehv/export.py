@@ -96,7 +96,7 @@ def _export(
         if found.shape != expected.shape or not error <= tolerance:
             raise TrainingError(
                 f"{path.name}: the exported program differs from the network by {error:.3g}, more "
-                f"than the tolerance ({tolerance:g}); nothing was written"
+                f"than the tolerance ({tolerance:g}); it was not written"
             )
         aside.replace(path)
     finally:

@@ -84,6 +84,7 @@ def train(
         )
         torch.manual_seed(config.train.seed)
         state = TrainState(config, layout, resume_from)
+        distributed.be_patient()
         validation = decoding.result()
     if teacher:
         student = state.generator

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -74,6 +74,19 @@ def test_two_and_three_workers_agree_with_one(reference: Path, tmp_path: Path) -
         assert_close(reference, folder, 1e-3)
         assert samples_by_step(folder) == samples_by_step(reference)
         assert sorted(itertools.chain(*samples_by_step(folder).values())) == list(range(48))
+
+
+def wait_for_each_other(folder: Path, config: TrainingConfig) -> None:
+    run(config, folder)
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    assert len(groups) > 1, "DeepSpeed has one of its own"
+    for group in groups:
+        backend: Any = group._get_backend(torch.device("cpu"))
+        assert backend.options._timeout == distributed.PATIENCE
+
+
+def test_workers_wait_for_one_that_waits_for_clips(tmp_path: Path) -> None:
+    run_workers(2, wait_for_each_other, tmp_path, small_config(max_steps=1))
 
 
 def test_passes_do_not_change_the_result(reference: Path, tmp_path: Path) -> None:
