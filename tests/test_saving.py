@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from taehv import checkpoint, journal
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
+from taehv.replay import ReplayBuffer
 from taehv.run_folder import RunFolder
 from taehv.saving import Saver, Snapshot
 from taehv.training import train
@@ -44,6 +46,32 @@ def test_a_save_goes_on_beside_the_training(tmp_path: Path) -> None:
     assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
     assert saver.last_good == 1
     saver.close()
+
+
+def test_a_save_starts_no_threads_that_compute(tmp_path: Path) -> None:
+    """Where there are more of them than cores, those of training sleep between operations."""
+
+    def threads() -> int:
+        return len(list(Path("/proc/self/task").iterdir()))
+
+    replay = ReplayBuffer(max_bytes=2**26, slots=1, seed=0)
+    usual = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        for step in range(4):
+            # Large enough for several threads; those of this one are there from now on.
+            replay.insert(step, 0, torch.rand(3, 9, 128, 128), torch.rand(16, 16, 16))
+        saver = Saver(RunFolder(str(tmp_path)), keep=1, most_failures=0)
+        before = threads()
+        saver.begin(Snapshot(1, {"step": 1, "best": None}, {"worker_00000": replay.snapshot()}))
+        saver.finish()
+        assert threads() == before + 1
+        saver.close()
+    finally:
+        torch.set_num_threads(usual)
+    saved = load_file(tmp_path / checkpoint.name_of(1) / "worker_00000.safetensors")
+    assert saved["slot.0.images"].shape == (4, 3, 9, 128, 128)
+    torch.testing.assert_close(saved["slot.0.images"][2], replay.memory[0][2][0], rtol=0, atol=0)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
