@@ -44,7 +44,7 @@ LIMIT = 0.93
 """The job's steps per second, of the bare step's."""
 FIRST_STEP_LIMIT = 25.0
 """Seconds from the command to the first step made, where the machine has run it before."""
-BARE_EVERY = 20.0
+BARE_EVERY = 10.0
 """Seconds of the job between two looks at the bare step."""
 BARE_STEPS = 2
 """Timed at each look, after one that is not."""
