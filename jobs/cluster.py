@@ -7,30 +7,28 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
     get_or_create_autoscaling_coordinator,
 )
 from ray.data._internal.stats import get_or_create_stats_actor
 from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.backend import Backend
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from jobs.config import ClusterConfig
 from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
-from jobs.rendezvous import ClusterTorchConfig, check_device
+from jobs.rendezvous import OnCluster, OnOneMachine, Rendezvous
 from jobs.shared import is_job_copy
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
-from taehv.scratch import ScratchFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -148,9 +146,10 @@ def make_trainer(
     """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
     what dies again, with as many workers as there is room for then."""
     return _Trainer(
-        worker,
-        train_loop_config=settings,
-        torch_config=_torch_config(config, shares, own_ray),
+        # As part of the function, which Ray Train's controller hands on unseen: for a configuration
+        # of its own it would import torch, which takes two seconds.
+        partial(worker, settings),
+        torch_config=_rendezvous(config, shares, own_ray),
         scaling_config=ScalingConfig(
             num_workers=shares.workers,
             use_gpu=shares.use_gpu,
@@ -185,44 +184,7 @@ class _Trainer(TorchTrainer):  # type: ignore[misc]
         return [*(c for c in usual if not isinstance(c, unused)), HeldRoom()]
 
 
-def _torch_config(config: ClusterConfig, shares: Shares, own_ray: bool) -> TorchConfig:
+def _rendezvous(config: ClusterConfig, shares: Shares, own_ray: bool) -> Rendezvous:
     on_gpu = shares.use_gpu and config.gpu != "pretend"
-    kind = OneMachineTorchConfig if own_ray else ClusterTorchConfig
+    kind = OnOneMachine if own_ray else OnCluster
     return kind(backend="nccl" if on_gpu else "gloo")
-
-
-class OneMachineTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Workers of one machine find each other by a file: Ray's own way opens a port to the world."""
-
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _OneMachineBackend
-
-
-class _OneMachineBackend(Backend):  # type: ignore[misc]
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        # torch.distributed goes on using the file, whenever DeepSpeed makes a group of workers.
-        self._folder = ScratchFolder("rendezvous")
-        store = str(self._folder.path / "store")
-        workers, backend = len(worker_group), backend_config.backend
-        ray.get(
-            [
-                worker_group.execute_single_async(rank, _join, rank, workers, store, backend)
-                for rank in range(workers)
-            ]
-        )
-
-    def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        self._folder.remove()
-
-
-def _join(rank: int, workers: int, store: str, backend: str) -> None:
-    check_device(backend)
-    dist.init_process_group(
-        backend,
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=workers,
-    )

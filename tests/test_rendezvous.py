@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jobs import cluster, rendezvous
 from jobs.config import ClusterConfig
 from jobs.pool import Shares
-from jobs.rendezvous import ClusterTorchConfig
+from jobs.rendezvous import OnCluster
 
 ADDRESS = "127.0.0.3"
 """Of this machine, and no other process's."""
@@ -57,7 +57,7 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
     workers = Workers(2)
     try:
-        config = ClusterTorchConfig(backend="gloo")
+        config = OnCluster(backend="gloo")
         config.backend_cls().on_start(workers, config)
         for answer in [workers.execute_single_async(r, _sum_and_listeners) for r in range(2)]:
             total, places = answer.result(60)
@@ -71,9 +71,9 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        rendezvous.join(0, 1, (ADDRESS, 1), "nccl")
+        rendezvous.join_at_address(0, 1, (ADDRESS, 1), "nccl")
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        cluster._join(0, 1, "store", "nccl")
+        rendezvous.join_by_file(0, 1, "store", "nccl")
 
 
 def test_the_interface_of_an_address() -> None:
@@ -91,4 +91,4 @@ def test_workers_meet_over_what_they_were_given(own_ray: bool) -> None:
         ("no", on_cpu, "gloo"),
     ]:
         config: Any = ClusterConfig(gpu=gpu)  # type: ignore[arg-type]
-        assert cluster._torch_config(config, shares, own_ray).backend == backend
+        assert cluster._rendezvous(config, shares, own_ray).backend == backend
