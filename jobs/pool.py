@@ -95,27 +95,30 @@ class Pool:
             self.request(workers=0)
             free_orphans()
             there, least = self.possible(), self._least()
-            free = self._free()
-            if least <= free < min(there, self._most()) and now - start < SETTLE_SECONDS:
-                lacking = "some GPUs are taken: a moment is waited for them"
-            elif free >= least:
+            room = self._room()
+            if room >= least:
                 ready = ready or now
+                settled = room >= min(there, self._most()) or now - ready >= SETTLE_SECONDS
                 wanted = bool(self._decode_nodes) and not self._decoders()
                 if not wanted or not self._may_grow or now - ready > DECODER_SECONDS:
-                    return self._shares(min(free, self._most()))
-                lacking = f"decoding waits for a node with the label {self._decode_nodes}"
+                    if settled:
+                        return self._shares(min(room, self._most()))
+                    lacking = "a moment is waited for the other GPUs"
+                else:
+                    lacking = f"decoding waits for a node with the label {self._decode_nodes}"
             else:
                 ready = None
                 lacking = (
-                    f"{free} of the {least} workers that cluster.workers asks for can start: "
-                    f"missing is room for {least - free} more, each {self._needs()}. "
-                    + (f"GPUs that others hold: {there - free}. " if there > free else "")
+                    f"{room} of the {least} workers that cluster.workers asks for can start: "
+                    f"missing is room for {least - room} more, each {self._needs()}. "
+                    + (f"GPUs that are there, but taken: {there - room}. " if there > room else "")
                     + self._labels_there()
                 ).rstrip(". ")
                 self._check_patience(lacking, now - start)
             if cancelled():
                 return None
-            if told <= now:
+            # What this run itself held a moment ago is not worth a word.
+            if told <= now and (there < least or now - start >= SETTLE_SECONDS):
                 told = now + TELL_SECONDS
                 log.info("%s; waited %d s", lacking, now - start)
             time.sleep(1.0)
@@ -169,16 +172,20 @@ class Pool:
 
     def could_grow(self, workers: int) -> bool:
         """Whether more than the `workers` that run could, and are wanted."""
-        free = workers + self._free() if self._use_gpu() else self.possible()
-        return min(free, self.possible(), self._most()) > workers
+        room = workers + self._free() if self._use_gpu() else self.possible()
+        return min(room, self.possible(), self._most()) > workers
 
     def possible(self) -> int:
         """Workers that would fit on the nodes that stay."""
         return sum(self._fit(node["Resources"]) for node in self._training_nodes())
 
+    def _room(self) -> int:
+        """Workers that could start now."""
+        return self._free()
+
     def _free(self) -> int:
-        """Workers that could start now. GPUs may be another job's; CPUs are shared with all that
-        decodes, and so with this run itself."""
+        """Workers for which GPUs are free: they may be another job's. CPUs are not counted so: they
+        are shared with all that decodes, and so with this run itself."""
         if not (self._may_grow and self._use_gpu()):
             return self.possible()
         free = ray_state.available_resources_per_node()

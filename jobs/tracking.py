@@ -172,14 +172,19 @@ class Tracker:
         self._status = status
         self._retry_at = 0.0
         self._deliver()
-        if self._status is not None:
+        missed_end = self._missed_end()
+        if missed_end or self._artifacts or self._versions:
             logger.warning(
-                "MLflow did not take %d values and %d files, nor the run's end (%s); the metrics "
-                "are in the run's folder, and resuming the run sends them",
+                "MLflow did not take %d values and %d files%s; the metrics are in the run's "
+                "folder, and resuming the run sends them",
                 len(self._metrics) + sum(map(len, self._recorded)),
                 len(self._artifacts),
-                status,
+                missed_end,
             )
+
+    def _missed_end(self) -> str:
+        """That the store has not been told of the run's end; empty where it has."""
+        return "" if self._status is None else f", nor the run's end ({self._status})"
 
     def open_hint(self) -> str:
         """What to type to see the run; empty where tracking is off."""
@@ -286,6 +291,13 @@ class Tracker:
             batch = [Metric(*measured) for measured in self._metrics[:METRICS_PER_BATCH]]
             self._client.log_batch(self.run_id, metrics=batch)
             del self._metrics[:METRICS_PER_BATCH]
+        while self._new_tags:
+            self._client.set_tag(self.run_id, *self._new_tags[0])
+            del self._new_tags[0]
+        if self._status is not None:
+            self._client.set_terminated(self.run_id, self._status)
+            self._status = None
+        # Last, since files go to another place, which may be down when the store itself is not.
         while self._artifacts:
             path, folder = self._artifacts[0]
             if path.is_file():
@@ -293,15 +305,9 @@ class Tracker:
             else:
                 logger.warning("%s is not there to be sent to MLflow", path)
             del self._artifacts[0]
-        while self._new_tags:
-            self._client.set_tag(self.run_id, *self._new_tags[0])
-            del self._new_tags[0]
         while self._versions:
             self._register_version(*self._versions[0])
             del self._versions[0]
-        if self._status is not None:
-            self._client.set_terminated(self.run_id, self._status)
-            self._status = None
 
     def _register_version(self, model: str, file: str, tags: Mapping[str, str]) -> None:
         from mlflow.exceptions import MlflowException

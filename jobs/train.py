@@ -35,7 +35,7 @@ from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
 from taehv import journal
 from taehv.errors import TrainingError
-from taehv.recovery import go_back
+from taehv.going_back import begin_from
 from taehv.run_folder import RunFolder
 from taehv.state import to_yaml
 
@@ -68,7 +68,8 @@ def run(config: Config) -> int:
     )
     run_folder.local.mkdir(parents=True, exist_ok=True)
     if config.train.resume not in ("", "latest"):
-        go_back(run_folder, config.train.resume)
+        resume = begin_from(run_folder, config.train.resume)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=resume))
     (run_folder.local / "config.yaml").write_text(to_yaml(config))
     run_folder.publish("config.yaml")
     log.info("run folder: %s", run_folder)
@@ -163,7 +164,7 @@ def with_places(config: Config) -> Config:
         annotations = share(synthetic.parent, storage) if storage else str(synthetic)
     if storage:
         run_dir = placed(run_dir, storage)
-        resume = _placed_checkpoint(config.train.resume, storage)
+        resume = _placed_checkpoint(resume, config.train.run_dir, storage)
     replace = dataclasses.replace
     tracking = config.tracking
     if "://" in run_dir and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -183,10 +184,12 @@ def with_places(config: Config) -> Config:
     )
 
 
-def _placed_checkpoint(resume: str, storage: str) -> str:
+def _placed_checkpoint(resume: str, run_dir: str, storage: str) -> str:
     """A checkpoint that is named as its run folder is, lies where that does."""
-    given = resume in ("", "latest") or Path(resume).exists()
-    return resume if given else placed(resume, storage)
+    if resume in ("", "latest"):
+        return resume
+    of_this_run = bool(run_dir) and resume.startswith(run_dir.rstrip("/") + "/")
+    return placed(resume, storage) if of_this_run or not Path(resume).exists() else resume
 
 
 def _absolute(path: str) -> str:

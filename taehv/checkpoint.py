@@ -81,6 +81,8 @@ def located(address: str) -> tuple[RunFolder, str]:
 
 def find_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where every file is what its manifest says."""
+    if not folder.is_dir():
+        return "it is not there"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         form = manifest["format"]

@@ -22,8 +22,9 @@ class TrainConfig:
     """Folder of the run; empty: a new one under runs/, named by date and time."""
     resume: str = ""
     """`latest`: go on from this run folder's newest whole checkpoint, or from the start where
-    there is none yet. Or the address of a checkpoint: an older one of this run, those after which
-    are set aside; or one of another run, from which this one begins."""
+    there is none yet. Or the address of a checkpoint: an older one of this run, to which this
+    command goes back, setting aside what came after it; or one of another run, from which this one
+    begins."""
     global_batch_size: int = 8
     """Clips per step over all workers. What each worker does of it follows from their number."""
     slots_per_group: int = 2

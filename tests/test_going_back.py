@@ -7,22 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from jobs.config import Config
 from jobs.train import with_places
 from jobs.worker import _resume_from
 from taehv import checkpoint, journal
 from taehv.errors import TrainingError
+from taehv.going_back import BEST, SET_ASIDE, begin_from
 from taehv.interfaces import Hooks
-from taehv.recovery import SET_ASIDE, go_back
 from taehv.run_folder import RunFolder
 from taehv.training import train
 from tests.moving_data import MovingData
 from tests.s3_server import s3_server
 from tests.small_run import small_config
 
-CONFIG = small_config(checkpoint_every=2)
+CONFIG = small_config(checkpoint_every=2, validation_every=2, keep_checkpoints=9)
 """Six steps, so checkpoints 2, 4 and 6."""
+
+
+FORMS = ("pth", "safetensors")
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -65,24 +69,37 @@ def test_an_older_checkpoint_of_the_run_is_gone_on_from(
     newest = checkpoint.read_info(run.retrieve(checkpoint.name_of(6)))
     older = run.address_of(checkpoint.name_of(2))
 
+    (run.local / "mlflow.json").write_text("{}")
+    run.publish("mlflow.json")
+
     with caplog.at_level(logging.WARNING):
-        go_back(run, older)
+        assert begin_from(run, older) == "latest"
     assert f"going back to {older}" in caplog.text
     assert checkpoint.names(run) == [checkpoint.name_of(2)]
     # Nothing is lost.
     (aside,) = run.entries(SET_ASIDE)
     folder = f"{SET_ASIDE}/{aside}"
     assert folder in caplog.text
-    assert run.entries(folder) == ["metrics.jsonl", "step_00000004", "step_00000006"]
+    weights = [f"{kind}_model.{form}" for kind in ("best", "final") for form in FORMS]
+    left = [*weights, "metrics.jsonl", "mlflow.json", "step_00000004", "step_00000006"]
+    assert run.entries(folder) == left
     kept = run.retrieve(f"{folder}/step_00000006")
     assert checkpoint.find_fault(kept) is None
     assert checkpoint.read_info(kept) == newest
     rows = journal.read(run.retrieve(f"{folder}/metrics.jsonl"))
     assert [row["step"] for row in rows] == list(range(7))
 
+    # The best weights until then, and nothing else of later.
+    held = checkpoint.read_info(run.retrieve(checkpoint.name_of(2)))["best"]
+    assert held[1] == 2
+    averaged = load_file(run.local / checkpoint.name_of(2) / "ema.safetensors")
+    torch.testing.assert_close(load_file(run.retrieve(BEST[1])), averaged, rtol=0, atol=0)
+    assert not run.exists("final_model.pth")
+    assert not run.exists("mlflow.json")
+
     # Another process, which has nothing here yet.
     again = RunFolder(run.address)
-    _, resume_from = _resume_from(asked(older), again)
+    _, resume_from = _resume_from(asked("latest"), again)
     assert resume_from is not None
     assert resume_from.name == "step_00000002"
     train(CONFIG, MovingData(), Hooks(), again, resume_from)
@@ -98,7 +115,7 @@ def test_a_checkpoint_of_another_run_is_where_a_new_one_begins(
     other = RunFolder(place.format("b"))
     older = run.address_of(checkpoint.name_of(4))
     with caplog.at_level(logging.WARNING):
-        go_back(other, older)
+        assert begin_from(other, older) == older
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     holder, resume_from = _resume_from(asked(older), other)
     assert resume_from is not None
@@ -107,11 +124,12 @@ def test_a_checkpoint_of_another_run_is_where_a_new_one_begins(
     assert len(checkpoint.names(run)) == 3
     assert holder is not run
 
-    # The same command again goes on with what the new run has.
+    # The same command again goes on with what the new run has, also when the other one is gone.
+    run.remove(checkpoint.FOLDER)
     with caplog.at_level(logging.WARNING):
-        go_back(other, older)
+        assert begin_from(other, older) == "latest"
     assert "goes on from its own newest checkpoint" in caplog.text
-    _, resume_from = _resume_from(asked(older), RunFolder(other.address))
+    _, resume_from = _resume_from(asked("latest"), RunFolder(other.address))
     assert resume_from is not None
     assert resume_from.name == "step_00000006"
 
@@ -122,9 +140,9 @@ def test_a_damaged_one_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
     older = run.local / checkpoint.name_of(2)
     (older / "ema.safetensors").write_bytes(b"")
     with pytest.raises(TrainingError, match=r"--train.resume .*step_00000002: ema.safetensors has"):
-        go_back(run, str(older))
-    with pytest.raises(TrainingError, match="it has no manifest"):
-        go_back(run, str(tmp_path / "nowhere" / "step_00000002"))
+        begin_from(run, str(older))
+    with pytest.raises(TrainingError, match="it is not there"):
+        begin_from(RunFolder(str(tmp_path / "b")), str(tmp_path / "nowhere" / "step_00000002"))
     assert len(checkpoint.names(run)) == 3
 
 

@@ -140,6 +140,16 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
     assert run.info.status == "FINISHED"
 
+    # Back to where it had been stopped, and another way from there.
+    older = ["--train.resume", str(newest), "--train.max-steps", str(stopped_at + 2)]
+    code, output = finish(start(home, *TINY, *line, *older))
+    assert code == 0, output
+    assert f"going back to {newest}" in output
+    assert [row["step"] for row in journal.read(rows_file)] == list(range(stopped_at + 3))
+    (aside,) = (run_dir / "set_aside").iterdir()
+    assert (aside / f"step_{stopped_at + 3:08d}" / checkpoint.MANIFEST).is_file()
+    assert len(client.search_runs([client.get_experiment_by_name("taehv").experiment_id])) == 2
+
 
 def _listening_beyond_loopback(pid: int) -> list[str]:
     """Open TCP doors of the job and all that it started."""

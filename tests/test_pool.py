@@ -209,12 +209,14 @@ def test_gpus_of_another_job_are_waited_for(
 ) -> None:
     nodes += [DECODE, TRAIN]
     held["t"] = 4
-    clock.events[300] = held.clear
+    # Another job ends, and its workers one after the other.
+    clock.events[300] = lambda: held.update(t=3)
+    clock.events[305] = held.clear
     with caplog.at_level("INFO"):
         assert wait(make_pool()).workers == 4
-    assert 300 <= clock.now < 305
+    assert 305 <= clock.now < 310
     assert "0 of the 1 workers" in caplog.text
-    assert "GPUs that others hold: 4" in caplog.text
+    assert "GPUs that are there, but taken: 4" in caplog.text
 
 
 def test_what_another_job_leaves_is_enough(
@@ -238,7 +240,7 @@ def test_gpus_that_stay_taken_end_the_wait(
 ) -> None:
     nodes += [DECODE, TRAIN]
     held["t"] = 4
-    with pytest.raises(TrainingError, match="GPUs that others hold: 4"):
+    with pytest.raises(TrainingError, match="GPUs that are there, but taken: 4"):
         make_pool().wait(cancelled=lambda: False)
 
 

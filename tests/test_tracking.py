@@ -285,6 +285,11 @@ def test_files_that_s3_does_not_take_cost_a_warning(
     assert caplog.text.count("MLflow failed, training goes on without it") == 1
     assert ("127.0.0.1:9" if installed else "boto3") in caplog.text
     assert history(run_dir, tracker.run_id, "train/loss") == [(1, 1.0)]
+    tracker.tag("verdict", "WARNING")
+    tracker.finish()
+    assert "did not take 0 values and 1 files;" in caplog.text
+    run = store(run_dir).get_run(tracker.run_id)
+    assert (run.info.status, run.data.tags["verdict"]) == ("FINISHED", "WARNING")
 
 
 def test_rows_never_taken_are_sent_by_a_resume(run_dir: Path) -> None:

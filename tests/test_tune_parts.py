@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
+from ray._private.state import state as ray_state
 from rich.console import Console
 
+from jobs.config import ClusterConfig
 from jobs.pool import Shares
 from jobs.sweep import scoring, search
 from jobs.sweep.board import Board
@@ -105,6 +108,50 @@ def test_listed_points_come_in_their_order(tmp_path: Path) -> None:
     assert points is not None
     searcher = search.listed(plan, points, lambda values: dict(values))
     assert [searcher.suggest(str(k)) for k in range(4)] == points
+
+
+class FakeCrew:
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def size(self) -> int:
+        return self._size
+
+
+@pytest.mark.parametrize(
+    ("workers", "trials", "crew", "free", "room", "most"),
+    [
+        # Two trials of a machine of 4 GPUs: two each, and no more when there is room.
+        ("", 2, 0, 4, 4, 2),
+        ("1-4", 2, 0, 4, 4, 2),
+        ("1-4", 2, 2, 0, 2, 2),
+        # The workers of the slot hold what its next trial is to have.
+        ("4", 1, 4, 0, 4, 4),
+        # The other trial has it all.
+        ("4", 2, 0, 0, 0, 4),
+    ],
+)
+def test_trials_share_the_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    workers: str,
+    trials: int,
+    crew: int,
+    free: int,
+    room: int,
+    most: int,
+) -> None:
+    gpus = {"CPU": 8.0, "GPU": 4.0}
+    node = {"NodeID": "n", "Alive": True, "Resources": gpus, "Labels": {}}
+    available = {"n": gpus | {"GPU": float(free)}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: available)
+    monkeypatch.setattr("jobs.pool.going_nodes", set)
+    pool = object.__new__(ShareOfPool)
+    pool._trials, pool._crew = trials, FakeCrew(crew)  # type: ignore[assignment]
+    pool._config, pool._may_grow = ClusterConfig(workers=workers, gpu="yes"), True
+    pool._silent, pool._silent_until = set(), 0.0
+    assert (pool._room(), pool._most()) == (room, most)
+    assert not pool.could_grow(most)
 
 
 def test_trials_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,11 @@ class Crew:
         self._rota: Any = None
         self._mailbox: Any = None
 
+    def size(self) -> int:
+        """Workers that it has now, with all that they hold."""
+        at_work = self._fit is not None and self._fit.is_alive()
+        return self._shares.workers if at_work and self._shares else 0
+
     def mailbox(self) -> Any:
         """An empty mailbox for a run: that of the one before, unless it is forgotten."""
         if self._mailbox is None:

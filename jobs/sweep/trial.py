@@ -193,6 +193,7 @@ class _Run(threading.Thread):
         self._watcher.start()
         pool = ShareOfPool(
             plan.concurrent,
+            self._crew,
             config.cluster,
             config.data.decode_cpus,
             not plan.own_ray,
@@ -238,20 +239,24 @@ class _Voice(Voice):
 class ShareOfPool(Pool):
     """The room of one of several trials that share a cluster."""
 
-    def __init__(self, trials: int, *arguments: Any) -> None:
+    def __init__(self, trials: int, crew: Crew, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._trials = trials
+        self._trials, self._crew = trials, crew
 
-    def _free(self) -> int:
+    def _room(self) -> int:
         # The workers of a slot hold their GPUs from one trial to the next.
-        return self.possible()
+        return min(self.possible(), self._free() + self._crew.size())
+
+    def _most(self) -> int:
+        most = super()._most()
+        if not self._use_gpu():
+            return most
+        return max(self._least(), min(most, self.possible() // self._trials))
 
     def wait(self, cancelled: Any) -> Shares | None:
         shares = super().wait(cancelled)
         if shares is None or self._trials == 1:
             return shares
-        if shares.use_gpu and not self._config.most_workers:
-            shares = dataclasses.replace(shares, workers=max(1, shares.workers // self._trials))
         least = self._decode_cpus
         cpus = (shares.cpus_per_worker + shares.decode_cpus_per_worker) / self._trials
         own = max(0.01, min(1.0, math.floor(100 * (cpus - least)) / 100))
