@@ -2,7 +2,7 @@
 
     python benchmarks/job.py --config configs/small.yaml --train.max-steps 100
     python benchmarks/job.py --data.height 128 --data.width 128 --train.global-batch-size 2 \
-        --train.max-steps 40
+        --train.max-steps 24 --train.log-every 1
 
 The options are those of jobs/train.py. The job runs as its users run it, with decoding, validation,
 checkpoints and tracking, in a folder that is thrown away. Its rate is that of all steps after the
@@ -46,6 +46,8 @@ FIRST_STEP_LIMIT = 25.0
 """Seconds from the command to the first step made, where the machine has run it before."""
 BARE_EVERY = 10.0
 """Seconds of the job between two looks at the bare step."""
+BARE_ROWS = 3
+"""Rows of the job, at the least, between two looks: all but one of them count."""
 BARE_STEPS = 2
 """Timed at each look, after one that is not."""
 
@@ -121,7 +123,8 @@ def _run(arguments: list[str], folder: Path, step: Callable[[], None], max_steps
                 continue
             seen, now = len(rows), time.perf_counter()
             first = first or now - started
-            if rows[-1]["step"] < max_steps and (not bare or now - looked >= BARE_EVERY):
+            due = now - looked >= BARE_EVERY and seen - max(stopped, default=0) >= BARE_ROWS
+            if rows[-1]["step"] < max_steps and (not bare or due):
                 stopped.add(seen)
                 bare += _in_between(job, step)
                 looked = time.perf_counter()
