@@ -35,9 +35,6 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NO_CODE = ["/runs", "/tests", "/docs", "/benchmarks", ".venv", ".git"]
 """What is left behind when the code is sent to the nodes."""
 
-HIDDEN_GPUS = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
-"""Who was given no GPU sees none: workers that are to train on CPUs would share the first one."""
-
 NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
 """No statistics of how Ray Data is used: their actor would be one more process, started by a
 training worker on its own node, and outlive the run there."""
@@ -56,8 +53,9 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         # The driver looks for notices itself; Ray's own watcher is one more process to start.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Who was given no GPU sees none: workers that are to train on CPUs would share the first.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         **NO_USAGE,
-        **HIDDEN_GPUS,
     }
     own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}

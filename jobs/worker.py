@@ -102,11 +102,7 @@ def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None
     if config.train.resume in ("", "latest"):
         return run, None
     holder, name = checkpoint.located(config.train.resume)
-    asked = holder.retrieve(name)
-    fault = checkpoint.find_fault(asked)
-    if fault:
-        raise TrainingError(f"--train.resume {config.train.resume}: {fault}")
-    return holder, asked
+    return holder, checkpoint.retrieve_whole(holder, name)
 
 
 def _set_up_process(mailbox: Any) -> None:

@@ -79,6 +79,18 @@ def located(address: str) -> tuple[RunFolder, str]:
     return RunFolder(f"{folder}{question}{options}"), name
 
 
+def retrieve_whole(holder: RunFolder, name: str) -> Path:
+    """The local path of the checkpoint that `train.resume` names.
+
+    Raises TrainingError where it is not whole.
+    """
+    folder = holder.retrieve(name)
+    fault = find_fault(folder)
+    if fault:
+        raise TrainingError(f"--train.resume {holder.address_of(name)}: {fault}")
+    return folder
+
+
 def find_fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None where every file is what its manifest says."""
     if not folder.is_dir():

@@ -11,7 +11,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from taehv import checkpoint, journal
-from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 from taehv.weights import export_weights
 
@@ -47,10 +46,7 @@ def begin_from(run: RunFolder, address: str) -> str:
     if not own and checkpoint.latest_valid(run):
         log.warning("%s goes on from its own newest checkpoint, not from %s", run, address)
         return "latest"
-    folder = holder.retrieve(name)
-    fault = checkpoint.find_fault(folder)
-    if fault:
-        raise TrainingError(f"--train.resume {address}: {fault}")
+    folder = checkpoint.retrieve_whole(holder, name)
     if not own:
         return address
     later = [entry for entry in checkpoint.names(run) if entry > f"{checkpoint.FOLDER}/{name}"]
