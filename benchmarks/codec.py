@@ -31,9 +31,14 @@ from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.streaming import StreamingDecoder, StreamingEncoder
 
 Work = Callable[[], Tensor]
-LIMIT = 1.5
-"""Encoding and decoding: at least so many times as fast as the plain way."""
-BF16_ERROR = 1e-2
+LIMITS = {"cpu": 1.5, "cuda": 2.0}
+"""Encoding and decoding: at least so many times as fast as the baseline; on a GPU in bf16, which is
+what its matrix units are for. The baseline is the public file where it is given, else the plain
+way."""
+ERROR = 1e-2
+"""Most that the outputs may differ, relatively."""
+PEAK = 0.5
+"""On a GPU: most memory that the chunked mode may need, of the baseline's."""
 
 
 def main() -> int:
@@ -101,41 +106,50 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
         )
         ways["compiled"] = (lambda: fast_in(frames), lambda: fast_out(latents))
     if options.public:
-        encode, decode = public_codec(options.public, model.state_dict())
-        ways["public taehv.py"] = (lambda: encode(frames), lambda: decode(latents))
+        encode, decode = public_codec(options.public, model.state_dict(), dtype)
+        given = frames.to(dtype), latents.to(dtype)
+        ways["public taehv.py"] = (lambda: encode(given[0]), lambda: decode(given[1]))
     works = {
         (name, part): timed(work) for name, pair in ways.items() for part, work in enumerate(pair)
     }
     taken = medians({str(k): w for k, w in works.items()}, device, options.repeats, options.clock)
     machine = measure_machine(device, dtype, options.clock)
-    error = _error(works["parallel", 1](), works["plain", 1]())
+    baseline = "public taehv.py" if options.public else "plain"
+    error = max(_error(works["parallel", k](), works[baseline, k]()) for k in (0, 1))
     print(
         f"\n{str(dtype).removeprefix('torch.')}: products {machine.flops / 1e9:.0f} GFLOP/s, "
         f"copies {machine.bytes_per_second / 1e9:.1f} GB/s"
     )
     print(
         f"{'':<18}{'encode ms':>10}{'decode ms':>10}{'both':>8}{'ratio':>7}{'of the limit':>13}"
-        f"{'peak MB':>9}"
+        + (f"{'peak MB':>9}" if device.type == "cuda" else "")
     )
-    both: dict[str, float] = {}
+    both = {name: sum(taken[str((name, part))] for part in (0, 1)) for name in ways}
+    peaks: dict[str, int] = {}
     for name in ways:
         parts = [taken[str((name, part))] for part in (0, 1)]
-        both[name] = sum(parts)
         operations = [o for part in (0, 1) for o in count(works[name, part])]
         share = least_seconds(operations, machine) / both[name]
-        # A CPU's allocator keeps what earlier ways have freed, so that a peak there says nothing.
-        peak = measure(works[name, 1], device).peak_bytes if device.type == "cuda" else None
+        if device.type == "cuda":
+            # A CPU's allocator keeps what earlier ways have freed, so that a peak there says
+            # nothing.
+            peaks[name] = max(measure(works[name, part], device).peak_bytes or 0 for part in (0, 1))
         print(
             f"{name:<18}{1e3 * parts[0]:>10.1f}{1e3 * parts[1]:>10.1f}{1e3 * both[name]:>8.1f}"
-            f"{both['plain'] / both[name]:>7.2f}{share:>13.2f}"
-            + (f"{peak / 1e6:>9.0f}" if peak is not None else "")
+            f"{both[baseline] / both[name]:>7.2f}{share:>13.2f}"
+            + (f"{peaks[name] / 1e6:>9.0f}" if name in peaks else "")
         )
-    ratio = both["plain"] / both["parallel"]
-    good = ratio >= LIMIT and error <= BF16_ERROR
-    print(
-        f"plain / parallel {ratio:.2f}, limit {LIMIT}; relative error {error:.1e}, limit "
-        f"{BF16_ERROR:g}: {'pass' if good else 'FAIL'}"
-    )
+    limit = LIMITS[device.type]
+    judged = device.type == "cpu" or dtype == torch.bfloat16
+    ratio = both[baseline] / both["parallel"]
+    good = error <= ERROR and (not judged or ratio >= limit)
+    verdict = f"{baseline} / parallel {ratio:.2f}" + (f", limit {limit}" if judged else "")
+    verdict += f"; relative error {error:.1e}, limit {ERROR:g}"
+    if peaks:
+        share = peaks[f"in chunks of {chunk}"] / peaks[baseline]
+        good = good and share <= PEAK
+        verdict += f"; peak in chunks {share:.2f} of it, limit {PEAK}"
+    print(f"{verdict}: {'pass' if good else 'FAIL'}")
     if options.layers:
         operations = count(works["parallel", 0]) + count(works["parallel", 1])
         print(layer_table(operations, machine))
@@ -156,7 +170,9 @@ def _stream_out(model: TAEHV, latents: Tensor) -> None:
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    # The public file trims the first frames of an even number of latents too.
+    found, expected = found[:, -expected.shape[1] :].double(), expected.double()
+    return float((found - expected).norm() / expected.norm())
 
 
 if __name__ == "__main__":

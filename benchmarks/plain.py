@@ -169,8 +169,9 @@ class PlainStep:
         return tuple(torch.where(mask.view(-1, 1, 1, 1), a, b) for a, b in pairs)
 
 
-def public_codec(path: str, weights: dict[str, Tensor]) -> tuple[Codec, Codec]:
-    """Encoder and decoder of the public file, given by its path, with the same weights."""
+def public_codec(path: str, weights: dict[str, Tensor], dtype: torch.dtype) -> tuple[Codec, Codec]:
+    """Encoder and decoder of the public file, given by its path, with the same weights in `dtype`,
+    which is how that file itself runs it."""
     import importlib.util
 
     specification = importlib.util.spec_from_file_location("public_taehv", path)
@@ -180,7 +181,7 @@ def public_codec(path: str, weights: dict[str, Tensor]) -> tuple[Codec, Codec]:
     specification.loader.exec_module(module)
     network = module.TAEHV(checkpoint_path=None)
     network.load_state_dict(weights)
-    network.eval().to(next(iter(weights.values())).device)
+    network.eval().to(next(iter(weights.values())).device, dtype)
     quiet = {"parallel": True, "show_progress_bar": False}
     return (
         lambda frames: network.encode_video(frames, **quiet),

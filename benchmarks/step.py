@@ -29,8 +29,9 @@ from taehv import distributed
 from taehv.state import TrainState
 from taehv.step import train_step
 
-LIMIT = 1.3
-"""A step: at least so many times as fast as the plain one."""
+LIMITS = {"cpu": 1.3, "cuda": 2.0}
+"""A step: at least so many times as fast as the plain one; on a GPU in bf16, which is what its
+matrix units are for."""
 TOLERANCE = 0.02
 """Most that the two first reconstruction losses may differ, relatively (bf16 differs most)."""
 
@@ -99,10 +100,12 @@ def _compare(
     if options.layers:
         print(layer_table(count(ours), machine))
     ratio = taken["plain"] / taken["ours"]
-    good = ratio >= LIMIT and error <= TOLERANCE
+    limit = LIMITS[device.type]
+    judged = device.type == "cpu" or precision == "bf16"
+    good = error <= TOLERANCE and (not judged or ratio >= limit)
     print(
-        f"ratio {ratio:.2f}, limit {LIMIT}; the first losses differ by {error:.1e}, limit "
-        f"{TOLERANCE}: {'pass' if good else 'FAIL'}\n"
+        f"ratio {ratio:.2f}{f', limit {limit}' if judged else ''}; the first losses differ by "
+        f"{error:.1e}, limit {TOLERANCE}: {'pass' if good else 'FAIL'}\n"
     )
     return good
 

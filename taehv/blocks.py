@@ -11,7 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from taehv.fused import convolve_two_steps, merge_steps, one_step_earlier
+from taehv.convolutions import convolve_relu, relu_convolution_of_two_steps
+from taehv.fused import one_step_earlier
 from taehv.variants import Architecture
 
 IMAGE_CHANNELS = 3
@@ -59,13 +60,12 @@ class MemBlock(MemoryLayer):
         self.skip = nn.Identity() if same else nn.Conv2d(n_in, n_out, 1, bias=False)
 
     def forward(self, x: Tensor, past: Tensor | None, clips: int) -> Tensor:
-        first, *rest = self.conv
+        first, _, second, _, third = self.conv
         assert isinstance(first, nn.Conv2d)
-        y = convolve_two_steps(first, x, past, clips)
-        for layer in rest:
-            y = layer(y)
-        # In place on what nothing else holds; x itself must survive as the next step's past.
-        return torch.relu_(y.add_(self.skip(x)))
+        assert isinstance(second, nn.Conv2d)
+        assert isinstance(third, nn.Conv2d)
+        y = relu_convolution_of_two_steps(first, x, past, clips)
+        return convolve_relu(third, convolve_relu(second, y), self.skip(x))
 
 
 class SuperMemBlock(MemoryLayer):
@@ -86,16 +86,13 @@ class SuperMemBlock(MemoryLayer):
 
 
 class TPool(nn.Module):
-    """Merges `stride` consecutive frames into one."""
+    """Merges `stride` consecutive frames into one; `timesteps` runs it with the convolution that
+    follows."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.conv = nn.Conv2d(width * stride, width, 1, bias=False)
-
-    def forward(self, x: Tensor, clips: int) -> Tensor:
-        """Map [T * N, C, H, W] to [T / stride * N, C, H, W]; the stride divides T."""
-        return merge_steps(self.conv, x, clips, self.stride)
 
 
 class TGrow(nn.Module):

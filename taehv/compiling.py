@@ -11,6 +11,10 @@ import torch
 log = logging.getLogger(__name__)
 
 
+SHAPES = 64
+"""Most that a process compiles a function for."""
+
+
 class Compiled:
     """`function`, compiled for each shape that it is called with.
 
@@ -24,8 +28,11 @@ class Compiled:
 
     def __init__(self, function: Callable[..., Any], name: str) -> None:
         # It takes a second to import, and few ask for it.
+        import torch._dynamo.config as dynamo
         from torch._dynamo.exc import TorchDynamoException
 
+        # Beyond 8 shapes it would compile no more, and say so to nobody who reads it.
+        dynamo.recompile_limit = max(dynamo.recompile_limit, SHAPES)
         self._function, self._name = function, name
         self._failure = TorchDynamoException
         self._compiled: Callable[..., Any] | None = torch.compile(function, dynamic=False)

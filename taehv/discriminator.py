@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taehv import distributed
+from taehv.convolutions import relu_convolution
+from taehv.group_norm import relu_group_norm
 
 SCORE_STRIDE = 8
 """Every score map has one score per 8x8 pixels."""
 
 
 class GroupBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose training statistics are those of fixed groups of the batch.
+    """BatchNorm, with a ReLU, whose training statistics are those of fixed groups of the batch.
 
     A group is normalised by its own mean and variance. The running statistics move once per step,
     by the average over the groups of ALL workers (`commit_statistics`). Neither depends on how
@@ -24,28 +26,34 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        self.group_weights: Sequence[float] = (1.0,)
-        """Weight of each group of the batch in the running statistics; 0 for surplus groups."""
         # Not state: the sums only live from a step's first pass to `commit_statistics`.
         self.register_buffer("sums", torch.zeros(2, channels), persistent=False)
         self.sums: Tensor
 
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        outputs = []
-        for group, weight in zip(
-            input.chunk(len(self.group_weights)), self.group_weights, strict=True
-        ):
-            # momentum 1 makes the functional form write this group's own statistics.
-            mean, variance = torch.zeros_like(self.sums[0]), torch.zeros_like(self.sums[1])
-            outputs.append(
-                F.batch_norm(
-                    group, mean, variance, self.weight, self.bias, True, momentum=1.0, eps=self.eps
-                )
-            )
-            self.sums.add_(torch.stack([mean, variance]), alpha=weight)
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+    def forward(self, input: Tensor, group_weights: Tensor | None = None) -> Tensor:
+        """Normalise [N, C, H, W], then ReLU, in training mode.
+
+        Args:
+            input: of equal groups, side by side.
+            group_weights: [groups], each group's weight in the running statistics: 0 for surplus
+                ones. None: it is all one group.
+        """
+        if group_weights is None:
+            group_weights = torch.ones(1, device=input.device)
+        out, *statistics = relu_group_norm(
+            input, self.weight, self.bias, len(group_weights), self.eps
+        )
+        self.sums += torch.einsum("sgc,g->sc", torch.stack(statistics), group_weights.to(self.sums))
+        return out
+
+    def folded_into(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias of `conv` with the norm behind it, by the running statistics: constants,
+        without gradients."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        with torch.no_grad():
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return conv.weight * scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
 
 
 class Discriminator(nn.Module):
@@ -68,16 +76,16 @@ class Discriminator(nn.Module):
             nn.Sequential(
                 nn.Conv2d(n_in, n_out, size, stride, padding=1, bias=False),
                 GroupBatchNorm2d(n_out),
-                nn.ReLU(inplace=True),
             )
             for n_in, n_out, (size, stride) in zip(inputs, widths, self.KERNELS, strict=True)
         )
         self.projections = nn.ModuleList(nn.Conv2d(n, 1, 1, bias=False) for n in widths)
 
     def forward(
-        self, images: Tensor, context: Tensor, group_weights: Sequence[float] = (1.0,)
+        self, images: Tensor, context: Tensor, group_weights: Tensor | None = None
     ) -> Tensor:
-        """
+        """In evaluation mode only the inputs have gradients: the blocks are constants.
+
         Args:
             images: [N, image_channels, H, W] in [0, 1]; H and W are multiples of 8.
             context: [N, context_channels, h, w]; resized (nearest) to the images.
@@ -86,21 +94,43 @@ class Discriminator(nn.Module):
         Returns:
             [N, 6, H/8, W/8], one map per block, at least float32.
         """
-        for norm in batch_norms(self):
-            norm.group_weights = group_weights
         height, width = images.shape[-2:]
-        context = F.interpolate(context.to(images.dtype), size=(height, width), mode="nearest")
-        x = torch.cat([images * 2 - 1, context], 1)
-        # Convolutions and norms are faster on it, and keep it.
-        x = x.contiguous(memory_format=torch.channels_last)
         size = (height // SCORE_STRIDE, width // SCORE_STRIDE)
+        x = _beside(images * 2 - 1, context)
         scores = []
         for block, projection in zip(self.blocks, self.projections, strict=True):
-            x = block(x)
+            x = _block(block, x, group_weights, self.training)
             score = projection(x)
             at_least_float32 = torch.promote_types(score.dtype, torch.float32)
             scores.append(F.adaptive_avg_pool2d(score.to(at_least_float32), size))
         return torch.cat(scores, 1)
+
+
+def _beside(images: Tensor, context: Tensor) -> Tensor:
+    """Both on channels, the context resized, in the precision and the memory format that
+    convolutions take."""
+    device = images.device.type
+    dtype = images.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    resized = F.interpolate(context.to(dtype), size=images.shape[-2:], mode="nearest")
+    parts = [
+        part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (images, resized)
+    ]
+    return torch.cat(parts, 1)
+
+
+def _block(block: nn.Module, x: Tensor, group_weights: Tensor | None, training: bool) -> Tensor:
+    """Convolution, norm and ReLU."""
+    assert isinstance(block, nn.Sequential)
+    conv, norm = block
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, GroupBatchNorm2d)
+    if training:
+        normalised: Tensor = norm(conv(x), group_weights)
+        return normalised
+    weight, bias = norm.folded_into(conv)
+    return relu_convolution(x, weight, bias, stride=conv.stride[0], padding=int(conv.padding[0]))
 
 
 def batch_norms(discriminator: nn.Module) -> list[GroupBatchNorm2d]:

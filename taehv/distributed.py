@@ -65,6 +65,13 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def on_device(values: Tensor) -> Tensor:
+    """A copy on this process's accelerator, for which the CPU does not wait."""
+    if torch.cuda.is_available():
+        return values.pin_memory().to(device(), non_blocking=True)
+    return values
+
+
 def sum_over_workers(values: Tensor) -> Tensor:
     """Element-wise sum over all workers, in place; every worker gets it."""
     if world_size() > 1:

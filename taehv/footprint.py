@@ -109,7 +109,8 @@ def _one_pass(
     loss = squared_error(decoded, frames).sum()
     if adversary:
         groups = clips // layout.slots_per_group
-        target = corrected_targets(adversary, frames, decoded, encoded, config.seraena, groups)
+        with _autocast(bf16):
+            target = corrected_targets(adversary, frames, decoded, encoded, config.seraena, groups)
         loss = loss + squared_error(decoded, target).sum()
     torch.autograd.backward(loss)
     if adversary:

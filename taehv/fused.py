@@ -8,11 +8,12 @@ past nor a zero frame is ever copied beside the present, and neighbouring linear
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from taehv.convolutions import in_precision, relu_convolution
 
 
 def one_step_earlier(x: Tensor, past: Tensor | None, clips: int) -> Tensor:
@@ -21,108 +22,50 @@ def one_step_earlier(x: Tensor, past: Tensor | None, clips: int) -> Tensor:
     return torch.cat([first, x[:-clips]])
 
 
-def convolve_two_steps(conv: nn.Conv2d, x: Tensor, past: Tensor | None, clips: int) -> Tensor:
-    """conv([present, past]) of every step, without putting the two beside each other.
-
-    The convolution of two stacked inputs is the sum of two convolutions. The past's starts N rows
-    later, and where there is no past it is not computed.
-
-    Args:
-        conv: 2C channels to C', the present's first; height and width are kept.
-        x: [T * N, C, H, W].
-        past: [N, C, H, W], the step before the first; None stands for zeros.
-        clips: N.
-    """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    weight = conv.weight.to(x.dtype)
-    bias = None if conv.bias is None else conv.bias.to(x.dtype)
-    padding = conv.kernel_size[0] // 2
-    out: Tensor = _TwoSteps.apply(x, weight, bias, clips, padding)  # type: ignore[no-untyped-call]
-    if past is not None:
-        earlier = weight[:, x.shape[1] :]
-        out[:clips] += F.conv2d(past, earlier, padding=padding)
-    return out
-
-
-class _TwoSteps(torch.autograd.Function):
-    """`convolve_two_steps` with zeros before the first step.
-
-    Autograd's own backward pass of the sum would copy each gradient before it adds to it.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, clips: int, padding: int
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.clips, ctx.padding, ctx.biased = clips, padding, bias is not None
-        present, earlier = weight.tensor_split(2, 1)
-        out = F.conv2d(x, present, bias, padding=padding)
-        if len(x) > clips:
-            out[clips:] += F.conv2d(x[:-clips], earlier, padding=padding)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (g,) = gradients
-        x, weight = ctx.saved_tensors
-        clips = ctx.clips
-        present, earlier = weight.tensor_split(2, 1)
-        to_x, to_present, to_bias = _backward(g, x, present, ctx.padding, ctx.biased)
-        to_earlier = torch.zeros_like(earlier)
-        if len(x) > clips:
-            later, to_earlier, _ = _backward(g[clips:], x[:-clips], earlier, ctx.padding, False)
-            to_x[:-clips] += later
-        return to_x, torch.cat([to_present, to_earlier], 1), to_bias, None, None
-
-
-def _backward(
-    g: Tensor, x: Tensor, weight: Tensor, padding: int, biased: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients with respect to input, weight and bias of a convolution at stride 1."""
-    to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
-        g,
-        x,
-        weight,
-        [len(weight)] if biased else None,
-        [1, 1],
-        [padding, padding],
-        [1, 1],
-        False,
-        [0, 0],
-        1,
-        [True, True, biased],
+def stack_steps(x: Tensor, clips: int, stride: int) -> Tensor:
+    """Each `stride` consecutive steps on channels, the earliest first: [T * N, C, H, W] to
+    [T / stride * N, stride * C, H, W], channels last in memory. The stride divides T."""
+    if stride == 1:
+        return x
+    rows, channels, height, width = x.shape
+    apart = x.permute(0, 2, 3, 1).reshape(-1, stride, clips, height, width, channels)
+    stacked = apart.permute(0, 2, 3, 4, 1, 5).reshape(
+        rows // stride, height, width, stride * channels
     )
-    return to_x, to_weight, to_bias
+    return stacked.permute(0, 3, 1, 2)
 
 
-def merge_steps(conv: nn.Conv2d, x: Tensor, clips: int, stride: int) -> Tensor:
-    """A 1x1 convolution over each `stride` consecutive steps, stacked on channels.
+def convolve_steps_together(conv: nn.Conv2d, x: Tensor, clips: int, stride: int) -> Tensor:
+    """ReLU(conv(x)) of each step, with `stride` steps stacked on channels as by `stack_steps`.
 
-    That is a convolution over time, `stride` steps long and `stride` steps apart, and nothing need
-    be stacked. In lower precision it is stacked all the same: oneDNN's bf16 kernels for that
-    convolution's backward pass write beyond their memory (seen with torch 2.13, 32 channels).
+    A GPU's matrix units take channels by eight: two frames of 3 are done at once in the time of
+    one, and the result lies as a pool wants it. The kernel is block diagonal, so that steps do not
+    mix, and the channels that are missing to a multiple of 8 weigh nothing.
 
     Args:
-        conv: stride * C channels to C', the earliest step's first, without bias.
+        conv: 3x3 with a bias, which keeps height and width.
         x: [T * N, C, H, W], T a multiple of the stride.
     """
-    if stride == 1:
-        merged: Tensor = conv(x)
-        return merged
-    rows, channels, height, width = x.shape
-    if torch.is_autocast_enabled(x.device.type) or x.dtype in (torch.bfloat16, torch.float16):
-        apart = x.permute(0, 2, 3, 1).reshape(-1, stride, clips, height, width, channels)
-        stacked = apart.permute(0, 2, 3, 4, 1, 5).flatten(4).flatten(0, 1)
-        return F.conv2d(stacked.permute(0, 3, 1, 2), conv.weight)
-    # Clips stand side by side along H. The kernel is 1 high and wide, so they do not meet.
-    video = x.permute(0, 2, 3, 1).reshape(1, rows // clips, clips * height, width, channels)
-    kernel = conv.weight.view(-1, stride, channels).transpose(1, 2)[..., None, None]
-    merged = F.conv3d(video.permute(0, 4, 1, 2, 3), kernel, stride=(stride, 1, 1))
-    rows_last = merged.permute(0, 2, 3, 4, 1).reshape(rows // stride, height, width, -1)
-    return rows_last.permute(0, 3, 1, 2)
+    missing = -(stride * conv.in_channels) % 8
+    stacked = F.pad(stack_steps(in_precision(x), clips, stride), (0, 0, 0, 0, 0, missing))
+    own = torch.eye(stride, dtype=conv.weight.dtype, device=x.device)
+    weight = torch.einsum("st,oiyx->sotiyx", own, conv.weight).flatten(0, 1).flatten(1, 2)
+    weight = F.pad(weight, (0, 0, 0, 0, 0, missing))
+    assert conv.bias is not None
+    return relu_convolution(stacked, weight, conv.bias.repeat(stride), padding=1)
+
+
+def pool_and_convolve(pool: nn.Conv2d, conv: nn.Conv2d, stacked: Tensor) -> Tensor:
+    """conv(pool(stacked)) as one convolution: nothing nonlinear stands between, and no bias.
+
+    Args:
+        pool: 1x1, stride * C to C channels, the earliest step's first.
+        conv: 3x3, C to C' channels; pads with zeros, which a pool of zeros is.
+        stacked: [T / stride * N, stride * C, H, W], by `stack_steps`.
+    """
+    with torch.autocast(stacked.device.type, enabled=False):
+        kernel = torch.einsum("omyx,mi->oiyx", conv.weight, pool.weight.flatten(1))
+    return F.conv2d(stacked, kernel.to(stacked.dtype), None, conv.stride, conv.padding)
 
 
 def grow_kernels(grow: nn.Conv2d, conv: nn.Conv2d, stride: int, doubles: bool) -> list[Tensor]:

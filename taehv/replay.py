@@ -46,12 +46,12 @@ class ReplayBuffer:
             memory[int(random.integers(len(memory)))] = entry
 
     def show(self, step: int, slot: int, group: int) -> tuple[Tensor, Tensor]:
-        """Group `group` of a random remembered clip of `slot`, and its context, in float32."""
+        """Group `group` of a random remembered clip of `slot`, and its context, in float16."""
         memory = self.memory[slot]
         random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_SHOW)
         choice = int(random.integers(len(memory), size=group + 1)[group])
         images, context = memory[choice]
-        return images[group].float(), context.float()
+        return images[group], context
 
     def snapshot(self) -> Callable[[], dict[str, Tensor]]:
         """Every slot's memory as it is now, to be stacked on the CPU later, maybe by another

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taehv import distributed
 from taehv.discriminator import Discriminator
 from taehv.replay import ReplayBuffer
 from taehv.slots import SURPLUS, Purpose, keyed_generator
@@ -160,28 +161,26 @@ def choose_shown(
     fake_images = group_frames(fake.detach().float(), config.frames_per_group)
     context = clip_context(latents)
     groups = len(real_images) // len(slots)
-    images, contexts, targets = [], [], []
+    is_real, again = [True] * len(real_images), {}
     for clip, slot in enumerate(slots):
-        own = slice(clip * groups, (clip + 1) * groups)
-        is_real = [True] * groups
-        if slot != SURPLUS:
-            replay.insert(step, slot, fake_images[own], context[clip])
-            coin = keyed_generator(replay.seed, step, slot, Purpose.REAL_OR_FAKE)
-            is_real = (coin.random(groups) < 0.5).tolist()
-        for group, show_real in enumerate(is_real):
-            image, image_context = fake_images[own][group], context[clip]
-            if show_real:
-                image = real_images[own][group]
-            elif (step + slot * groups + group) % 2:
-                image, image_context = replay.show(step, slot, group)
-            images.append(image)
-            contexts.append(image_context)
-            targets.append(REAL if show_real else FAKE)
-    return Shown(
-        torch.stack(images),
-        torch.stack(contexts),
-        torch.tensor(targets, device=real.device),
-    )
+        if slot == SURPLUS:
+            continue
+        first = clip * groups
+        replay.insert(step, slot, fake_images[first : first + groups], context[clip])
+        coin = keyed_generator(replay.seed, step, slot, Purpose.REAL_OR_FAKE)
+        is_real[first : first + groups] = (coin.random(groups) < 0.5).tolist()
+        for group in range(groups):
+            if not is_real[first + group] and (step + slot * groups + group) % 2:
+                again[first + group] = replay.show(step, slot, group)
+    shown_real = distributed.on_device(torch.tensor(is_real))
+    images = torch.where(shown_real.view(-1, 1, 1, 1), real_images, fake_images)
+    contexts = context.repeat_interleave(groups, 0)
+    if again:
+        rows = distributed.on_device(torch.tensor(list(again)))
+        old_images, old_contexts = zip(*again.values(), strict=True)
+        images.index_copy_(0, rows, torch.stack(old_images).to(images.dtype))
+        contexts.index_copy_(0, rows, torch.stack(old_contexts).to(contexts.dtype))
+    return Shown(images, contexts, torch.where(shown_real, REAL, FAKE))
 
 
 def discriminator_loss(scores: Tensor, target: Tensor, clips: int) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from taehv import distributed
 from taehv.discriminator import commit_statistics
-from taehv.engines import gradient_norm_before_step, set_learning_rate
+from taehv.engines import autocast, gradient_norm_before_step, set_learning_rate
 from taehv.errors import DivergedError
 from taehv.interfaces import Batch
 from taehv.losses import squared_error
@@ -89,10 +89,10 @@ def train_step(
     for one_pass in range(layout.passes):
         part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
         clips = batch["frames"][part]
-        frames = _on_device(torch.from_numpy(clips), device).float() / 255
+        frames = distributed.on_device(torch.from_numpy(clips)).float() / 255
         own_slots = slots[part].tolist()
         slot_weights = [float(slot != SURPLUS) for slot in own_slots]
-        weights = _on_device(torch.tensor(slot_weights), device)
+        weights = distributed.on_device(torch.tensor(slot_weights))
         groups = len(own_slots) // layout.slots_per_group
         taught = teacher.targets(clips, frames) if teacher else None
         fed = taught if config.loss.decoder_input == "teacher" else None
@@ -105,9 +105,10 @@ def train_step(
         encoder = squared_error(encoded, taught) if taught is not None else zero
         seraena = zero
         if adversary:
-            target = corrected_targets(
-                adversary.network, frames, decoded, latents, config.seraena, groups
-            )
+            with autocast(config.train.autocast_dtype()):
+                target = corrected_targets(
+                    adversary.network, frames, decoded, latents, config.seraena, groups
+                )
             seraena = squared_error(decoded, target)
         total = (
             config.loss.reconstruction * reconstruction
@@ -121,7 +122,7 @@ def train_step(
             shown = choose_shown(
                 frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
             )
-            group_weights = slot_weights[:: layout.slots_per_group]
+            group_weights = weights[:: layout.slots_per_group]
             scores = adversary.engine(shown.images, shown.context, group_weights)
             discrimination = discriminator_loss(scores, shown.target, len(own_slots))
             adversary.engine.backward((discrimination * weights).sum() * share)
@@ -149,13 +150,6 @@ def train_step(
     return StepOutcome(
         losses, learning_rate, 0.0 if norm is None else norm, stop_wanted, all_have_written
     )
-
-
-def _on_device(values: Tensor, device: torch.device) -> Tensor:
-    """A copy that the CPU does not wait for."""
-    if device.type == "cuda":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
 
 
 def _agree(losses: Tensor, signals: Signals) -> tuple[Tensor, bool, bool]:

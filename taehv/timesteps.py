@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taehv.blocks import MemoryLayer, TGrow, TPool
-from taehv.fused import apply_kernel, grow_kernels, interleave_steps
+from taehv.convolutions import convolve_relu
+from taehv.fused import (
+    apply_kernel,
+    convolve_steps_together,
+    grow_kernels,
+    interleave_steps,
+    pool_and_convolve,
+    stack_steps,
+)
 
 Layers = Sequence[nn.Module]
 
@@ -35,6 +43,10 @@ class _State:
         # A view of a chunk would keep the whole chunk.
         self._past[layer] = x if len(x) == clips else x[-clips:].clone()
         return past
+
+    def waits(self, layer: TPool) -> bool:
+        """Whether steps wait for a pool to be filled."""
+        return layer in self._waiting
 
     def fill(self, layer: TPool, x: Tensor, clips: int) -> Tensor:
         """The steps that wait and x, as far as they fill the pool; the rest waits."""
@@ -125,19 +137,40 @@ def _run(
     layers: Layers, x: Tensor, clips: int, trim: int = 0, state: _State | None = None
 ) -> Tensor:
     """Run a segment's layers on [T * N, C, H, W]."""
-    for index, layer in enumerate(layers):
+    left = list(layers)
+    while left:
+        layer = left.pop(0)
         if isinstance(layer, MemoryLayer):
             x = layer(x, state.exchange_past(layer, x, clips) if state else None, clips)
+        elif isinstance(layer, (nn.Upsample, TGrow)):
+            return _grow([layer, *left], x, clips, trim)
         elif isinstance(layer, TPool):
             x = state.fill(layer, x, clips) if state else x
             if len(x) == 0:
                 return x
-            x = layer(x, clips)
-        elif isinstance(layer, (nn.Upsample, TGrow)):
-            return _grow(layers[index:], x, clips, trim)
+            x = _pool(layer, left.pop(0), stack_steps(x, clips, layer.stride))
+        elif isinstance(layer, nn.Conv2d) and left and isinstance(left[0], nn.ReLU):
+            left.pop(0)
+            if left and isinstance(pool := left[0], TPool) and _fills(pool, x, clips, state):
+                x = convolve_steps_together(layer, x, clips, pool.stride)
+                x = _pool(pool, left[1], x)
+                del left[:2]
+            else:
+                x = convolve_relu(layer, x)
         else:
             x = layer(x)
     return x
+
+
+def _pool(pool: TPool, conv: nn.Module, stacked: Tensor) -> Tensor:
+    """A pool and the convolution after it, on steps that are stacked on channels."""
+    assert isinstance(conv, nn.Conv2d)
+    return pool_and_convolve(pool.conv, conv, stacked)
+
+
+def _fills(pool: TPool, x: Tensor, clips: int, state: _State | None) -> bool:
+    """Whether these steps fill a pool, with none that waits before and none that waits after."""
+    return len(x) % (pool.stride * clips) == 0 and not (state and state.waits(pool))
 
 
 def _grow(layers: Layers, x: Tensor, clips: int, trim: int) -> Tensor:
@@ -153,10 +186,7 @@ def _grow(layers: Layers, x: Tensor, clips: int, trim: int) -> Tensor:
         # The first steps whose result at this position is behind the trim.
         first = max(0, -(-(trim - position) // stride))
         if first < steps:
-            y = growth(x[first * clips :])
-            for layer in rest:
-                y = layer(y)
-            ordered.append(y)
+            ordered.append(_run(rest, growth(x[first * clips :]), clips))
     return interleave_steps(ordered, clips) if ordered else x[:0]
 
 

@@ -1,0 +1,103 @@
+"""Fused convolutions against the layers one by one, in float64, with all their gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from taehv.convolutions import convolve_relu, relu_convolution_of_two_steps
+from taehv.fused import convolve_steps_together, pool_and_convolve, stack_steps
+from taehv.group_norm import all_at_once, group_by_group
+
+
+def draw(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
+    """Equal values, and equal gradients of a random weighting of them."""
+    assert torch.allclose(found, expected, atol=1e-12)
+    weights = torch.randn_like(expected)
+    for a, b in zip(
+        torch.autograd.grad((found * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    ):
+        assert torch.allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("adds", [False, True])
+def test_a_convolution_with_a_sum_and_relu(stride: int, adds: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 5, 3, stride, padding=1).double()
+    x = draw(4, 3, 8, 6)
+    added = draw(4, 5, 8 // stride, 6 // stride) if adds else None
+    inputs = [x, *conv.parameters(), *([added] if added is not None else [])]
+    expected = F.relu(conv(x) + (added if added is not None else 0))
+    same_with_gradients(convolve_relu(conv, x, added), expected, inputs)
+    with torch.no_grad():
+        assert torch.allclose(convolve_relu(conv, x, added), expected, atol=1e-12)
+
+
+def test_no_gradient_is_made_that_nobody_wants() -> None:
+    conv = nn.Conv2d(3, 5, 3, padding=1).double().requires_grad_(False)
+    x = draw(2, 3, 4, 4)
+    torch.autograd.backward(convolve_relu(conv, x).sum())
+    assert x.grad is not None
+    assert all(p.grad is None for p in conv.parameters())
+
+
+@pytest.mark.parametrize("clips", [1, 2])
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("has_past", [False, True])
+def test_two_steps_are_the_convolution_of_both(clips: int, steps: int, has_past: bool) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 5, 3, padding=1).double()
+    x = draw(steps * clips, 3, 6, 4)
+    past = draw(clips, 3, 6, 4) if has_past else None
+    before = torch.cat([torch.zeros_like(x[:clips]) if past is None else past, x[:-clips]])
+    expected = F.relu(conv(torch.cat([x, before], 1)))
+    inputs = [x, *conv.parameters(), *([past] if past is not None else [])]
+    found = relu_convolution_of_two_steps(conv, x, past, clips)
+    same_with_gradients(found, expected, inputs)
+    with torch.no_grad():
+        again = relu_convolution_of_two_steps(conv, x, past, clips)
+    assert torch.allclose(again, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("channels", [3, 4, 12])
+@pytest.mark.parametrize(("clips", "stride"), [(1, 2), (3, 2), (2, 1)])
+def test_steps_together_then_pooled_are_steps_apart(channels: int, clips: int, stride: int) -> None:
+    """Against the layers as they stand: frames apart, stacked clip by clip, 1x1, then 3x3."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(channels, 5, 3, padding=1).double()
+    pool = nn.Conv2d(stride * 5, 5, 1, bias=False).double()
+    down = nn.Conv2d(5, 4, 3, stride=2, padding=1, bias=False).double()
+    steps = 2 * stride
+    x = draw(steps * clips, channels, 6, 4)
+    apart = F.relu(conv(x)).view(steps, clips, 5, 6, 4)
+    stacked = torch.stack(
+        [
+            torch.cat([apart[stride * step + k, clip] for k in range(stride)])
+            for step in range(2)
+            for clip in range(clips)
+        ]
+    )
+    expected = down(pool(stacked))
+    together = convolve_steps_together(conv, x, clips, stride)
+    assert torch.allclose(together, stacked, atol=1e-12)
+    assert torch.equal(stack_steps(apart.flatten(0, 1), clips, stride), stacked)
+    inputs = [x, *conv.parameters(), *pool.parameters(), *down.parameters()]
+    same_with_gradients(pool_and_convolve(pool, down, together), expected, inputs)
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_both_ways_to_normalise_groups_are_one(groups: int) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = draw(6, 4, 5, 3), draw(4), draw(4)
+    ways = [way(x, weight, bias, groups, 1e-5) for way in (all_at_once, group_by_group)]
+    for found, expected in zip(*(statistics for _, *statistics in ways), strict=True):
+        assert torch.allclose(found, expected, atol=1e-12)
+        assert not found.requires_grad
+    same_with_gradients(ways[0][0], ways[1][0], [x, weight, bias])
