@@ -30,6 +30,16 @@ class Operation:
     """Of all that it reads and writes, each once."""
 
 
+def _convolution(_: Tensor, weight: Tensor, *others: Any, out_val: Tensor, **options: Any) -> int:
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+# cuDNN's convolutions with what follows them, which PyTorch's own table lacks.
+_CUDNN: Mapping[str, Callable[..., int]] = dict.fromkeys(
+    ("cudnn_convolution", "cudnn_convolution_relu", "cudnn_convolution_add_relu"), _convolution
+)
+
+
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +62,7 @@ class _Recorder(TorchDispatchMode):
         ):
             return out
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        count = flop_registry.get(func.overloadpacket)
+        count = _CUDNN.get(name) or flop_registry.get(func.overloadpacket)
         self.operations.append(
             Operation(
                 name,

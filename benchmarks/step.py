@@ -42,6 +42,9 @@ def main() -> int:
     )
     parser.add_argument("--device", default="cpu", help="cpu, or cuda where there is one")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument(
+        "--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"]
+    )
     parser.add_argument("--clock", choices=[*CLOCKS], default="wall", help=CLOCK_HELP)
     parser.add_argument("--layers", action="store_true", help="the operations that cost most")
     options, rest = parser.parse_known_args()
@@ -59,7 +62,7 @@ def main() -> int:
         f"{config.train.global_batch_size} x {data.num_frames} x {data.height} x {data.width}, "
         f"Seraena {'on' if config.loss.seraena else 'off'}; medians of {options.repeats}\n"
     )
-    passed = [_compare(config, precision, options, device) for precision in ("fp32", "bf16")]
+    passed = [_compare(config, precision, options, device) for precision in options.precisions]
     return 0 if all(passed) else 1
 
 

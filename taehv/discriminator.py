@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taehv import distributed
-from taehv.convolutions import relu_convolution
+from taehv.convolutions import in_precision, relu_convolution
 from taehv.group_norm import relu_group_norm
 
 SCORE_STRIDE = 8
@@ -43,17 +44,22 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         out, *statistics = relu_group_norm(
             input, self.weight, self.bias, len(group_weights), self.eps
         )
-        self.sums += torch.einsum("sgc,g->sc", torch.stack(statistics), group_weights.to(self.sums))
+        weighted = torch.stack(statistics) * group_weights.to(self.sums.dtype).view(1, -1, 1)
+        self.sums += weighted.sum(1)
         return out
 
     def folded_into(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
         """Weight and bias of `conv` with the norm behind it, by the running statistics: constants,
-        without gradients."""
+        without gradients, in the precision that convolutions take."""
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            return conv.weight * scale.view(-1, 1, 1, 1), self.bias - self.running_mean * scale
+            bias = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
+            return in_precision(conv.weight * scale.view(-1, 1, 1, 1)), in_precision(bias)
+
+
+Block = tuple[nn.Conv2d, GroupBatchNorm2d]
 
 
 class Discriminator(nn.Module):
@@ -84,7 +90,7 @@ class Discriminator(nn.Module):
     def forward(
         self, images: Tensor, context: Tensor, group_weights: Tensor | None = None
     ) -> Tensor:
-        """In evaluation mode only the inputs have gradients: the blocks are constants.
+        """In evaluation mode see `frozen`.
 
         Args:
             images: [N, image_channels, H, W] in [0, 1]; H and W are multiples of 8.
@@ -94,12 +100,44 @@ class Discriminator(nn.Module):
         Returns:
             [N, 6, H/8, W/8], one map per block, at least float32.
         """
+        if not self.training:
+            return self.frozen()(images, context)
+
+        def run(block: Block, x: Tensor) -> Tensor:
+            conv, norm = block
+            normalised: Tensor = norm(conv(x), group_weights)
+            return normalised
+
+        return self._scores([partial(run, block) for block in self._blocks()], images, context)
+
+    def frozen(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Images and context to scores, by the running statistics and with the weights as they are
+        now: constants, so that only the inputs have gradients."""
+        constants = [(conv, *norm.folded_into(conv)) for conv, norm in self._blocks()]
+
+        def run(conv: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+            stride, padding = conv.stride[0], int(conv.padding[0])
+            return relu_convolution(x, weight, bias, stride=stride, padding=padding)
+
+        return partial(self._scores, [partial(run, *constant) for constant in constants])
+
+    def _blocks(self) -> Iterator[Block]:
+        for block in self.blocks:
+            assert isinstance(block, nn.Sequential)
+            conv, norm = block
+            assert isinstance(conv, nn.Conv2d)
+            assert isinstance(norm, GroupBatchNorm2d)
+            yield conv, norm
+
+    def _scores(
+        self, blocks: Sequence[Callable[[Tensor], Tensor]], images: Tensor, context: Tensor
+    ) -> Tensor:
         height, width = images.shape[-2:]
         size = (height // SCORE_STRIDE, width // SCORE_STRIDE)
         x = _beside(images * 2 - 1, context)
         scores = []
-        for block, projection in zip(self.blocks, self.projections, strict=True):
-            x = _block(block, x, group_weights, self.training)
+        for block, projection in zip(blocks, self.projections, strict=True):
+            x = block(x)
             score = projection(x)
             at_least_float32 = torch.promote_types(score.dtype, torch.float32)
             scores.append(F.adaptive_avg_pool2d(score.to(at_least_float32), size))
@@ -118,19 +156,6 @@ def _beside(images: Tensor, context: Tensor) -> Tensor:
         part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (images, resized)
     ]
     return torch.cat(parts, 1)
-
-
-def _block(block: nn.Module, x: Tensor, group_weights: Tensor | None, training: bool) -> Tensor:
-    """Convolution, norm and ReLU."""
-    assert isinstance(block, nn.Sequential)
-    conv, norm = block
-    assert isinstance(conv, nn.Conv2d)
-    assert isinstance(norm, GroupBatchNorm2d)
-    if training:
-        normalised: Tensor = norm(conv(x), group_weights)
-        return normalised
-    weight, bias = norm.folded_into(conv)
-    return relu_convolution(x, weight, bias, stride=conv.stride[0], padding=int(conv.padding[0]))
 
 
 def batch_norms(discriminator: nn.Module) -> list[GroupBatchNorm2d]:

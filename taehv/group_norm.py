@@ -7,6 +7,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from taehv.compiling import Compiled
 
@@ -25,8 +26,9 @@ def relu_group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: f
         The result, [N, C, H, W], and without gradients each group's mean and its variance without
         bias, as `torch.nn.BatchNorm2d` keeps them: float32 (or float64) [groups, C].
     """
-    if x.is_cuda:
-        # Group by group, it would be a thousand small kernels a step.
+    # Group by group, it would be a thousand small kernels a step. Who looks at every operation, by
+    # a dispatch mode, sees none of those that are compiled.
+    if x.is_cuda and not is_in_torch_dispatch_mode():
         normalised: Normalised = _compiled()(x, weight, bias, groups, eps)
         return normalised
     return group_by_group(x, weight, bias, groups, eps)

@@ -96,7 +96,8 @@ def corrected_targets(
 
     target = fake - g / (std(g) + 1e-5), where g is the gradient, with respect to the fake, of the
     squared difference between the score maps of real and of fake (mean per sample, summed over
-    samples), in evaluation mode. The population standard deviation is taken over all elements of
+    samples); the discriminator normalises by its running statistics and learns nothing. The
+    population standard deviation is taken over all elements of
     each of the `groups` equal groups of slots, so that it does not depend on the worker count.
 
     Args:
@@ -110,15 +111,13 @@ def corrected_targets(
     real_images = group_frames(real.float(), config.frames_per_group)
     fake_images = group_frames(fake.detach().float(), config.frames_per_group).requires_grad_()
     context = _repeat_context(latents, len(fake_images))
-    was_training = discriminator.training
-    discriminator.eval()
+    judge = discriminator.frozen()
     with torch.no_grad():
-        real_scores = discriminator(real_images, context)
+        real_scores = judge(real_images, context)
     with torch.enable_grad():
-        fake_scores = discriminator(fake_images, context)
+        fake_scores = judge(fake_images, context)
         distance = (fake_scores - real_scores).square().flatten(1).mean(1).sum()
         (gradient,) = torch.autograd.grad(distance, fake_images)
-    discriminator.train(was_training)
     by_group = gradient.reshape(groups, -1)
     spread = by_group.std(1, correction=0, keepdim=True)
     correction = -(by_group / (spread + 1e-5)).reshape(gradient.shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,12 @@ from torch import Tensor
 
 from taehv import distributed
 from taehv.discriminator import commit_statistics
-from taehv.engines import autocast, gradient_norm_before_step, set_learning_rate
+from taehv.engines import (
+    autocast,
+    clip_gradients,
+    gradient_norm_before_step,
+    set_learning_rate,
+)
 from taehv.errors import DivergedError
 from taehv.interfaces import Batch
 from taehv.losses import squared_error
@@ -46,7 +52,7 @@ class StepOutcome:
     """What one step measured, the same on every worker."""
 
     losses: Tensor
-    """float32 [global batch, len(LOSSES)], by slot."""
+    """float32 [global batch, len(LOSSES)], by slot, on the CPU."""
     learning_rate: float
     gradient_norm: Tensor | float
     """On a GPU not waited for until it is asked for."""
@@ -72,7 +78,9 @@ def train_step(
     over the generator is forward and backward at once, however many passes a step has.
 
     Raises:
-        DivergedError: on all workers alike, before any weight moves, where a loss is not finite.
+        DivergedError: on all workers alike, before any weight moves, where a loss is not finite, or
+            a gradient, whose norm is known by then at ZeRO stage 0 (at others DeepSpeed leaves out
+            such a step).
     """
     config, layout, adversary = state.config, state.layout, state.adversary
     device = distributed.device()
@@ -136,35 +144,71 @@ def train_step(
             if adversary:
                 adversary.engine.step()
 
-    losses, stop_wanted, all_have_written = _agree(losses, signals)
-    _refuse_non_finite(losses, batch, state.step)
-    norm: Tensor | float | None = gradient_norm_before_step(state.engine, state.generator)
+    norm = gradient_norm_before_step(state.engine, state.generator)
+    norms = [] if norm is None else [norm]
+    if adversary and norm is not None:
+        other = gradient_norm_before_step(adversary.engine, adversary.network)
+        assert other is not None
+        norms.append(other)
+    agreed = _agree(losses, signals, norms)
+    losses = agreed.losses
+    _refuse_non_finite(agreed, batch, state.step)
+    if agreed.norms:
+        clip_gradients(state.generator, agreed.norms[0], config.optim.gradient_clipping)
     state.engine.step()
-    if norm is None:
-        norm = state.engine.get_global_grad_norm()
+    gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
     if adversary:
         adversary.engine.step()
         commit_statistics(adversary.network, layout.groups)
     state.ema.update(state.generator, state.step)
     state.step += 1
     return StepOutcome(
-        losses, learning_rate, 0.0 if norm is None else norm, stop_wanted, all_have_written
+        losses,
+        learning_rate,
+        0.0 if gradient_norm is None else gradient_norm,
+        agreed.stop_wanted,
+        agreed.all_have_written,
     )
 
 
-def _agree(losses: Tensor, signals: Signals) -> tuple[Tensor, bool, bool]:
-    """All slots' losses on every worker, whether any worker wants to stop, and whether all have
-    written, in one message."""
+@dataclass(frozen=True)
+class _Agreed:
+    """What all workers know of a step before its weights move."""
+
+    losses: Tensor
+    """Of all slots, on the CPU."""
+    norms: list[float]
+    """Of the networks' gradients, the generator's first, where they are known by now."""
+    stop_wanted: bool
+    """By any worker."""
+    all_have_written: bool
+
+
+def _agree(losses: Tensor, signals: Signals, norms: list[Tensor]) -> _Agreed:
+    """In one message, which is all that a step waits for."""
     own = losses.new_tensor([float(signals.stop), float(signals.written)])
-    message = distributed.sum_over_workers(torch.cat([losses.flatten(), own]))
-    stop, written = message[-2:].tolist()
-    return message[:-2].view_as(losses), stop > 0, written == distributed.world_size()
+    # Of averaged gradients, so that each worker has the same.
+    shares = [norm.float().view(1) / distributed.world_size() for norm in norms]
+    message = distributed.sum_over_workers(torch.cat([losses.flatten(), own, *shares])).cpu()
+    stop, written, *agreed = message[losses.numel() :].tolist()
+    return _Agreed(
+        message[: losses.numel()].view_as(losses),
+        agreed,
+        stop > 0,
+        written == distributed.world_size(),
+    )
 
 
-def _refuse_non_finite(losses: Tensor, batch: Batch, step: int) -> None:
+def _refuse_non_finite(agreed: _Agreed, batch: Batch, step: int) -> None:
+    losses = agreed.losses
     bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
     if not bad:
-        return
+        if all(map(math.isfinite, agreed.norms)):
+            return
+        raise DivergedError(
+            f"the gradient is not finite at step {step}, though the losses are; the weights were "
+            "not moved. Go on from the last checkpoint with a lower --optim.learning-rate"
+        )
     videos: dict[int, str] = {}
     for part in distributed.gather_objects(
         dict(zip(batch["sample"].tolist(), batch["video"], strict=True))

@@ -81,6 +81,27 @@ def test_without_a_checkpoint_there_is_nothing_to_roll_back_to(tmp_path: Path) -
         train(config, MovingData(), Hooks(), RunFolder(str(tmp_path)))
 
 
+def test_a_gradient_that_is_no_number_moves_no_weight(tmp_path: Path) -> None:
+    """Though the loss is finite: a square root that is 0 has none."""
+    calls = 0
+
+    def rooted(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        error = squared_error(output, target)
+        if calls == 9:
+            error = error + (output - output.detach()).square().flatten(1).sum(1).sqrt()
+        return error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_step, "squared_error", rooted)
+        with pytest.raises(
+            TrainingError, match="gradient is not finite at step 4, though the loss"
+        ):
+            train(small_config(checkpoint_every=2), MovingData(), Hooks(), RunFolder(str(tmp_path)))
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 4)
+
+
 def test_an_exploding_loss_is_a_divergence(tmp_path: Path) -> None:
     """Finite, but far above its own level: found by the health checks, met by a rollback."""
     config = small_config(checkpoint_every=10, max_steps=90, on_divergence="stop")
