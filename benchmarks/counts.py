@@ -36,7 +36,7 @@ def _convolution(_: Tensor, weight: Tensor, *others: Any, out_val: Tensor, **opt
 
 # cuDNN's convolutions with what follows them, which PyTorch's own table lacks.
 _CUDNN: Mapping[str, Callable[..., int]] = dict.fromkeys(
-    ("cudnn_convolution", "cudnn_convolution_relu", "cudnn_convolution_add_relu"), _convolution
+    ("cudnn_convolution", "cudnn_convolution_add_relu"), _convolution
 )
 
 
@@ -61,7 +61,9 @@ class _Recorder(TorchDispatchMode):
             "_unsafe_view",
         ):
             return out
-        given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        # Where the result goes is among the results.
+        read = (args, {name: value for name, value in kwargs.items() if name != "out"})
+        given = [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
         count = _CUDNN.get(name) or flop_registry.get(func.overloadpacket)
         self.operations.append(
             Operation(

@@ -66,7 +66,8 @@ class TrainConfig:
     """Validations in a row without a better PSNR after which the run ends; 0: never."""
     on_divergence: Literal["stop", "rollback", "ignore"] = "stop"
     """What a diverging run does. rollback: back to the last good checkpoint, learning rate
-    halved. ignore: it goes on as long as its loss and its gradient are finite."""
+    halved. ignore: it goes on as long as its loss is finite, and its gradient; at ZeRO 1 and 2
+    DeepSpeed leaves out the update by one that is not."""
     max_rollbacks: int = 3
     """Rollbacks after which a diverging run stops after all."""
     sample_clips: int = 4

@@ -94,8 +94,7 @@ class _ReluConvolution(torch.autograd.Function):
         kernel, offset = _parameters(x, weight, bias)
         out = _relu_convolution(x, kernel, offset, added, stride, padding)
         ctx.save_for_backward(x, kernel, out)
-        ctx.stride, ctx.padding = stride, padding
-        ctx.biased, ctx.dtype = bias is not None, weight.dtype
+        ctx.stride, ctx.padding, ctx.dtype = stride, padding, weight.dtype
         return out
 
     @staticmethod
@@ -103,7 +102,7 @@ class _ReluConvolution(torch.autograd.Function):
         x, kernel, out = ctx.saved_tensors
         g = _through_relu(gradients[0], out)
         to_x, to_weight, to_bias = _through_convolution(
-            g, x, kernel, ctx.stride, ctx.padding, ctx.biased, ctx.needs_input_grad[:2]
+            g, x, kernel, ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
         )
         to_added = g if ctx.needs_input_grad[3] else None
         return to_x, _to(to_weight, ctx.dtype), _to(to_bias, ctx.dtype), to_added, None, None
@@ -125,8 +124,7 @@ class _TwoSteps(torch.autograd.Function):
         present, earlier, offset = _halves(x, weight, bias)
         out = _two_steps(x, present, earlier, offset, past, clips, padding)
         ctx.save_for_backward(x, present, earlier, past, out)
-        ctx.clips, ctx.padding = clips, padding
-        ctx.biased, ctx.dtype = bias is not None, weight.dtype
+        ctx.clips, ctx.padding, ctx.dtype = clips, padding, weight.dtype
         return out
 
     @staticmethod
@@ -134,20 +132,16 @@ class _TwoSteps(torch.autograd.Function):
         x, present, earlier, past, out = ctx.saved_tensors
         clips, padding = ctx.clips, ctx.padding
         g = _through_relu(gradients[0], out)
-        both = (True, True)
-        to_x, to_present, to_bias = _through_convolution(
-            g, x, present, 1, padding, ctx.biased, both
-        )
+        both, with_bias = (True, True, False), (True, True, ctx.needs_input_grad[2])
+        to_x, to_present, to_bias = _through_convolution(g, x, present, 1, padding, with_bias)
         to_earlier, to_past = torch.zeros_like(to_present), None
         if len(x) > clips:
             later, to_earlier, _ = _through_convolution(
-                g[clips:], x[:-clips], earlier, 1, padding, False, both
+                g[clips:], x[:-clips], earlier, 1, padding, both
             )
             to_x[:-clips] += later
         if past is not None:
-            to_past, from_past, _ = _through_convolution(
-                g[:clips], past, earlier, 1, padding, False, both
-            )
+            to_past, from_past, _ = _through_convolution(g[:clips], past, earlier, 1, padding, both)
             to_earlier = to_earlier + from_past
         to_weight = torch.cat([to_present, to_earlier], 1).to(ctx.dtype)
         return to_x, to_weight, _to(to_bias, ctx.dtype), to_past, None, None
@@ -161,10 +155,12 @@ def _relu_convolution(
     stride: int,
     padding: int,
 ) -> Tensor:
-    if _has_cudnn(x):
+    if _has_cudnn(x, weight):
         geometry = ([stride, stride], [padding, padding], _ONE, 1)
         if added is None:
-            return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+            # cudnn_convolution_relu would add what lies in fresh memory, times 0: a NaN there, as
+            # white pixels are one in bf16, might stay one.
+            added = _room(x, weight, stride, padding).zero_()
         return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
     out = F.conv2d(x, weight, bias, stride, padding)
     return torch.relu_(out if added is None else out.add_(added))
@@ -179,10 +175,8 @@ def _two_steps(
     clips: int,
     padding: int,
 ) -> Tensor:
-    if _has_cudnn(x):
-        shape = (len(x), len(present), *x.shape[2:])
-        last = torch.channels_last
-        of_past = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=last)
+    if _has_cudnn(x, present):
+        of_past = _room(x, present, 1, padding)
         if past is None:
             of_past[:clips].zero_()
         else:
@@ -196,6 +190,17 @@ def _two_steps(
     if len(x) > clips:
         out[clips:] += F.conv2d(x[:-clips], earlier, padding=padding)
     return torch.relu_(out)
+
+
+def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Memory for a convolution's result, channels last, as it comes."""
+    height, width = (
+        (size + 2 * padding - kernel) // stride + 1
+        for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True)
+    )
+    shape = (len(x), len(weight), height, width)
+    layout = torch.channels_last
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 def _convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
@@ -242,26 +247,40 @@ def _through_convolution(
     weight: Tensor,
     stride: int,
     padding: int,
-    biased: bool,
-    wanted: tuple[bool, bool],
+    wanted: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, Tensor | None]:
     """Gradients with respect to a convolution's input, weight and bias, as far as wanted."""
     to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
         g,
         x,
         weight,
-        [len(weight)] if biased else None,
+        [len(weight)] if wanted[2] else None,
         [stride, stride],
         [padding, padding],
         _ONE,
         False,
         [0, 0],
         1,
-        [*wanted, biased and wanted[1]],
+        wanted,
     )
     return to_x, to_weight, to_bias
 
 
-def _has_cudnn(x: Tensor) -> bool:
-    # A compiler fuses by itself, and does not know cuDNN's fused convolutions.
-    return x.is_cuda and not torch.compiler.is_compiling()
+def _has_cudnn(x: Tensor, weight: Tensor) -> bool:
+    """Whether cuDNN's fused convolutions take this; what they refuse goes to PyTorch's own."""
+    # A compiler fuses by itself, and does not know them.
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return False
+    cudnn = torch.backends.cudnn
+    dtypes = [torch.float16, torch.float32]
+    if torch.cuda.get_device_capability(x.device) >= (8, 0):
+        dtypes.append(torch.bfloat16)
+    pixels = x.numel() // x.shape[1]
+    return (
+        torch.version.hip is None
+        and cudnn.enabled
+        # They have no choice of algorithms.
+        and not cudnn.deterministic
+        and x.dtype in dtypes
+        and pixels * max(x.shape[1], len(weight)) < 2**31
+    )

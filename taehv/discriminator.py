@@ -147,14 +147,9 @@ class Discriminator(nn.Module):
 def _beside(images: Tensor, context: Tensor) -> Tensor:
     """Both on channels, the context resized, in the precision and the memory format that
     convolutions take."""
-    device = images.device.type
-    dtype = images.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    resized = F.interpolate(context.to(dtype), size=images.shape[-2:], mode="nearest")
-    parts = [
-        part.to(dtype).contiguous(memory_format=torch.channels_last) for part in (images, resized)
-    ]
+    images = in_precision(images)
+    resized = F.interpolate(context.to(images.dtype), size=images.shape[-2:], mode="nearest")
+    parts = [part.contiguous(memory_format=torch.channels_last) for part in (images, resized)]
     return torch.cat(parts, 1)
 
 

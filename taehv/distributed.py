@@ -65,11 +65,11 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def on_device(values: Tensor) -> Tensor:
-    """A copy on this process's accelerator, for which the CPU does not wait."""
-    if torch.cuda.is_available():
-        return values.pin_memory().to(device(), non_blocking=True)
-    return values
+def on_device(values: Tensor, where: torch.device) -> Tensor:
+    """A copy there, for which the CPU does not wait."""
+    if where.type == "cuda":
+        return values.pin_memory().to(where, non_blocking=True)
+    return values.to(where)
 
 
 def sum_over_workers(values: Tensor) -> Tensor:

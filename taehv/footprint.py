@@ -28,7 +28,7 @@ from taehv.slots import SlotLayout
 from taehv.state import IMAGE_CHANNELS
 
 BUCKETS = 2 * 20_000_000 * 4
-"""Bytes of the two buckets that an engine exchanges gradients and weights in."""
+"""Bytes of the two buckets that an engine exchanges gradients and weights in, from ZeRO 1 on."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ def footprint(
         with _Live() as live:
             _one_pass(config, layout, generator, adversary, clip_shape, bf16)
             peak = live.peak
-    # Engines keep a float32 copy of the weights, and two moments of each, from ZeRO stage 1 on
-    # shared out among the workers.
-    sharers = layout.workers if config.optim.zero_stage else 1
+    optimizers = 2 * weights  # Two moments of each.
+    if config.optim.zero_stage:
+        # With a float32 copy of the weights, all shared out among the workers.
+        optimizers = 3 * weights // layout.workers + BUCKETS * len(networks)
     replay = int(config.seraena.replay_gigabytes * 1e9) // layout.workers if adversary else 0
     at_rest = (
         2 * weights  # The weights, and their gradients.
         + _weight_bytes(generator)  # The averaged weights.
-        + 3 * weights // sharers
-        + BUCKETS * len(networks)
+        + optimizers
         + replay
     )
     # The pass made the gradients, which are counted above.

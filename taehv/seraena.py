@@ -97,8 +97,8 @@ def corrected_targets(
     target = fake - g / (std(g) + 1e-5), where g is the gradient, with respect to the fake, of the
     squared difference between the score maps of real and of fake (mean per sample, summed over
     samples); the discriminator normalises by its running statistics and learns nothing. The
-    population standard deviation is taken over all elements of
-    each of the `groups` equal groups of slots, so that it does not depend on the worker count.
+    population standard deviation is taken over all elements of each of the `groups` equal groups of
+    slots, so that it does not depend on the worker count.
 
     Args:
         real, fake: [N, T, 3, H, W] around [0, 1]; neither receives a gradient.
@@ -171,11 +171,11 @@ def choose_shown(
         for group in range(groups):
             if not is_real[first + group] and (step + slot * groups + group) % 2:
                 again[first + group] = replay.show(step, slot, group)
-    shown_real = distributed.on_device(torch.tensor(is_real))
+    shown_real = distributed.on_device(torch.tensor(is_real), real.device)
     images = torch.where(shown_real.view(-1, 1, 1, 1), real_images, fake_images)
     contexts = context.repeat_interleave(groups, 0)
     if again:
-        rows = distributed.on_device(torch.tensor(list(again)))
+        rows = distributed.on_device(torch.tensor(list(again)), real.device)
         old_images, old_contexts = zip(*again.values(), strict=True)
         images.index_copy_(0, rows, torch.stack(old_images).to(images.dtype))
         contexts.index_copy_(0, rows, torch.stack(old_contexts).to(contexts.dtype))

@@ -6,11 +6,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from taehv import distributed
 from taehv.discriminator import commit_statistics
 from taehv.engines import (
+    Engine,
     autocast,
     clip_gradients,
     gradient_norm_before_step,
@@ -97,10 +98,10 @@ def train_step(
     for one_pass in range(layout.passes):
         part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
         clips = batch["frames"][part]
-        frames = distributed.on_device(torch.from_numpy(clips)).float() / 255
+        frames = distributed.on_device(torch.from_numpy(clips), device).float() / 255
         own_slots = slots[part].tolist()
         slot_weights = [float(slot != SURPLUS) for slot in own_slots]
-        weights = distributed.on_device(torch.tensor(slot_weights))
+        weights = distributed.on_device(torch.tensor(slot_weights), device)
         groups = len(own_slots) // layout.slots_per_group
         taught = teacher.targets(clips, frames) if teacher else None
         fed = taught if config.loss.decoder_input == "teacher" else None
@@ -144,15 +145,14 @@ def train_step(
             if adversary:
                 adversary.engine.step()
 
-    norm = gradient_norm_before_step(state.engine, state.generator)
-    norms = [] if norm is None else [norm]
-    if adversary and norm is not None:
-        other = gradient_norm_before_step(adversary.engine, adversary.network)
-        assert other is not None
-        norms.append(other)
-    agreed = _agree(losses, signals, norms)
+    trained: list[tuple[Engine, nn.Module]] = [(state.engine, state.generator)]
+    if adversary:
+        trained.append((adversary.engine, adversary.network))
+    norms = [gradient_norm_before_step(engine, network) for engine, network in trained]
+    agreed = _agree(losses, signals, [norm for norm in norms if norm is not None])
     losses = agreed.losses
-    _refuse_non_finite(agreed, batch, state.step)
+    _refuse_non_finite(losses, batch, state.step)
+    _refuse_non_finite_gradients(agreed.norms, state.step)
     if agreed.norms:
         clip_gradients(state.generator, agreed.norms[0], config.optim.gradient_clipping)
     state.engine.step()
@@ -186,7 +186,8 @@ class _Agreed:
 
 def _agree(losses: Tensor, signals: Signals, norms: list[Tensor]) -> _Agreed:
     """In one message, which is all that a step waits for."""
-    own = losses.new_tensor([float(signals.stop), float(signals.written)])
+    own = torch.tensor([float(signals.stop), float(signals.written)])
+    own = distributed.on_device(own, losses.device)
     # Of averaged gradients, so that each worker has the same.
     shares = [norm.float().view(1) / distributed.world_size() for norm in norms]
     message = distributed.sum_over_workers(torch.cat([losses.flatten(), own, *shares])).cpu()
@@ -199,16 +200,18 @@ def _agree(losses: Tensor, signals: Signals, norms: list[Tensor]) -> _Agreed:
     )
 
 
-def _refuse_non_finite(agreed: _Agreed, batch: Batch, step: int) -> None:
-    losses = agreed.losses
-    bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
-    if not bad:
-        if all(map(math.isfinite, agreed.norms)):
-            return
+def _refuse_non_finite_gradients(norms: list[float], step: int) -> None:
+    if not all(map(math.isfinite, norms)):
         raise DivergedError(
             f"the gradient is not finite at step {step}, though the losses are; the weights were "
             "not moved. Go on from the last checkpoint with a lower --optim.learning-rate"
         )
+
+
+def _refuse_non_finite(losses: Tensor, batch: Batch, step: int) -> None:
+    bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
+    if not bad:
+        return
     videos: dict[int, str] = {}
     for part in distributed.gather_objects(
         dict(zip(batch["sample"].tolist(), batch["video"], strict=True))

@@ -1,13 +1,50 @@
 """Fused convolutions against the layers one by one, in float64, with all their gradients."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taehv import convolutions
 from taehv.convolutions import convolve_relu, relu_convolution_of_two_steps
 from taehv.fused import convolve_steps_together, pool_and_convolve, stack_steps
 from taehv.group_norm import all_at_once, group_by_group
+
+
+@pytest.fixture(params=["plain", "as on a GPU"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second with cuDNN's two convolutions stood in for by formulas: who calls them is real."""
+    if request.param == "plain":
+        return
+
+    def add_relu(
+        x: Tensor,
+        weight: Tensor,
+        added: Tensor,
+        factor: float,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        *_: object,
+    ) -> Tensor:
+        assert added.is_contiguous(memory_format=torch.channels_last)
+        assert factor == 1.0
+        # A NaN of fresh memory would come out.
+        return F.relu(F.conv2d(x, weight, bias, stride, padding) + added)
+
+    def convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
+        out.copy_(F.conv2d(x, weight, padding=padding))
+
+    def dirty_room(*arguments: Any) -> Tensor:
+        return room(*arguments).fill_(torch.nan)
+
+    room = convolutions._room
+    monkeypatch.setattr(convolutions, "_has_cudnn", lambda x, weight: True)
+    monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
+    monkeypatch.setattr(convolutions, "_convolve_into", convolve_into)
+    monkeypatch.setattr(convolutions, "_room", dirty_room)
 
 
 def draw(*shape: int) -> Tensor:
@@ -26,13 +63,17 @@ def same_with_gradients(found: Tensor, expected: Tensor, inputs: list[Tensor]) -
         assert torch.allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("adds", [False, True])
 def test_a_convolution_with_a_sum_and_relu(stride: int, adds: bool) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 5, 3, stride, padding=1).double()
     x = draw(4, 3, 8, 6)
-    added = draw(4, 5, 8 // stride, 6 // stride) if adds else None
+    added = None
+    if adds:
+        added = draw(4, 5, 8 // stride, 6 // stride)
+        added = added.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
     inputs = [x, *conv.parameters(), *([added] if added is not None else [])]
     expected = F.relu(conv(x) + (added if added is not None else 0))
     same_with_gradients(convolve_relu(conv, x, added), expected, inputs)
@@ -48,6 +89,15 @@ def test_no_gradient_is_made_that_nobody_wants() -> None:
     assert all(p.grad is None for p in conv.parameters())
 
 
+def test_a_bias_may_train_where_its_weight_does_not() -> None:
+    conv = nn.Conv2d(3, 5, 3, padding=1).double()
+    conv.weight.requires_grad_(False)
+    assert conv.bias is not None
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    same_with_gradients(convolve_relu(conv, x), F.relu(conv(x)), [conv.bias])
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("clips", [1, 2])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("has_past", [False, True])

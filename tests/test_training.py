@@ -127,6 +127,21 @@ def test_resume_at_another_number_of_workers(reference: Path, tmp_path: Path) ->
     assert samples_by_step(tmp_path) == samples_by_step(reference)
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (0, 2), (1, 0)])
+def test_resume_with_more_workers_at_another_zero_stage(
+    reference: Path, tmp_path: Path, before: Literal[0, 1], after: Literal[0, 1, 2]
+) -> None:
+    config = small_config(checkpoint_every=3)
+    first, second = (
+        dataclasses.replace(config, optim=dataclasses.replace(config.optim, zero_stage=stage))
+        for stage in (before, after)
+    )
+    run(first, tmp_path, stop_at=3)
+    run_workers(2, run, second, tmp_path, 0, checkpoint.step_folder(tmp_path, 3))
+    assert_close(reference, tmp_path, 1e-3)
+    assert samples_by_step(tmp_path) == samples_by_step(reference)
+
+
 def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     config = small_config(checkpoint_every=2, max_steps=2)
     run(config, tmp_path)
