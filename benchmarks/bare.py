@@ -53,7 +53,16 @@ def bare_step(config: Config) -> tuple[TrainState, Callable[[], None]]:
     state = TrainState(config, layout)
     own = slice(*(layout.slots_per_worker * (distributed.rank() + k) for k in (0, 1)))
     batches: Iterator[Batch] = cycle([_part(batch, own) for batch in make_batches(config)])
-    return state, lambda: (train_step(state, next(batches), None), None)[1]
+    ahead: list[Batch] = []
+
+    def look_ahead() -> None:
+        batch = next(batches)
+        ahead.append({**batch, "frames": distributed.pinned(batch["frames"])})
+
+    def step() -> None:
+        train_step(state, ahead.pop() if ahead else next(batches), None, meanwhile=look_ahead)
+
+    return state, step
 
 
 def _part(batch: Batch, slots: slice) -> Batch:

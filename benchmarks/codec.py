@@ -40,6 +40,9 @@ ERROR = 1e-2
 PEAK = 0.5
 """On a GPU: most memory that the chunked mode may need, of the baseline's."""
 
+Way = tuple[Callable[[], Any], Callable[[], Any]]
+"""Encodes, and decodes, the frames and the latents at hand."""
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -87,7 +90,7 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
     with autocast():
         latents = model.encode_video(frames)
     chunk = options.chunk
-    ways: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    ways: dict[str, Way] = {
         "plain": (lambda: plain.encode(frames), lambda: plain.decode(latents).clamp(0, 1)),
         "parallel": (lambda: model.encode_video(frames), lambda: model.decode_video(latents)),
         f"in chunks of {chunk}": (
@@ -98,8 +101,10 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
             lambda: model.encode_video(frames, parallel=False),
             lambda: model.decode_video(latents, parallel=False),
         ),
-        "streaming": (partial(_stream_in, model, frames), partial(_stream_out, model, latents)),
+        "streaming": _streams(model, frames, latents, graphs=False),
     }
+    if device.type == "cuda":
+        ways["streaming, graphs"] = _streams(model, frames, latents, graphs=True)
     if options.compile:
         fast_in, fast_out = (
             Compiled(function, "network") for function in (model.encode_video, model.decode_video)
@@ -156,17 +161,16 @@ def _compare(options: argparse.Namespace, model: TAEHV, dtype: torch.dtype) -> b
     return good
 
 
-def _stream_in(model: TAEHV, frames: Tensor) -> None:
-    encoder = StreamingEncoder(model)
-    for frame in frames.unbind(1):
-        encoder.encode(frame)
-    encoder.flush()
+def _streams(model: TAEHV, frames: Tensor, latents: Tensor, graphs: bool) -> Way:
+    """Streams that have begun long ago, and go on from one repeat to the next."""
+    encoder = StreamingEncoder(model, graphs)
+    decoder = StreamingDecoder(model, frames_to_trim=0, graphs=graphs)
+    return partial(_feed, encoder.encode, frames), partial(_feed, decoder.decode, latents)
 
 
-def _stream_out(model: TAEHV, latents: Tensor) -> None:
-    decoder = StreamingDecoder(model, num_latents=latents.shape[1])
-    for latent in latents.unbind(1):
-        decoder.decode(latent)
+def _feed(stream: Callable[[Tensor], Any], steps: Tensor) -> None:
+    for step in steps.unbind(1):
+        stream(step)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from taehv import distributed
 from taehv.compiling import Compiled
+from taehv.recorded import Recorded
 
 # Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -84,13 +85,20 @@ class Engine(Protocol):
 class _Autocast(nn.Module):
     """Runs a network under autocast; inside the engine, which turns off an outer one."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype | None, compiles: bool) -> None:
+    def __init__(
+        self, network: nn.Module, name: str, dtype: torch.dtype | None, compiles: bool, graphs: bool
+    ) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
-        self._call = Compiled(network.forward, "network") if compiles else network
+        self._call = Compiled(network.forward, name) if compiles else network
+        parameters = list(network.parameters())
+        self._run = Recorded(self._compute, name, parameters) if graphs else self._compute
 
     def forward(self, *inputs: Any) -> Any:
+        return self._run(*inputs)
+
+    def _compute(self, *inputs: Any) -> Any:
         with autocast(self.dtype):
             return self._call(*inputs)
 
@@ -103,6 +111,7 @@ def autocast(dtype: torch.dtype | None) -> torch.autocast:
 
 def build_engine(
     network: nn.Module,
+    name: str,
     *,
     learning_rate: float,
     betas: tuple[float, float],
@@ -113,12 +122,14 @@ def build_engine(
     passes: int,
     dtype: torch.dtype | None,
     compiles: bool = False,
+    graphs: bool = False,
 ) -> Engine:
     """A DeepSpeed engine with AdamW around `network`, which must hold its weights already.
 
     A step is `passes` rounds of forward and `backward`, each followed by `step`; the weights move
     at the last. Gradients are averaged over passes and workers. With `compiles` the forward pass
-    goes through torch.compile; the network must then do nothing but compute.
+    goes through torch.compile, with `graphs` both passes are recorded as CUDA graphs where there
+    is a GPU; the network must then do nothing but compute. The log calls it `name`.
     """
     deepspeed = _import_deepspeed()
     optimizer = torch.optim.AdamW(
@@ -141,7 +152,7 @@ def build_engine(
         "timers": {"throughput": {"enabled": False}},
     }
     engine, *_ = deepspeed.initialize(
-        model=_Autocast(network, dtype, compiles),
+        model=_Autocast(network, name, dtype, compiles, graphs),
         optimizer=optimizer,
         config=config,
         dist_init_required=False,

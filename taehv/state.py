@@ -18,12 +18,20 @@ from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
 from taehv.discriminator import Discriminator
 from taehv.ema import Ema
-from taehv.engines import Engine, build_engine, load_optimizer_pieces, optimizer_pieces
+from taehv.engines import (
+    Engine,
+    autocast,
+    build_engine,
+    load_optimizer_pieces,
+    optimizer_pieces,
+)
 from taehv.errors import TrainingError
 from taehv.interfaces import Verdict
 from taehv.model import TAEHV, build_model
+from taehv.recorded import Recorded
 from taehv.replay import ReplayBuffer
 from taehv.saving import Snapshot
+from taehv.seraena import corrected_targets
 from taehv.slots import SURPLUS, SlotLayout
 from taehv.weights import load_weights
 
@@ -39,6 +47,8 @@ class Adversary:
     network: Discriminator
     engine: Engine
     replay: ReplayBuffer
+    correct: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """`seraena.corrected_targets` of a pass, from its real frames, its fakes and its latents."""
 
 
 class TrainState:
@@ -72,6 +82,7 @@ class TrainState:
         self.ema = Ema(self.generator, config.train.ema_decay)
         self.engine = build_engine(
             self.generator,
+            "generator",
             learning_rate=config.optim.learning_rate,
             betas=config.optim.betas,
             weight_decay=config.optim.weight_decay,
@@ -81,6 +92,7 @@ class TrainState:
             passes=layout.passes,
             dtype=config.train.autocast_dtype(),
             compiles=config.train.compile,
+            graphs=config.train.cuda_graphs,
         )
         self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
         if resume_from is not None:
@@ -160,6 +172,7 @@ class TrainState:
         network.to(distributed.device())
         engine = build_engine(
             network,
+            "discriminator",
             learning_rate=config.seraena.learning_rate,
             betas=config.seraena.betas,
             weight_decay=config.optim.weight_decay,
@@ -168,13 +181,21 @@ class TrainState:
             clips_per_pass=self.layout.slots_per_pass,
             passes=self.layout.passes,
             dtype=config.train.autocast_dtype(),
+            graphs=config.train.cuda_graphs,
         )
         replay = ReplayBuffer(
             int(config.seraena.replay_gigabytes * 1e9),
             config.train.global_batch_size,
             config.train.seed,
         )
-        return Adversary(network, engine, replay)
+        groups = self.layout.slots_per_pass // self.layout.slots_per_group
+
+        def correct(real: Tensor, fake: Tensor, latents: Tensor) -> Tensor:
+            with autocast(config.train.autocast_dtype()):
+                return corrected_targets(network, real, fake, latents, config.seraena, groups)
+
+        recorded = Recorded(correct, "correction") if config.train.cuda_graphs else correct
+        return Adversary(network, engine, replay, recorded)
 
     def _load(self, folder: Path) -> None:
         """Everything but the weights, which the engines were built around."""

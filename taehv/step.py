@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,6 @@ from taehv import distributed
 from taehv.discriminator import commit_statistics
 from taehv.engines import (
     Engine,
-    autocast,
     clip_gradients,
     gradient_norm_before_step,
     set_learning_rate,
@@ -20,7 +20,7 @@ from taehv.engines import (
 from taehv.errors import DivergedError
 from taehv.interfaces import Batch
 from taehv.losses import squared_error
-from taehv.seraena import choose_shown, corrected_targets, discriminator_loss
+from taehv.seraena import choose_shown, discriminator_loss
 from taehv.slots import SURPLUS
 from taehv.state import TrainState
 from taehv.teacher import Teacher
@@ -71,12 +71,23 @@ class StepOutcome:
 
 
 def train_step(
-    state: TrainState, batch: Batch, teacher: Teacher | None, signals: Signals = NO_SIGNALS
+    state: TrainState,
+    batch: Batch,
+    teacher: Teacher | None,
+    signals: Signals = NO_SIGNALS,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
     """One step of both networks over the global batch. A collective.
 
     The correction is taken from the discriminator as the last step left it, so that each pass
     over the generator is forward and backward at once, however many passes a step has.
+
+    Args:
+        state: what is trained.
+        batch: this worker's clips.
+        teacher: gives latents to learn from.
+        signals: what the others are to know.
+        meanwhile: called where a GPU has its work, and the CPU would wait for it.
 
     Raises:
         DivergedError: on all workers alike, before any weight moves, where a loss is not finite, or
@@ -102,7 +113,6 @@ def train_step(
         own_slots = slots[part].tolist()
         slot_weights = [float(slot != SURPLUS) for slot in own_slots]
         weights = distributed.on_device(torch.tensor(slot_weights), device)
-        groups = len(own_slots) // layout.slots_per_group
         taught = teacher.targets(clips, frames) if teacher else None
         fed = taught if config.loss.decoder_input == "teacher" else None
 
@@ -114,11 +124,7 @@ def train_step(
         encoder = squared_error(encoded, taught) if taught is not None else zero
         seraena = zero
         if adversary:
-            with autocast(config.train.autocast_dtype()):
-                target = corrected_targets(
-                    adversary.network, frames, decoded, latents, config.seraena, groups
-                )
-            seraena = squared_error(decoded, target)
+            seraena = squared_error(decoded, adversary.correct(frames, decoded, latents))
         total = (
             config.loss.reconstruction * reconstruction
             + config.loss.encoder * encoder
@@ -149,6 +155,7 @@ def train_step(
     if adversary:
         trained.append((adversary.engine, adversary.network))
     norms = [gradient_norm_before_step(engine, network) for engine, network in trained]
+    meanwhile()
     agreed = _agree(losses, signals, [norm for norm in norms if norm is not None])
     losses = agreed.losses
     _refuse_non_finite(losses, batch, state.step)

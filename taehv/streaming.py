@@ -1,22 +1,67 @@
 """Encoding and decoding of frames that arrive live, one at a time.
 
 Each side keeps one past activation per memory layer and gives the very numbers of a whole clip.
-Both run without gradients.
+Both run without gradients. With `graphs`, and on a GPU, a step is a CUDA graph from the third
+time on: a frame is little work in many kernels.
 """
 
-import torch
-from torch import Tensor
+from functools import partial
 
+import torch
+from torch import Tensor, nn
+
+from taehv import recorded
 from taehv.model import TAEHV
 from taehv.timesteps import TimeStepper
+
+
+class _Stream:
+    """A stack that is fed one time step after the other.
+
+    Args:
+        layers: the stack.
+        period: steps after which what happens repeats itself.
+        name: for the log.
+        graphs: whether a phase is recorded, where there is a GPU.
+    """
+
+    def __init__(self, layers: nn.Sequential, period: int, name: str, graphs: bool) -> None:
+        self._graphs = graphs
+        self.stepper = TimeStepper(layers)
+        self._taken = 0
+        self._after: list[list[tuple[nn.Module, str]]] = [[] for _ in range(period)]
+        """What is remembered after a step of each phase."""
+        self._runs = [recorded.Recorded(partial(self._run, phase), name) for phase in range(period)]
+
+    def push(self, x: Tensor, trim: int = 0) -> Tensor | None:
+        """`TimeStepper.push` of the next step, [N, 1, C, H, W]."""
+        cycle, phase = divmod(self._taken, len(self._runs))
+        self._taken += 1
+        # Until all layers have a past, the steps of a phase are not alike.
+        if not self._graphs or cycle == 0 or trim or not recorded.can_record([x]):
+            return self.stepper.push(x, trim)
+        self._before = list(self.stepper.memory)
+        out, *remembered = self._runs[phase](x, *self.stepper.memory.values())
+        self.stepper.memory = dict(zip(self._after[phase], remembered, strict=True))
+        # A recording writes over it.
+        return None if out is None else out.clone()
+
+    def _run(self, phase: int, x: Tensor, *remembered: Tensor) -> tuple[Tensor | None, ...]:
+        """A step as a function of all that it depends on."""
+        self.stepper.memory = dict(zip(self._before, remembered, strict=True))
+        out = self.stepper.push(x)
+        memory = self.stepper.memory
+        self._after[phase] = list(memory)
+        return out, *memory.values()
 
 
 class StreamingEncoder:
     """Turns a live stream of frames into latents, one per time_downscale frames."""
 
-    def __init__(self, model: TAEHV) -> None:
+    def __init__(self, model: TAEHV, graphs: bool = False) -> None:
         self._model = model
-        self._stepper = TimeStepper(model.encoder)
+        period = model.time_downscale
+        self._stream = _Stream(model.encoder, period, "streaming encoder", graphs)
         self._last: Tensor | None = None
         self._num_frames = 0
         self._flushed = False
@@ -53,7 +98,7 @@ class StreamingEncoder:
         return latent
 
     def _push(self, frame: Tensor) -> Tensor | None:
-        latent = self._stepper.push(self._model.fold(frame[:, None]))
+        latent = self._stream.push(self._model.fold(frame[:, None]))
         return None if latent is None else latent[:, 0]
 
 
@@ -66,7 +111,11 @@ class StreamingDecoder:
     """
 
     def __init__(
-        self, model: TAEHV, num_latents: int | None = None, frames_to_trim: int | None = None
+        self,
+        model: TAEHV,
+        num_latents: int | None = None,
+        frames_to_trim: int | None = None,
+        graphs: bool = False,
     ) -> None:
         if num_latents is not None and frames_to_trim is not None:
             raise ValueError("pass num_latents or frames_to_trim, not both")
@@ -78,7 +127,7 @@ class StreamingDecoder:
                 )
             frames_to_trim = model.alignment.frames_to_trim(num_latents or 1)
         self._model = model
-        self._stepper = TimeStepper(model.decoder)
+        self._stream = _Stream(model.decoder, 1, "streaming decoder", graphs)
         self._left_to_trim = frames_to_trim
         self._left_to_come = num_latents
 
@@ -96,5 +145,5 @@ class StreamingDecoder:
             self._left_to_come -= 1
         trimmed = min(self._left_to_trim, self._model.time_upscale)
         self._left_to_trim -= trimmed
-        frames = self._stepper.push(latent[:, None], trimmed)
+        frames = self._stream.push(latent[:, None], trimmed)
         return [] if frames is None else list(self._model.unfold(frames).clamp_(0, 1).unbind(1))

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+import torch
+
 from taehv import distributed
 from taehv.interfaces import Batch, Data, Hooks, RejectedVideo, Verdict
 from taehv.quarantine import Quarantine
@@ -41,6 +43,9 @@ class Supply:
         self._first: Future[Batch | None] | None = ThreadPoolExecutor(1).submit(
             next, self._batches, None
         )
+        self._ahead: Batch | None = None
+        self._idle: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        """Since when and until when a GPU, had it nothing to do, would have waited for it."""
         self._verdicts = verdicts
         self._quarantine = Quarantine(run)
         self._hooks = hooks
@@ -52,14 +57,31 @@ class Supply:
         """The next step's batch."""
         started = time.perf_counter()
         first = self._first.result() if self._first else None
-        batch = first or next(self._batches)
-        self._first = None
+        batch = self._ahead or first or next(self._batches)
+        self._first = self._ahead = None
         self._waited += time.perf_counter() - started
+        if self._idle:
+            since, until = self._idle
+            self._waited += since.elapsed_time(until) / 1e3
+            self._idle = None
         self._decoded += batch["decoded"]
         self._used += int((batch["sample"] != SURPLUS).sum()) * batch["frames"].shape[1]
         self._own_verdicts.update(batch["verdicts"])
         self.note(batch)
         return batch
+
+    def look_ahead(self) -> None:
+        """Take the next batch now, while a GPU computes, to where the GPU reads it from by itself.
+        (A CPU has no time to spare.)"""
+        if not torch.cuda.is_available():
+            return
+        since, until = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        since.record()
+        batch = next(self._batches, None)
+        if batch is not None:
+            self._ahead = {**batch, "frames": distributed.pinned(batch["frames"])}
+        until.record()
+        self._idle = since, until
 
     def note(self, batch: Batch) -> None:
         """Remember which videos a batch, of training or validation, found unusable.

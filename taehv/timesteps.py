@@ -34,27 +34,27 @@ class _State:
     """What a stack remembers from one call to the next."""
 
     def __init__(self) -> None:
-        self._past: dict[nn.Module, Tensor] = {}
-        self._waiting: dict[nn.Module, Tensor] = {}
+        self.past: dict[nn.Module, Tensor] = {}
+        self.waiting: dict[nn.Module, Tensor] = {}
 
     def exchange_past(self, layer: nn.Module, x: Tensor, clips: int) -> Tensor | None:
         """The step before x, [N, C, H, W], None at the start; x's last takes its place."""
-        past = self._past.get(layer)
+        past = self.past.get(layer)
         # A view of a chunk would keep the whole chunk.
-        self._past[layer] = x if len(x) == clips else x[-clips:].clone()
+        self.past[layer] = x if len(x) == clips else x[-clips:].clone()
         return past
 
     def waits(self, layer: TPool) -> bool:
         """Whether steps wait for a pool to be filled."""
-        return layer in self._waiting
+        return layer in self.waiting
 
     def fill(self, layer: TPool, x: Tensor, clips: int) -> Tensor:
         """The steps that wait and x, as far as they fill the pool; the rest waits."""
-        if layer in self._waiting:
-            x = torch.cat([self._waiting.pop(layer), x])
+        if layer in self.waiting:
+            x = torch.cat([self.waiting.pop(layer), x])
         whole = len(x) // (layer.stride * clips) * layer.stride * clips
         if whole < len(x):
-            self._waiting[layer] = x[whole:]
+            self.waiting[layer] = x[whole:]
         return x[:whole]
 
 
@@ -86,6 +86,10 @@ def run_parallel(
     return _unfold(x, clips)
 
 
+Memory = dict[tuple[nn.Module, str], Tensor]
+"""What a `TimeStepper` remembers: by layer, its past activation, or the steps a pool waits with."""
+
+
 class TimeStepper:
     """Runs a stack some time steps at a time and keeps the state in between.
 
@@ -94,8 +98,26 @@ class TimeStepper:
     """
 
     def __init__(self, layers: nn.Sequential) -> None:
+        self._layers = list(layers)
         self._segments = _segments(layers)
         self._state = _State()
+
+    @property
+    def memory(self) -> Memory:
+        """All that later steps depend on, in the order of the layers."""
+        kinds = (("past", self._state.past), ("waiting", self._state.waiting))
+        return {
+            (layer, kind): held[layer]
+            for layer in self._layers
+            for kind, held in kinds
+            if layer in held
+        }
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._state = _State()
+        for (layer, kind), x in memory.items():
+            (self._state.past if kind == "past" else self._state.waiting)[layer] = x
 
     def push(self, x: Tensor, trim: int = 0) -> Tensor | None:
         """Feed steps [N, T, C, H, W]; return those that came out, [N, T_out, C_out, ...].

@@ -188,6 +188,7 @@ class _Run:
                 batch,
                 self.teacher,
                 Signals(stop=hooks.should_stop(), written=self.saver.has_written()),
+                self.supply.look_ahead,
             )
             at_rest = outcome.stop_wanted
             if outcome.all_have_written:

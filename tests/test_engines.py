@@ -29,6 +29,7 @@ def small_network() -> nn.Module:
 def engine_for(network: nn.Module, stage: int) -> Engine:
     return build_engine(
         network,
+        "network",
         learning_rate=0.1,
         betas=(0.9, 0.95),
         weight_decay=0.01,

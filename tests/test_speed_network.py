@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.plain import PlainTaehv
 from taehv.model import TAEHV
-from taehv.streaming import StreamingDecoder
+from taehv.timesteps import TimeStepper
 from tests.jobs_run import REPOSITORY
 from tests.test_model_time import SMALL, random_model
 
@@ -96,10 +96,10 @@ def test_a_chunk_that_is_no_number_of_latents_is_refused() -> None:
 
 def test_what_is_carried_from_chunk_to_chunk_is_one_step_a_layer() -> None:
     model = random_model(SMALL["taehv"])
-    decoder = StreamingDecoder(model)
+    stepper = TimeStepper(model.decoder)
     with torch.no_grad():
-        decoder._stepper.push(torch.randn(1, 5, 16, 2, 2))
-    kept = decoder._stepper._state._past
+        stepper.push(torch.randn(1, 5, 16, 2, 2))
+    kept = stepper.memory
     assert len(kept) == 9
     for past in kept.values():
         assert len(past) == 1

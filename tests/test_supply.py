@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from taehv import distributed
 from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
@@ -93,3 +94,49 @@ def test_decoding_begins_before_a_batch_is_wanted(tmp_path: Path, steps: int) ->
     assert samples == [[2 * step, 2 * step + 1] for step in range(steps)]
     supply.close()
     assert data.closed
+
+
+class FakeEvent:
+    """Stands for a GPU's: the GPU had nothing to do for 0.25 s between each two."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        self.recorded = False
+
+    def record(self) -> None:
+        self.recorded = True
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        assert self.recorded
+        assert end.recorded
+        return 250.0
+
+
+def test_on_a_gpu_the_next_batch_is_taken_while_it_computes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed.initialise()
+    layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
+    verdicts = set[Verdict]()
+    supply = Supply(FaultyData(), layout, 0, 3, verdicts, RunFolder(str(tmp_path)), Hooks())
+    pinned: list[np.ndarray] = []
+
+    def pin(frames: np.ndarray) -> np.ndarray:
+        pinned.append(frames)
+        return frames
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(distributed, "pinned", pin)
+    batches = []
+    for _ in range(3):
+        batches.append(supply.next())
+        # A batch that is not used yet has no say in what a checkpoint keeps.
+        supply.share()
+        assert len(verdicts) == len(batches)
+        supply.look_ahead()
+    supply.close()
+    # After the last there is none.
+    assert len(pinned) == 2
+    assert [batch["sample"].tolist() for batch in batches] == [[0, 1], [2, 3], [4, 5]]
+    monkeypatch.undo()
+    assert supply._waited >= 0.5
