@@ -31,7 +31,7 @@ from taehv.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 """Between two looks at the mailbox. Where training runs on this machine's CPUs, each of them, with
 the mailbox's own process, takes time from a step."""
 
@@ -88,6 +88,7 @@ class Driver:
         tracking: gives MLflow, which may still be starting.
         progress: bar or lines.
         most_skipped: so many videos may turn out to be unusable.
+        under_way: called in each life once its first step is made.
     """
 
     def __init__(
@@ -97,12 +98,15 @@ class Driver:
         tracking: Callable[[], Tracker],
         progress: Progress,
         most_skipped: MostSkipped,
+        under_way: Callable[[], object] = lambda: None,
     ) -> None:
         self.run = run
         self.mailbox = mailbox
         self._tracking = tracking
         self.progress = progress
         self.most_skipped = most_skipped
+        self._under_way = under_way
+        self._is_under_way = False
         self.stopped_by: signal.Signals | None = None
         self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
@@ -204,6 +208,7 @@ class Driver:
     ) -> Ending:
         """One life."""
         self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
+        self._is_under_way = False
         ray.get(self.mailbox.begin_life.remote(stop=self.stopped_by is not None))
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
         fit = Fit(trainer)
@@ -242,6 +247,9 @@ class Driver:
     def _on_step(self, step: int) -> None:
         self._step = max(self._step, step)
         self.progress.step(step)
+        if step > 0 and not self._is_under_way:
+            self._is_under_way = True
+            self._under_way()
 
     def _on_row(self, row: Row) -> None:
         self._on_step(row["step"])

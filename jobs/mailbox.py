@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from taehv.interfaces import Hooks, RejectedVideo
 from taehv.journal import Row
 
-TELL_SECONDS = 0.5
+TELL_SECONDS = 1.0
 """A worker's progress is told, and whether to stop asked, no more often than this."""
 
 

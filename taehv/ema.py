@@ -26,6 +26,5 @@ class Ema(Generic[Network]):
     def update(self, module: Network, step: int) -> None:
         """Move towards `module`, which has just made step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        own = [p.data for p in self.network.parameters()]
-        current = [p.detach().float() for p in module.parameters()]
-        torch._foreach_lerp_(own, current, 1 - decay)
+        current = [p.float() for p in module.parameters()]
+        torch._foreach_lerp_(list(self.network.parameters()), current, 1 - decay)

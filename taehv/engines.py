@@ -138,7 +138,7 @@ def build_engine(
     config = {
         "train_micro_batch_size_per_gpu": clips_per_pass,
         "gradient_accumulation_steps": passes,
-        # At stage 0 it would do so parameter by parameter; see `clip_gradients`.
+        # At stage 0 it would do so parameter by parameter; see `guard_update`.
         "gradient_clipping": gradient_clipping if zero_stage else 0.0,
         # The defaults reserve gigabytes for buckets of 5e8 elements; two networks of about 10 M
         # parameters need no more than this.
@@ -173,11 +173,19 @@ def gradient_norm_before_step(engine: Engine, network: nn.Module) -> Tensor | No
     return torch.nn.utils.get_total_norm(_gradients(network))
 
 
-@torch.no_grad()
-def clip_gradients(network: nn.Module, norm: float, most: float) -> None:
-    """Scale gradients of this norm down to `most`; 0: never."""
-    if 0 < most < norm:
-        torch._foreach_mul_(_gradients(network), most / norm)
+def guard_update(engine: Engine, refused: Tensor, norm: Tensor, most: float) -> None:
+    """Have the next `step` scale gradients of this norm down to `most`, and leave the weights as
+    they are where `refused`: by fused AdamW itself, so that nobody waits to know either.
+
+    Args:
+        engine: at stage 0.
+        refused: 1 or 0, of no dimension.
+        norm: of the gradients, over all of the network.
+        most: their largest norm; 0: no limit.
+    """
+    adamw = _adamw(engine)
+    adamw.found_inf = refused  # type: ignore[attr-defined]
+    adamw.grad_scale = (norm / most).clamp(min=1) if most > 0 else None  # type: ignore[attr-defined]
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

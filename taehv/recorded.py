@@ -155,10 +155,19 @@ def record(work: Callable[[], T], pool: Pool = None) -> tuple[T, Replay, Pool]:
         # Other threads, which read videos or write checkpoints, may go on meanwhile.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = work()
-    finally:
-        # A recording that fails may leave PyTorch on the stream that it was made on.
+    except RuntimeError:
+        # PyTorch stays on the recording's stream otherwise, and its generator of random numbers in
+        # the belief that it is recorded.
         torch.cuda.set_stream(stream)
+        _renew_generator()
+        raise
     return results, graph.replay, graph.pool()
+
+
+def _renew_generator() -> None:
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    fresh = torch.Generator("cuda").manual_seed(generator.initial_seed())
+    generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
 def can_record(inputs: Sequence[Tensor | None]) -> bool:

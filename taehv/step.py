@@ -13,8 +13,8 @@ from taehv import distributed
 from taehv.discriminator import commit_statistics
 from taehv.engines import (
     Engine,
-    clip_gradients,
     gradient_norm_before_step,
+    guard_update,
     set_learning_rate,
 )
 from taehv.errors import DivergedError
@@ -95,82 +95,45 @@ def train_step(
             such a step).
     """
     config, layout, adversary = state.config, state.layout, state.adversary
-    device = distributed.device()
-    slots = layout.slots(distributed.rank())
-    # Engines average over passes and workers; a step's gradient is the mean over the batch.
-    share = layout.workers * layout.passes / layout.global_batch_size
-    losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=device)
+    losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=distributed.device())
     learning_rate = state.learning_rate_scale * config.optim.learning_rate_at(
         state.step, config.train.max_steps
     )
     set_learning_rate(state.engine, learning_rate)
-    seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
-
-    for one_pass in range(layout.passes):
-        part = slice(one_pass * layout.slots_per_pass, (one_pass + 1) * layout.slots_per_pass)
-        clips = batch["frames"][part]
-        frames = distributed.on_device(torch.from_numpy(clips), device).float() / 255
-        own_slots = slots[part].tolist()
-        slot_weights = [float(slot != SURPLUS) for slot in own_slots]
-        weights = distributed.on_device(torch.tensor(slot_weights), device)
-        taught = teacher.targets(clips, frames) if teacher else None
-        fed = taught if config.loss.decoder_input == "teacher" else None
-
-        encoded, decoded = state.engine(frames, fed)
-        latents = encoded if fed is None else fed
-        frames, decoded = state.generator.alignment.pair(frames, decoded)
-        zero = torch.zeros_like(weights)
-        reconstruction = squared_error(decoded, frames)
-        encoder = squared_error(encoded, taught) if taught is not None else zero
-        seraena = zero
-        if adversary:
-            seraena = squared_error(decoded, adversary.correct(frames, decoded, latents))
-        total = (
-            config.loss.reconstruction * reconstruction
-            + config.loss.encoder * encoder
-            + seraena_weight * seraena
-        )
-        state.engine.backward((total * weights).sum() * share)
-
-        discrimination = zero
-        if adversary:
-            shown = choose_shown(
-                frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
-            )
-            group_weights = weights[:: layout.slots_per_group]
-            scores = adversary.engine(shown.images, shown.context, group_weights)
-            discrimination = discriminator_loss(scores, shown.target, len(own_slots))
-            adversary.engine.backward((discrimination * weights).sum() * share)
-
-        table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
-        # Slots are consecutive, and those beyond the batch come last.
-        real = sum(slot != SURPLUS for slot in own_slots)
-        losses[own_slots[0] : own_slots[0] + real] = table[:real]
-        if one_pass < layout.passes - 1:
+    for number in range(layout.passes):
+        _one_pass(state, batch, teacher, number, losses)
+        if number < layout.passes - 1:
             state.engine.step()
             if adversary:
                 adversary.engine.step()
 
-    trained: list[tuple[Engine, nn.Module]] = [(state.engine, state.generator)]
+    trained: list[tuple[Engine, nn.Module, float]] = [
+        (state.engine, state.generator, config.optim.gradient_clipping)
+    ]
     if adversary:
-        trained.append((adversary.engine, adversary.network))
-    norms = [gradient_norm_before_step(engine, network) for engine, network in trained]
-    meanwhile()
-    agreed = _agree(losses, signals, [norm for norm in norms if norm is not None])
-    losses = agreed.losses
-    _refuse_non_finite(losses, batch, state.step)
-    _refuse_non_finite_gradients(agreed.norms, state.step)
-    if agreed.norms:
-        clip_gradients(state.generator, agreed.norms[0], config.optim.gradient_clipping)
-    state.engine.step()
-    gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
+        trained.append((adversary.engine, adversary.network, 0.0))
+    norms = [gradient_norm_before_step(engine, network) for engine, network, _ in trained]
+    known = [norm for norm in norms if norm is not None]
+    message = _exchange(losses, signals, known)
+    agreed = None
+    if known:
+        # Whether the weights move is left to the device, for which nobody waits until the end.
+        refused = 1.0 - message.isfinite().all().float()
+        for (engine, _, most), norm in zip(trained, known, strict=True):
+            guard_update(engine, refused, norm, most)
+    else:
+        agreed = _read(message, losses, batch, state.step)
+    for engine, _, _ in trained:
+        engine.step()
     if adversary:
-        adversary.engine.step()
         commit_statistics(adversary.network, layout.groups)
     state.ema.update(state.generator, state.step)
+    meanwhile()
+    agreed = agreed or _read(message, losses, batch, state.step)
+    gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
     state.step += 1
     return StepOutcome(
-        losses,
+        agreed.losses,
         learning_rate,
         0.0 if gradient_norm is None else gradient_norm,
         agreed.stop_wanted,
@@ -178,33 +141,89 @@ def train_step(
     )
 
 
+def _one_pass(
+    state: TrainState, batch: Batch, teacher: Teacher | None, number: int, losses: Tensor
+) -> None:
+    """Gradients of both networks over a part of this worker's clips; writes their losses.
+
+    A function of its own, so that no pass leaves anything alive of autograd's to the next.
+    """
+    config, layout, adversary = state.config, state.layout, state.adversary
+    device = losses.device
+    part = slice(number * layout.slots_per_pass, (number + 1) * layout.slots_per_pass)
+    clips = batch["frames"][part]
+    frames = distributed.on_device(torch.from_numpy(clips), device).float() / 255
+    own_slots = layout.slots(distributed.rank())[part].tolist()
+    slot_weights = [float(slot != SURPLUS) for slot in own_slots]
+    weights = distributed.on_device(torch.tensor(slot_weights), device)
+    taught = teacher.targets(clips, frames) if teacher else None
+    fed = taught if config.loss.decoder_input == "teacher" else None
+    # Engines average over passes and workers; a step's gradient is the mean over the batch.
+    share = layout.workers * layout.passes / layout.global_batch_size
+    seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
+
+    encoded, decoded = state.engine(frames, fed)
+    latents = encoded if fed is None else fed
+    frames, decoded = state.generator.alignment.pair(frames, decoded)
+    zero = torch.zeros_like(weights)
+    reconstruction = squared_error(decoded, frames)
+    encoder = squared_error(encoded, taught) if taught is not None else zero
+    seraena = zero
+    if adversary:
+        seraena = squared_error(decoded, adversary.correct(frames, decoded, latents))
+    total = (
+        config.loss.reconstruction * reconstruction
+        + config.loss.encoder * encoder
+        + seraena_weight * seraena
+    )
+    state.engine.backward((total * weights).sum() * share)
+
+    discrimination = zero
+    if adversary:
+        shown = choose_shown(
+            frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
+        )
+        group_weights = weights[:: layout.slots_per_group]
+        scores = adversary.engine(shown.images, shown.context, group_weights)
+        discrimination = discriminator_loss(scores, shown.target, len(own_slots))
+        adversary.engine.backward((discrimination * weights).sum() * share)
+
+    table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
+    # Slots are consecutive, and those beyond the batch come last.
+    real = sum(slot != SURPLUS for slot in own_slots)
+    losses[own_slots[0] : own_slots[0] + real] = table[:real]
+
+
 @dataclass(frozen=True)
 class _Agreed:
-    """What all workers know of a step before its weights move."""
+    """What all workers know of a step."""
 
     losses: Tensor
     """Of all slots, on the CPU."""
     norms: list[float]
-    """Of the networks' gradients, the generator's first, where they are known by now."""
+    """Of the networks' gradients, the generator's first, where they are known."""
     stop_wanted: bool
     """By any worker."""
     all_have_written: bool
 
 
-def _agree(losses: Tensor, signals: Signals, norms: list[Tensor]) -> _Agreed:
-    """In one message, which is all that a step waits for."""
+def _exchange(losses: Tensor, signals: Signals, norms: list[Tensor]) -> Tensor:
+    """All that the workers tell each other, in one message, still on the device. A collective."""
     own = torch.tensor([float(signals.stop), float(signals.written)])
     own = distributed.on_device(own, losses.device)
     # Of averaged gradients, so that each worker has the same.
     shares = [norm.float().view(1) / distributed.world_size() for norm in norms]
-    message = distributed.sum_over_workers(torch.cat([losses.flatten(), own, *shares])).cpu()
-    stop, written, *agreed = message[losses.numel() :].tolist()
-    return _Agreed(
-        message[: losses.numel()].view_as(losses),
-        agreed,
-        stop > 0,
-        written == distributed.world_size(),
-    )
+    return distributed.sum_over_workers(torch.cat([losses.flatten(), own, *shares]))
+
+
+def _read(message: Tensor, losses: Tensor, batch: Batch, step: int) -> _Agreed:
+    """Wait for the message, which is all that a step waits for; raise DivergedError by it."""
+    message = message.cpu()
+    stop, written, *norms = message[losses.numel() :].tolist()
+    all_losses = message[: losses.numel()].view_as(losses)
+    _refuse_non_finite(all_losses, batch, step)
+    _refuse_non_finite_gradients(norms, step)
+    return _Agreed(all_losses, norms, stop > 0, written == distributed.world_size())
 
 
 def _refuse_non_finite_gradients(norms: list[float], step: int) -> None:

@@ -16,6 +16,7 @@ import torch
 from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
 from taehv.errors import DivergedError, MemoryShortageError, TrainingError
+from taehv.host_memory import keep_freed_memory
 from taehv.interfaces import Data, Hooks
 from taehv.memory import release, shortage_explained
 from taehv.recovery import last_good, with_halved_passes
@@ -71,6 +72,7 @@ def train(
             checkpoints that cannot be written.
     """
     distributed.initialise()
+    keep_freed_memory()
     # Of a run that this process trained before.
     release()
     layout = config.train.layout(distributed.world_size())

@@ -12,6 +12,8 @@ from taehv.engines import (
     MOMENTS,
     Engine,
     build_engine,
+    gradient_norm_before_step,
+    guard_update,
     load_optimizer_pieces,
     optimizer_pieces,
 )
@@ -107,3 +109,44 @@ def test_pieces_that_are_no_whole_are_refused(tmp_path: Path) -> None:
         load_optimizer_pieces(engine, network, [first])
     with pytest.raises(ValueError, match=r"the network has no x\.exp_avg"):
         load_optimizer_pieces(engine, network, [first, second, {"x.exp_avg@0": torch.zeros(1)}])
+
+
+@pytest.mark.parametrize("most", [0.0, 0.05, 1e6], ids=["no limit", "clipped", "not reached"])
+def test_a_guarded_update_is_that_of_clipped_gradients(most: float) -> None:
+    distributed.initialise()
+    network, plain = small_network(), small_network()
+    engine = engine_for(network, 0)
+    adamw = torch.optim.AdamW(plain.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.01)
+    for step in range(STEPS):
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(step))
+        engine.backward(engine(x).square().mean())
+        norm = gradient_norm_before_step(engine, network)
+        assert norm is not None
+        guard_update(engine, torch.tensor(0.0), norm, most)
+        engine.step()
+        adamw.zero_grad()
+        torch.autograd.backward(plain(x).square().mean())
+        expected = nn.utils.clip_grad_norm_(plain.parameters(), most or torch.inf)
+        adamw.step()
+        torch.testing.assert_close(norm, expected)
+    for own, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+def test_a_refused_update_moves_nothing() -> None:
+    distributed.initialise()
+    network = small_network()
+    engine = engine_for(network, 0)
+    take_steps(engine)
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    state = {key: value.clone() for key, value in optimizer_pieces(engine, network).items()}
+    engine.backward(engine(torch.full((4, 7), torch.nan)).square().mean())
+    norm = gradient_norm_before_step(engine, network)
+    assert norm is not None
+    assert norm.isnan()
+    guard_update(engine, torch.tensor(1.0), norm, 1.0)
+    engine.step()
+    for own, other in zip(network.parameters(), before, strict=True):
+        assert torch.equal(own, other)
+    for key, value in optimizer_pieces(engine, network).items():
+        assert torch.equal(value, state[key])
