@@ -47,7 +47,7 @@ class TrainConfig:
     """Run the generator through torch.compile: the first step takes a minute longer, and each one
     after may take less; benchmarks/step.py tells. Where it cannot be compiled, a line in the log
     says so, and the run goes on without."""
-    cuda_graphs: bool = False
+    cuda_graphs: bool = True
     """On a GPU, record the kernels of a pass and start them together: the CPU takes longer to start
     some one by one than the GPU to run them. Each pass then keeps its memory for itself; where that
     is short, a line in the log says so, and the run goes on without."""
