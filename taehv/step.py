@@ -125,11 +125,11 @@ def train_step(
         agreed = _read(message, losses, batch, state.step)
     for engine, _, _ in trained:
         engine.step()
+    meanwhile()
+    agreed = agreed or _read(message, losses, batch, state.step)
     if adversary:
         commit_statistics(adversary.network, layout.groups)
     state.ema.update(state.generator, state.step)
-    meanwhile()
-    agreed = agreed or _read(message, losses, batch, state.step)
     gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
     state.step += 1
     return StepOutcome(
