@@ -158,21 +158,27 @@ def batch_norms(discriminator: nn.Module) -> list[GroupBatchNorm2d]:
 
 
 @torch.no_grad()
-def commit_statistics(discriminator: nn.Module, groups: int) -> None:
-    """Move the running statistics by the average over this step's `groups` groups of all workers.
+def commit_statistics(discriminator: nn.Module, groups: int, refused: Tensor | None = None) -> None:
+    """Move the running statistics by the average over this step's `groups` groups of all workers,
+    unless `refused`, on the device, is 1.
 
     A collective: every worker calls it once a step.
     """
     norms = batch_norms(discriminator)
     sums = distributed.sum_over_workers(torch.cat([norm.sums.flatten() for norm in norms]))
-    parts = torch.split(sums, [norm.sums.numel() for norm in norms])
-    for norm, part in zip(norms, parts, strict=True):
-        mean, variance = (part / groups).view_as(norm.sums)
+    running, counts = [], []
+    for norm in norms:
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        assert norm.momentum is not None
         assert norm.num_batches_tracked is not None
-        norm.running_mean.lerp_(mean, norm.momentum)
-        norm.running_var.lerp_(variance, norm.momentum)
-        norm.num_batches_tracked.add_(1)
-        norm.sums.zero_()
+        running += [norm.running_mean, norm.running_var]
+        counts.append(norm.num_batches_tracked)
+    averages, step = sums / groups, torch.ones_like(counts[0])
+    if refused is not None:
+        averages = torch.where(refused > 0, torch.cat(running), averages)
+        step -= refused.to(step.dtype)
+    momentum = norms[0].momentum
+    assert momentum is not None
+    torch._foreach_lerp_(running, torch.split(averages, [r.numel() for r in running]), momentum)
+    torch._foreach_add_(counts, [step] * len(counts))
+    torch._foreach_zero_([norm.sums for norm in norms])

@@ -115,20 +115,20 @@ def train_step(
     norms = [gradient_norm_before_step(engine, network) for engine, network, _ in trained]
     known = [norm for norm in norms if norm is not None]
     message = _exchange(losses, signals, known)
+    # Whether the networks move is left to the device, for which nobody waits until the end.
+    refused = 1.0 - message.isfinite().all().float()
     agreed = None
     if known:
-        # Whether the weights move is left to the device, for which nobody waits until the end.
-        refused = 1.0 - message.isfinite().all().float()
         for (engine, _, most), norm in zip(trained, known, strict=True):
             guard_update(engine, refused, norm, most)
     else:
         agreed = _read(message, losses, batch, state.step)
     for engine, _, _ in trained:
         engine.step()
+    if adversary:
+        commit_statistics(adversary.network, layout.groups, refused)
     meanwhile()
     agreed = agreed or _read(message, losses, batch, state.step)
-    if adversary:
-        commit_statistics(adversary.network, layout.groups)
     state.ema.update(state.generator, state.step)
     gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
     state.step += 1

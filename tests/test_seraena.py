@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from taehv.discriminator import Discriminator, GroupBatchNorm2d, commit_statistics
+from taehv.discriminator import Discriminator, GroupBatchNorm2d, batch_norms, commit_statistics
 from taehv.errors import TrainingError
 from taehv.replay import ReplayBuffer
 from taehv.seraena import (
@@ -238,3 +238,17 @@ def test_layouts_that_cannot_be() -> None:
             SlotLayout(*arguments)
     assert SlotLayout(16, 2, 2, max_clips_per_pass=5).passes == 2
     assert SlotLayout(16, 2, 2, max_clips_per_pass=5).slots_per_pass == 4
+
+
+def test_a_refused_step_leaves_the_running_statistics() -> None:
+    network = Discriminator(9, 16, (4, 8, 8, 8, 8, 8))
+    network(torch.rand(4, 9, 16, 16), torch.rand(4, 16, 2, 2), torch.ones(2))
+    commit_statistics(network, 2, torch.tensor(0.0))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert all(norm.num_batches_tracked == 1 for norm in batch_norms(network))
+    assert before["blocks.0.1.running_mean"].any()
+    network(torch.full((4, 9, 16, 16), torch.nan), torch.rand(4, 16, 2, 2), torch.ones(2))
+    commit_statistics(network, 2, torch.tensor(1.0))
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert all(not norm.sums.any() for norm in batch_norms(network))
