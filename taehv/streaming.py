@@ -40,8 +40,9 @@ class _Stream:
         # Until all layers have a past, the steps of a phase are not alike.
         if not self._graphs or cycle == 0 or trim or not recorded.can_record([x]):
             return self.stepper.push(x, trim)
-        self._before = list(self.stepper.memory)
-        out, *remembered = self._runs[phase](x, *self.stepper.memory.values())
+        memory = self.stepper.memory
+        self._before = list(memory)
+        out, *remembered = self._runs[phase](x, *memory.values())
         self.stepper.memory = dict(zip(self._after[phase], remembered, strict=True))
         # A recording writes over it.
         return None if out is None else out.clone()
