@@ -6,7 +6,7 @@ import copy
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -23,8 +23,22 @@ class Ema(Generic[Network]):
         self.network: Network = copy.deepcopy(module).float().eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, module: Network, step: int) -> None:
-        """Move towards `module`, which has just made step `step` (from 0)."""
+    def update(self, module: Network, step: int, refused: Tensor) -> None:
+        """Move towards `module`, which has just made step `step` (from 0), unless `refused`, of no
+        dimension and on the device, is 1: nobody waits to know."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        current = [p.float() for p in module.parameters()]
-        torch._foreach_lerp_(list(self.network.parameters()), current, 1 - decay)
+        share = (1 - decay) * (1 - refused)
+        averages: list[Tensor] = list(self.network.parameters())
+        current: list[Tensor] = list(module.parameters())
+        if share.device.type == "cpu":
+            torch._foreach_lerp_(averages, current, share.item())
+        else:
+            _move(averages, current, share)
+
+
+def _move(averages: list[Tensor], towards: list[Tensor], share: Tensor) -> None:
+    """`_foreach_lerp_` with a weight that only the device knows, for which it has no kernel that
+    takes many tensors at once."""
+    changes = torch._foreach_sub(towards, averages)
+    torch._foreach_mul_(changes, share)
+    torch._foreach_add_(averages, changes)

@@ -127,9 +127,9 @@ def train_step(
         engine.step()
     if adversary:
         commit_statistics(adversary.network, layout.groups, refused)
+    state.ema.update(state.generator, state.step, refused)
     meanwhile()
     agreed = agreed or _read(message, losses, batch, state.step)
-    state.ema.update(state.generator, state.step)
     gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
     state.step += 1
     return StepOutcome(

@@ -1,0 +1,57 @@
+"""Averaged weights: how fast they follow, and that a refused step leaves them alone."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from taehv import ema
+from taehv.ema import Ema
+
+TAKEN, REFUSED = torch.tensor(0.0), torch.tensor(1.0)
+
+
+def _wander(network: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter))
+
+
+def _weights(network: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in network.parameters()]).double()
+
+
+def test_it_follows_the_recursion_in_float64() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(5, 6))
+    average = Ema(network, decay=0.5)
+    expected = _weights(network)
+    for step in range(30):
+        _wander(network)
+        average.update(network, step, TAKEN)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * _weights(network)
+    torch.testing.assert_close(_weights(average.network), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_refused_step_moves_nothing() -> None:
+    network = nn.Linear(5, 6)
+    average = Ema(network, decay=0.9)
+    before = _weights(average.network)
+    _wander(network)
+    average.update(network, 3, REFUSED)
+    assert torch.equal(_weights(average.network), before)
+    average.update(network, 3, TAKEN)
+    assert not torch.equal(_weights(average.network), before)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_a_share_on_the_device_moves_as_far_as_one_the_program_knows(share: float) -> None:
+    torch.manual_seed(1)
+    averages = [torch.randn(7, 5), torch.randn(3)]
+    towards = [torch.randn_like(a) for a in averages]
+    expected = [
+        torch.lerp(a.double(), t.double(), share) for a, t in zip(averages, towards, strict=True)
+    ]
+    ema._move(averages, towards, torch.tensor(share))
+    for found, wanted in zip(averages, expected, strict=True):
+        torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
