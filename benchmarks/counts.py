@@ -30,14 +30,23 @@ class Operation:
     """Of all that it reads and writes, each once."""
 
 
-def _convolution(_: Tensor, weight: Tensor, *others: Any, out_val: Tensor, **options: Any) -> int:
-    return 2 * out_val.numel() * weight[0].numel()
+# Convolutions with what follows them, which PyTorch's own table lacks: the place of their weight
+# among their arguments.
+_WEIGHT_AT: Mapping[str, int] = {
+    "aten::cudnn_convolution.out": 1,
+    "aten::cudnn_convolution_add_relu": 1,
+    "mkldnn::_convolution_pointwise": 1,
+    "mkldnn::_convolution_pointwise.binary": 2,
+    "mkldnn::_convolution_pointwise_.binary": 2,
+}
 
 
-# cuDNN's convolutions with what follows them, which PyTorch's own table lacks.
-_CUDNN: Mapping[str, Callable[..., int]] = dict.fromkeys(
-    ("cudnn_convolution", "cudnn_convolution_add_relu"), _convolution
-)
+def _flops(func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> int:
+    if func.name() in _WEIGHT_AT:
+        weight = args[_WEIGHT_AT[func.name()]]
+        return int(2 * out.numel() * weight[0].numel())
+    count = flop_registry.get(func.overloadpacket)
+    return int(count(*args, **kwargs, out_val=out)) if count else 0
 
 
 class _Recorder(TorchDispatchMode):
@@ -51,7 +60,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         results = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        name = func.name().removeprefix("aten::").split(".")[0]
+        name = func.name().split("::")[-1].split(".")[0]
         if func.is_view or name in (
             "empty",
             "empty_like",
@@ -64,12 +73,11 @@ class _Recorder(TorchDispatchMode):
         # Where the result goes is among the results.
         read = (args, {name: value for name, value in kwargs.items() if name != "out"})
         given = [leaf for leaf in tree_leaves(read) if isinstance(leaf, Tensor)]
-        count = _CUDNN.get(name) or flop_registry.get(func.overloadpacket)
         self.operations.append(
             Operation(
                 name,
                 tuple(results[0].shape) if results else (),
-                int(count(*args, **kwargs, out_val=out)) if count else 0,
+                _flops(func, args, kwargs, out),
                 sum(tensor.nbytes for tensor in (*given, *results)),
             )
         )

@@ -1,9 +1,8 @@
 """Convolutions together with what follows them: a sum, and the ReLU.
 
 By themselves, a bias, a sum and a ReLU each read and write a whole activation, which on a GPU takes
-as long as a convolution of 64 channels. cuDNN does all of it in the convolution's own pass.
-Elsewhere they are done in place. The backward pass needs the result alone: where it is 0, nothing
-comes through.
+as long as a convolution of 64 channels; here they are part of the convolution. The backward pass
+needs the result alone: where it is 0, nothing comes through.
 
 Activations are [rows, C, H, W]; under autocast they and the weights are taken in its precision.
 """
@@ -13,10 +12,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-_ONE = [1, 1]
+from taehv.convolution_kernels import relu_convolution_kernel, two_steps_kernel
 
 
 def convolve_relu(conv: nn.Conv2d, x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -48,7 +46,7 @@ def relu_convolution(
     if torch.is_grad_enabled():
         out: Tensor = _ReluConvolution.apply(x, weight, bias, added, stride, padding)  # type: ignore[no-untyped-call]
         return out
-    return _relu_convolution(x, *_parameters(x, weight, bias), added, stride, padding)
+    return relu_convolution_kernel(x, *_parameters(x, weight, bias), added, stride, padding)
 
 
 def relu_convolution_of_two_steps(
@@ -71,7 +69,7 @@ def relu_convolution_of_two_steps(
     if torch.is_grad_enabled():
         out: Tensor = _TwoSteps.apply(x, conv.weight, conv.bias, past, clips, padding)  # type: ignore[no-untyped-call]
         return out
-    return _two_steps(x, *_halves(x, conv.weight, conv.bias), past, clips, padding)
+    return two_steps_kernel(x, *_halves(x, conv.weight, conv.bias), past, clips, padding)
 
 
 def in_precision(x: Tensor) -> Tensor:
@@ -92,7 +90,7 @@ class _ReluConvolution(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         kernel, offset = _parameters(x, weight, bias)
-        out = _relu_convolution(x, kernel, offset, added, stride, padding)
+        out = relu_convolution_kernel(x, kernel, offset, added, stride, padding)
         ctx.save_for_backward(x, kernel, out)
         ctx.stride, ctx.padding, ctx.dtype = stride, padding, weight.dtype
         return out
@@ -122,7 +120,7 @@ class _TwoSteps(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         present, earlier, offset = _halves(x, weight, bias)
-        out = _two_steps(x, present, earlier, offset, past, clips, padding)
+        out = two_steps_kernel(x, present, earlier, offset, past, clips, padding)
         ctx.save_for_backward(x, present, earlier, past, out)
         ctx.clips, ctx.padding, ctx.dtype = clips, padding, weight.dtype
         return out
@@ -145,79 +143,6 @@ class _TwoSteps(torch.autograd.Function):
             to_earlier = to_earlier + from_past
         to_weight = torch.cat([to_present, to_earlier], 1).to(ctx.dtype)
         return to_x, to_weight, _to(to_bias, ctx.dtype), to_past, None, None
-
-
-def _relu_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    added: Tensor | None,
-    stride: int,
-    padding: int,
-) -> Tensor:
-    if _has_cudnn(x, weight):
-        geometry = ([stride, stride], [padding, padding], _ONE, 1)
-        if added is None:
-            # cudnn_convolution_relu would add what lies in fresh memory, times 0: a NaN there, as
-            # white pixels are one in bf16, might stay one.
-            added = _room(x, weight, stride, padding).zero_()
-        return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
-    out = F.conv2d(x, weight, bias, stride, padding)
-    return torch.relu_(out if added is None else out.add_(added))
-
-
-def _two_steps(
-    x: Tensor,
-    present: Tensor,
-    earlier: Tensor,
-    bias: Tensor | None,
-    past: Tensor | None,
-    clips: int,
-    padding: int,
-) -> Tensor:
-    if _has_cudnn(x, present):
-        of_past = _room(x, present, 1, padding)
-        if past is None:
-            of_past[:clips].zero_()
-        else:
-            _convolve_into(of_past[:clips], past, earlier, padding)
-        if len(x) > clips:
-            _convolve_into(of_past[clips:], x[:-clips], earlier, padding)
-        return _relu_convolution(x, present, bias, of_past, 1, padding)
-    out = F.conv2d(x, present, bias, padding=padding)
-    if past is not None:
-        out[:clips] += F.conv2d(past, earlier, padding=padding)
-    if len(x) > clips:
-        out[clips:] += F.conv2d(x[:-clips], earlier, padding=padding)
-    return torch.relu_(out)
-
-
-def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Memory for a convolution's result, channels last, as it comes."""
-    height, width = (
-        (size + 2 * padding - kernel) // stride + 1
-        for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True)
-    )
-    shape = (len(x), len(weight), height, width)
-    layout = torch.channels_last
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=layout)
-
-
-def _convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
-    """By cuDNN, to where the result is wanted."""
-    cudnn = torch.backends.cudnn
-    torch.ops.aten.cudnn_convolution.out(
-        x,
-        weight,
-        [padding, padding],
-        _ONE,
-        _ONE,
-        1,
-        cudnn.benchmark,
-        cudnn.deterministic,
-        cudnn.allow_tf32,
-        out=out,
-    )
 
 
 def _parameters(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -257,30 +182,10 @@ def _through_convolution(
         [len(weight)] if wanted[2] else None,
         [stride, stride],
         [padding, padding],
-        _ONE,
+        [1, 1],
         False,
         [0, 0],
         1,
         wanted,
     )
     return to_x, to_weight, to_bias
-
-
-def _has_cudnn(x: Tensor, weight: Tensor) -> bool:
-    """Whether cuDNN's fused convolutions take this; what they refuse goes to PyTorch's own."""
-    # A compiler fuses by itself, and does not know them.
-    if not x.is_cuda or torch.compiler.is_compiling():
-        return False
-    cudnn = torch.backends.cudnn
-    dtypes = [torch.float16, torch.float32]
-    if torch.cuda.get_device_capability(x.device) >= (8, 0):
-        dtypes.append(torch.bfloat16)
-    pixels = x.numel() // x.shape[1]
-    return (
-        torch.version.hip is None
-        and cudnn.enabled
-        # They have no choice of algorithms.
-        and not cudnn.deterministic
-        and x.dtype in dtypes
-        and pixels * max(x.shape[1], len(weight)) < 2**31
-    )

@@ -183,9 +183,11 @@ def guard_update(engine: Engine, refused: Tensor, norm: Tensor, most: float) -> 
         norm: of the gradients, over all of the network.
         most: their largest norm; 0: no limit.
     """
-    adamw = _adamw(engine)
-    adamw.found_inf = refused  # type: ignore[attr-defined]
-    adamw.grad_scale = (norm / most).clamp(min=1) if most > 0 else None  # type: ignore[attr-defined]
+    # It takes these two in float32, whatever the weights are.
+    adamw, dtype = _adamw(engine), torch.float32
+    adamw.found_inf = refused.to(dtype)  # type: ignore[attr-defined]
+    scale = (norm / most).clamp(min=1).to(dtype) if most > 0 else None
+    adamw.grad_scale = scale  # type: ignore[attr-defined]
 
 
 def _gradients(network: nn.Module) -> list[Tensor]:

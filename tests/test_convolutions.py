@@ -1,5 +1,6 @@
 """Fused convolutions against the layers one by one, in float64, with all their gradients."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taehv import convolutions
+from taehv import convolution_kernels
 from taehv.convolutions import convolve_relu, relu_convolution_of_two_steps
 from taehv.fused import convolve_steps_together, pool_and_convolve, stack_steps
 from taehv.group_norm import all_at_once, group_by_group
@@ -32,7 +33,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         assert added.is_contiguous(memory_format=torch.channels_last)
         assert factor == 1.0
         # A NaN of fresh memory would come out.
-        return F.relu(F.conv2d(x, weight, bias, stride, padding) + added)
+        out: Tensor = F.relu(F.conv2d(x, weight, bias, stride, padding) + added)
+        return out
 
     def convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
         out.copy_(F.conv2d(x, weight, padding=padding))
@@ -40,11 +42,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     def dirty_room(*arguments: Any) -> Tensor:
         return room(*arguments).fill_(torch.nan)
 
-    room = convolutions._room
-    monkeypatch.setattr(convolutions, "_has_cudnn", lambda x, weight: True)
+    room = convolution_kernels._room
+    monkeypatch.setattr(convolution_kernels, "_has_cudnn", lambda x, weight: True)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
-    monkeypatch.setattr(convolutions, "_convolve_into", convolve_into)
-    monkeypatch.setattr(convolutions, "_room", dirty_room)
+    monkeypatch.setattr(convolution_kernels, "_convolve_into", convolve_into)
+    monkeypatch.setattr(convolution_kernels, "_room", dirty_room)
 
 
 def draw(*shape: int) -> Tensor:
@@ -114,6 +116,48 @@ def test_two_steps_are_the_convolution_of_both(clips: int, steps: int, has_past:
     with torch.no_grad():
         again = relu_convolution_of_two_steps(conv, x, past, clips)
     assert torch.allclose(again, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("height", [12, 1])
+@pytest.mark.parametrize("has_past", [False, True])
+def test_what_libraries_fuse_is_what_float64_says(
+    dtype: torch.dtype, error: float, layout: torch.memory_format, height: int, has_past: bool
+) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(16, 8, 3, padding=1)
+    width = 10 if height > 1 else 1
+    x = torch.randn(6, 8, height, width)
+    past = torch.randn(2, 8, height, width) if has_past else None
+    exact, rounded = copy.deepcopy(conv).double(), copy.deepcopy(conv)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = relu_convolution_of_two_steps(rounded, x.to(memory_format=layout), past, clips=2)
+        again = convolve_relu(halved(rounded), x.to(memory_format=layout), found)
+        with torch.no_grad():
+            unseen = relu_convolution_of_two_steps(
+                rounded, x.to(memory_format=layout), past, clips=2
+            )
+    assert found.dtype == dtype
+    assert torch.equal(found, unseen)
+    twice = None if past is None else past.double()
+    expected = relu_convolution_of_two_steps(exact, x.double(), twice, clips=2)
+    summed = convolve_relu(halved(exact), x.double(), expected)
+    for ours, theirs in ((found, expected), (again, summed)):
+        assert (ours.double() - theirs).abs().max() < error * theirs.abs().max()
+    given, wanted = (
+        torch.autograd.grad(out.double().square().sum(), list(network.parameters()))
+        for out, network in ((found, rounded), (expected, exact))
+    )
+    for ours, theirs in zip(given, wanted, strict=True):
+        assert (ours.double() - theirs).abs().max() < error * theirs.abs().max()
+
+
+def halved(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution of the present alone."""
+    half = nn.Conv2d(8, 8, 3, padding=1).to(conv.weight.dtype)
+    half.load_state_dict({"weight": conv.weight[:, :8], "bias": conv.bias})
+    return half
 
 
 @pytest.mark.parametrize("channels", [3, 4, 12])
