@@ -22,8 +22,13 @@ def relu_convolution_kernel(
     added: Tensor | None,
     stride: int,
     padding: int,
+    *,
+    keeps_nan: bool,
 ) -> Tensor:
-    """ReLU(convolution + bias + added), all in the precision of `x`."""
+    """ReLU(convolution + bias + added), all in the precision of `x`.
+
+    With `keeps_nan` a NaN comes out as one, for training to notice; oneDNN's ReLU makes 0 of it.
+    """
     if _has_cudnn(x, weight):
         geometry = ([stride, stride], [padding, padding], _ONE, 1)
         if added is None:
@@ -31,14 +36,16 @@ def relu_convolution_kernel(
             # white pixels are one in bf16, might stay one.
             added = _room(x, weight, stride, padding).zero_()
         return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
-    if _has_onednn(x, *([] if added is None else [added])):
-        both = ([padding, padding], [stride, stride], _ONE, 1)
+    fuses_all = added is None and not keeps_nan and _has_onednn(x)
+    if fuses_all or (added is not None and _has_onednn(x, added)):
         fused: Any = torch.ops.mkldnn._convolution_pointwise
+        both = ([padding, padding], [stride, stride], _ONE, 1)
+        cut = None if keeps_nan else "relu"
         if added is None:
-            out: Tensor = fused(x, weight, bias, *both, "relu", [], "")
+            out: Tensor = fused(x, weight, bias, *both, cut, [], "")
         else:
-            out = fused.binary(x, added, weight, bias, *both, "add", 1.0, "relu", [], "")
-        return out
+            out = fused.binary(x, added, weight, bias, *both, "add", 1.0, cut, [], "")
+        return torch.relu_(out) if keeps_nan else out
     out = F.conv2d(x, weight, bias, stride, padding)
     return torch.relu_(out if added is None else out.add_(added))
 
@@ -51,6 +58,8 @@ def two_steps_kernel(
     past: Tensor | None,
     clips: int,
     padding: int,
+    *,
+    keeps_nan: bool,
 ) -> Tensor:
     """ReLU(conv([present, past])) of every step; see `convolutions.relu_convolution_of_two_steps`.
 
@@ -61,6 +70,7 @@ def two_steps_kernel(
         past: [N, C, H, W]; None stands for zeros.
         clips: N.
         padding: keeps height and width.
+        keeps_nan: as above.
     """
     if _has_cudnn(x, present):
         of_past = _room(x, present, 1, padding)
@@ -70,26 +80,30 @@ def two_steps_kernel(
             _convolve_into(of_past[:clips], past, earlier, padding)
         if len(x) > clips:
             _convolve_into(of_past[clips:], x[:-clips], earlier, padding)
-        return relu_convolution_kernel(x, present, bias, of_past, 1, padding)
+        return relu_convolution_kernel(x, present, bias, of_past, 1, padding, keeps_nan=keeps_nan)
     out = F.conv2d(x, present, bias, padding=padding)
     if past is None:
         torch.relu_(out[:clips])
     else:
-        _add_convolution_and_relu(out[:clips], past, earlier, padding)
+        _add_convolution_and_relu(out[:clips], past, earlier, padding, keeps_nan)
     if len(x) > clips:
-        _add_convolution_and_relu(out[clips:], x[:-clips], earlier, padding)
+        _add_convolution_and_relu(out[clips:], x[:-clips], earlier, padding, keeps_nan)
     return out
 
 
-def _add_convolution_and_relu(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
+def _add_convolution_and_relu(
+    out: Tensor, x: Tensor, weight: Tensor, padding: int, keeps_nan: bool
+) -> None:
     """In place, `out` becomes ReLU(out + conv(x))."""
-    if _has_onednn(x, out):
-        both = ([padding, padding], _ONE, _ONE, 1)
-        torch.ops.mkldnn._convolution_pointwise_.binary(
-            out, x, weight, None, *both, "add", 1.0, "relu", [], ""
-        )
-    else:
+    if not _has_onednn(x, out):
         torch.relu_(out.add_(F.conv2d(x, weight, padding=padding)))
+        return
+    both = ([padding, padding], _ONE, _ONE, 1)
+    cut = None if keeps_nan else "relu"
+    fused: Any = torch.ops.mkldnn._convolution_pointwise_
+    fused.binary(out, x, weight, None, *both, "add", 1.0, cut, [], "")
+    if keeps_nan:
+        torch.relu_(out)
 
 
 def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:

@@ -46,7 +46,9 @@ def relu_convolution(
     if torch.is_grad_enabled():
         out: Tensor = _ReluConvolution.apply(x, weight, bias, added, stride, padding)  # type: ignore[no-untyped-call]
         return out
-    return relu_convolution_kernel(x, *_parameters(x, weight, bias), added, stride, padding)
+    return relu_convolution_kernel(
+        x, *_parameters(x, weight, bias), added, stride, padding, keeps_nan=False
+    )
 
 
 def relu_convolution_of_two_steps(
@@ -69,7 +71,9 @@ def relu_convolution_of_two_steps(
     if torch.is_grad_enabled():
         out: Tensor = _TwoSteps.apply(x, conv.weight, conv.bias, past, clips, padding)  # type: ignore[no-untyped-call]
         return out
-    return two_steps_kernel(x, *_halves(x, conv.weight, conv.bias), past, clips, padding)
+    return two_steps_kernel(
+        x, *_halves(x, conv.weight, conv.bias), past, clips, padding, keeps_nan=False
+    )
 
 
 def in_precision(x: Tensor) -> Tensor:
@@ -90,7 +94,7 @@ class _ReluConvolution(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         kernel, offset = _parameters(x, weight, bias)
-        out = relu_convolution_kernel(x, kernel, offset, added, stride, padding)
+        out = relu_convolution_kernel(x, kernel, offset, added, stride, padding, keeps_nan=True)
         ctx.save_for_backward(x, kernel, out)
         ctx.stride, ctx.padding, ctx.dtype = stride, padding, weight.dtype
         return out
@@ -120,7 +124,7 @@ class _TwoSteps(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         present, earlier, offset = _halves(x, weight, bias)
-        out = two_steps_kernel(x, present, earlier, offset, past, clips, padding)
+        out = two_steps_kernel(x, present, earlier, offset, past, clips, padding, keeps_nan=True)
         ctx.save_for_backward(x, present, earlier, past, out)
         ctx.clips, ctx.padding, ctx.dtype = clips, padding, weight.dtype
         return out
