@@ -1,11 +1,12 @@
-"""A convolution, the sum and the ReLU that follow it, in one pass over memory where a library can:
-cuDNN on a GPU, oneDNN on a CPU. Elsewhere the sum and the ReLU are done in place.
+"""A convolution, the sum and the ReLU that follow it, in one pass over memory as far as a library
+can: cuDNN does all three on a GPU, oneDNN the first two on a CPU. The rest is done in place.
 
 Nothing here knows of gradients; `convolutions` does.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _ONE = [1, 1]
+# oneDNN's ReLU would make 0 of a NaN, which everybody who looks for bad weights or a divergence is
+# to see.
+_SUM: tuple[Any, ...] = ("add", 1.0, None, [], "")
 
 
 def relu_convolution_kernel(
@@ -22,13 +26,8 @@ def relu_convolution_kernel(
     added: Tensor | None,
     stride: int,
     padding: int,
-    *,
-    keeps_nan: bool,
 ) -> Tensor:
-    """ReLU(convolution + bias + added), all in the precision of `x`.
-
-    With `keeps_nan` a NaN comes out as one, for training to notice; oneDNN's ReLU makes 0 of it.
-    """
+    """ReLU(convolution + bias + added), all in the precision of `x`."""
     if _has_cudnn(x, weight):
         geometry = ([stride, stride], [padding, padding], _ONE, 1)
         if added is None:
@@ -36,18 +35,15 @@ def relu_convolution_kernel(
             # white pixels are one in bf16, might stay one.
             added = _room(x, weight, stride, padding).zero_()
         return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
-    fuses_all = added is None and not keeps_nan and _has_onednn(x)
-    if fuses_all or (added is not None and _has_onednn(x, added)):
+    if added is not None and _has_onednn(x, added):
+        geometry = ([padding, padding], [stride, stride], _ONE, 1)
         fused: Any = torch.ops.mkldnn._convolution_pointwise
-        both = ([padding, padding], [stride, stride], _ONE, 1)
-        cut = None if keeps_nan else "relu"
-        if added is None:
-            out: Tensor = fused(x, weight, bias, *both, cut, [], "")
-        else:
-            out = fused.binary(x, added, weight, bias, *both, "add", 1.0, cut, [], "")
-        return torch.relu_(out) if keeps_nan else out
-    out = F.conv2d(x, weight, bias, stride, padding)
-    return torch.relu_(out if added is None else out.add_(added))
+        out: Tensor = fused.binary(x, added, weight, bias, *geometry, *_SUM)
+    else:
+        out = F.conv2d(x, weight, bias, stride, padding)
+        if added is not None:
+            out.add_(added)
+    return torch.relu_(out)
 
 
 def two_steps_kernel(
@@ -58,8 +54,6 @@ def two_steps_kernel(
     past: Tensor | None,
     clips: int,
     padding: int,
-    *,
-    keeps_nan: bool,
 ) -> Tensor:
     """ReLU(conv([present, past])) of every step; see `convolutions.relu_convolution_of_two_steps`.
 
@@ -70,7 +64,6 @@ def two_steps_kernel(
         past: [N, C, H, W]; None stands for zeros.
         clips: N.
         padding: keeps height and width.
-        keeps_nan: as above.
     """
     if _has_cudnn(x, present):
         of_past = _room(x, present, 1, padding)
@@ -80,30 +73,22 @@ def two_steps_kernel(
             _convolve_into(of_past[:clips], past, earlier, padding)
         if len(x) > clips:
             _convolve_into(of_past[clips:], x[:-clips], earlier, padding)
-        return relu_convolution_kernel(x, present, bias, of_past, 1, padding, keeps_nan=keeps_nan)
+        return relu_convolution_kernel(x, present, bias, of_past, 1, padding)
     out = F.conv2d(x, present, bias, padding=padding)
-    if past is None:
-        torch.relu_(out[:clips])
-    else:
-        _add_convolution_and_relu(out[:clips], past, earlier, padding, keeps_nan)
+    if past is not None:
+        _add_convolution(out[:clips], past, earlier, padding)
     if len(x) > clips:
-        _add_convolution_and_relu(out[clips:], x[:-clips], earlier, padding, keeps_nan)
-    return out
+        _add_convolution(out[clips:], x[:-clips], earlier, padding)
+    return torch.relu_(out)
 
 
-def _add_convolution_and_relu(
-    out: Tensor, x: Tensor, weight: Tensor, padding: int, keeps_nan: bool
-) -> None:
-    """In place, `out` becomes ReLU(out + conv(x))."""
-    if not _has_onednn(x, out):
-        torch.relu_(out.add_(F.conv2d(x, weight, padding=padding)))
-        return
-    both = ([padding, padding], _ONE, _ONE, 1)
-    cut = None if keeps_nan else "relu"
-    fused: Any = torch.ops.mkldnn._convolution_pointwise_
-    fused.binary(out, x, weight, None, *both, "add", 1.0, cut, [], "")
-    if keeps_nan:
-        torch.relu_(out)
+def _add_convolution(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
+    """In place, `out` becomes out + conv(x)."""
+    if _has_onednn(x, out):
+        fused: Any = torch.ops.mkldnn._convolution_pointwise_
+        fused.binary(out, x, weight, None, [padding, padding], _ONE, _ONE, 1, *_SUM)
+    else:
+        out.add_(F.conv2d(x, weight, padding=padding))
 
 
 def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -155,23 +140,31 @@ def _has_cudnn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _has_onednn(*tensors: Tensor) -> bool:
-    """Whether oneDNN's fused convolutions take these; what they refuse goes to PyTorch's own."""
-    # Neither a compiler nor a tensor that only pretends to be one knows them.
-    if torch.compiler.is_compiling() or any(type(tensor) is not Tensor for tensor in tensors):
+    """Whether oneDNN's convolution and sum take these; what they refuse goes to PyTorch's own."""
+    first = tensors[0]
+    # Neither compilers nor tensors that only pretend to be ones know it.
+    known = not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore
+    known = known and all(type(tensor) is Tensor for tensor in tensors)
+    if not known or first.device.type != "cpu" or not torch.backends.mkldnn.enabled:
         return False
-    if tensors[0].device.type != "cpu":
-        return False
+    return first.dtype in _onednn_dtypes() and all(map(_has_channels_last, tensors))
+
+
+@cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
     onednn: Any = torch.backends.mkldnn
-    if not (onednn.is_available() and onednn.enabled):
-        return False
-    if tensors[0].dtype == torch.bfloat16:
-        taken = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    else:
-        taken = tensors[0].dtype == torch.float32
-    return taken and all(map(_has_channels_last, tensors))
+    if not onednn.is_available():
+        return ()
+    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
 
 
 def _has_channels_last(x: Tensor) -> bool:
     """Stricter than `is_contiguous`, which where sizes are 1 says so of more than oneDNN takes."""
-    _, channels, _, width = x.shape
-    return channels > 1 and x.stride()[1:] == (1, width * channels, channels)
+    _, channels, height, width = x.shape
+    row, *image = x.stride()
+    return (
+        channels > 1
+        and row >= height * width * channels
+        and image == [1, width * channels, channels]
+    )

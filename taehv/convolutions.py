@@ -1,8 +1,8 @@
 """Convolutions together with what follows them: a sum, and the ReLU.
 
 By themselves, a bias, a sum and a ReLU each read and write a whole activation, which on a GPU takes
-as long as a convolution of 64 channels; here they are part of the convolution. The backward pass
-needs the result alone: where it is 0, nothing comes through.
+as long as a convolution of 64 channels; here they are part of the convolution, as far as a library
+can. The backward pass needs the result alone: where it is 0, nothing comes through.
 
 Activations are [rows, C, H, W]; under autocast they and the weights are taken in its precision.
 """
@@ -46,9 +46,7 @@ def relu_convolution(
     if torch.is_grad_enabled():
         out: Tensor = _ReluConvolution.apply(x, weight, bias, added, stride, padding)  # type: ignore[no-untyped-call]
         return out
-    return relu_convolution_kernel(
-        x, *_parameters(x, weight, bias), added, stride, padding, keeps_nan=False
-    )
+    return relu_convolution_kernel(x, *_parameters(x, weight, bias), added, stride, padding)
 
 
 def relu_convolution_of_two_steps(
@@ -71,9 +69,7 @@ def relu_convolution_of_two_steps(
     if torch.is_grad_enabled():
         out: Tensor = _TwoSteps.apply(x, conv.weight, conv.bias, past, clips, padding)  # type: ignore[no-untyped-call]
         return out
-    return two_steps_kernel(
-        x, *_halves(x, conv.weight, conv.bias), past, clips, padding, keeps_nan=False
-    )
+    return two_steps_kernel(x, *_halves(x, conv.weight, conv.bias), past, clips, padding)
 
 
 def in_precision(x: Tensor) -> Tensor:
@@ -94,7 +90,7 @@ class _ReluConvolution(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         kernel, offset = _parameters(x, weight, bias)
-        out = relu_convolution_kernel(x, kernel, offset, added, stride, padding, keeps_nan=True)
+        out = relu_convolution_kernel(x, kernel, offset, added, stride, padding)
         ctx.save_for_backward(x, kernel, out)
         ctx.stride, ctx.padding, ctx.dtype = stride, padding, weight.dtype
         return out
@@ -124,7 +120,7 @@ class _TwoSteps(torch.autograd.Function):
         padding: int,
     ) -> Tensor:
         present, earlier, offset = _halves(x, weight, bias)
-        out = two_steps_kernel(x, present, earlier, offset, past, clips, padding, keeps_nan=True)
+        out = two_steps_kernel(x, present, earlier, offset, past, clips, padding)
         ctx.save_for_backward(x, present, earlier, past, out)
         ctx.clips, ctx.padding, ctx.dtype = clips, padding, weight.dtype
         return out

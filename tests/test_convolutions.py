@@ -154,15 +154,18 @@ def test_what_libraries_fuse_is_what_float64_says(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_training_sees_what_is_not_a_number(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("learns", [True, False])
+def test_what_is_not_a_number_stays_so(dtype: torch.dtype, learns: bool) -> None:
     """oneDNN's own ReLU would make 0 of it."""
     conv = nn.Conv2d(16, 8, 3, padding=1)
     x = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last)
     x[0, 0, 2, 2] = torch.nan
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+    half = halved(conv)
+    autocast = torch.autocast("cpu", dtype, enabled=dtype != torch.float32)
+    with torch.set_grad_enabled(learns), autocast:
         y = relu_convolution_of_two_steps(conv, x, None, clips=2)
-        z = convolve_relu(halved(conv), x, torch.zeros_like(y))
-    # All that the pixel reaches; in the second case also from the step before.
+        z = convolve_relu(half, x, torch.zeros_like(y))
+    # All that the pixel reaches; in the first case also as the step before.
     for out, rows in ((y, [0, 2]), (z, [0])):
         reached = out.isnan().flatten(1).any(1)
         assert reached.nonzero().flatten().tolist() == rows
