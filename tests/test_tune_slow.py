@@ -79,7 +79,8 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
     actors = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
-        if any("Trainable" in part for part in child.cmdline())
+        # Of the first name while it is asked for something, of the second in between.
+        if any(name in part for part in child.cmdline() for name in ("Trainable", "ray::Trial"))
     ]
     assert actors
     os.kill(actors[0].pid, signal.SIGKILL)
