@@ -27,7 +27,7 @@ from taehv.state import TrainState
 from taehv.step import Signals, StepOutcome, train_step
 from taehv.supply import Supply
 from taehv.teacher import Teacher, slope_to_student, slope_warning
-from taehv.validation import Scores, ValidationSet
+from taehv.validation import SampleClips, Scores, ValidationSet
 from taehv.weights import export_weights
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,6 @@ class _Run:
         for batch in self.validation.batches:
             self.supply.note(batch)
             self._clip_shape = batch["frames"].shape[1:]
-        baselines = self.validation.score_baselines()
         self.log = RunLog(self.run, state, hooks, state.step if resumed else -1)
         outcome: StepOutcome | None = None
         at_rest = False
@@ -200,7 +199,8 @@ class _Run:
             # ------------------------------------------------------------
 
         self._end(finished)
-        return Summary(state.step, finished, baselines)
+        # At the end, since nobody needs it to begin.
+        return Summary(state.step, finished, self.validation.score_baselines())
 
     def clip_shape(self) -> tuple[int, ...]:
         """[T, C, H, W] of the clips that were seen last."""
@@ -209,12 +209,12 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         state, train = self.state, self.config
         dtype = train.autocast_dtype()
-        raw = self.validation.score(state.generator, dtype)
+        samples = SampleClips(train.sample_clips if distributed.is_main() else 0)
+        averaged = self.validation.score(state.ema.network, dtype, samples)
         # Before the first step they are the same.
-        averaged = self.validation.score(state.ema.network, dtype) if state.step else raw
-        if train.sample_clips and distributed.is_main():
-            samples = self.validation.samples(state.ema.network, dtype, train.sample_clips)
-            self.hooks.on_samples(state.step, *samples)
+        raw = self.validation.score(state.generator, dtype) if state.step else averaged
+        if samples.count:
+            self.hooks.on_samples(state.step, *samples.arrays())
         return {f"val/{name}": value for name, value in raw.items()} | {
             f"val_ema/{name}": value for name, value in averaged.items()
         }

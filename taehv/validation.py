@@ -19,6 +19,29 @@ from taehv.slots import SURPLUS
 Scores = dict[str, float]
 
 
+class SampleClips:
+    """The first `count` clips that this worker scores, and their reconstructions: to look at."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self._pairs: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def add(self, original: Tensor, reconstructed: Tensor) -> None:
+        """Frames in [0, 1], [N, T, 3, H, W] each; those that are not wanted any more are left."""
+        missing = self.count - sum(len(pair[0]) for pair in self._pairs)
+        if missing > 0:
+            first, second = (
+                (video[:missing] * 255).round().byte().cpu().numpy()
+                for video in (original, reconstructed)
+            )
+            self._pairs.append((first, second))
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both as uint8 [N, T, 3, H, W], N at most `count`."""
+        originals, reconstructions = zip(*self._pairs, strict=True)
+        return np.concatenate(originals), np.concatenate(reconstructions)
+
+
 class ValidationSet:
     """This worker's part of the validation clips, decoded once and kept as uint8.
 
@@ -30,19 +53,22 @@ class ValidationSet:
         self.clips = clips
         self.batches: list[Batch] = list(data.validation(_schedule(clips, clips_per_pass)))
 
-    def score(self, model: TAEHV, dtype: torch.dtype | None) -> Scores:
+    @torch.no_grad()
+    def score(
+        self, model: TAEHV, dtype: torch.dtype | None, samples: SampleClips | None = None
+    ) -> Scores:
         """The mean of every metric over all clips, and the seconds it takes per clip to encode
-        and to decode on this device. A collective."""
+        and to decode on this device. A collective; `samples` are added to."""
         model_was_training = model.training
         model.eval()
-        pair = model.alignment.pair
 
-        @torch.no_grad()
-        def scores(frames: Tensor) -> dict[str, Tensor]:
+        def scores(frames: Tensor, real: Tensor) -> dict[str, Tensor]:
             with autocast(dtype):
                 latents, encode_seconds = _timed(lambda: model.encode_video(frames))
                 decoded, decode_seconds = _timed(lambda: model.decode_video(latents))
-            original, reconstructed = pair(frames, decoded.float())
+            original, reconstructed = model.alignment.pair(frames, decoded.float())
+            if samples is not None:
+                samples.add(original[real], reconstructed[real])
             per_clip = score_clips(original, reconstructed)
             per_clip["encode_seconds"] = torch.full((len(frames),), encode_seconds / len(frames))
             per_clip["decode_seconds"] = torch.full((len(frames),), decode_seconds / len(frames))
@@ -55,46 +81,24 @@ class ValidationSet:
     def score_baselines(self) -> dict[str, Scores]:
         """What needs no network, on the same clips: `mean_colour` and `down_and_up`."""
         return {
-            "mean_colour": self._mean(lambda f: score_clips(f, baselines.mean_colour(f))),
-            "down_and_up": self._mean(lambda f: score_clips(f, baselines.down_and_up(f))),
+            "mean_colour": self._mean(lambda f, _: score_clips(f, baselines.mean_colour(f))),
+            "down_and_up": self._mean(lambda f, _: score_clips(f, baselines.down_and_up(f))),
         }
 
-    @torch.no_grad()
-    def samples(
-        self, model: TAEHV, dtype: torch.dtype | None, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Up to `count` of this worker's clips and their reconstructions, uint8 [N, T, 3, H, W]."""
-        originals: list[np.ndarray] = []
-        reconstructions: list[np.ndarray] = []
-        for frames, mask in self._device_batches():
-            if sum(len(part) for part in originals) >= count:
-                break
-            with autocast(dtype):
-                decoded = model.decode_video(model.encode_video(frames))
-            for kept, video in zip(
-                (originals, reconstructions),
-                model.alignment.pair(frames, decoded.float()),
-                strict=True,
-            ):
-                kept.append((video[mask] * 255).round().byte().cpu().numpy())
-        return np.concatenate(originals)[:count], np.concatenate(reconstructions)[:count]
-
-    def _mean(self, score: Callable[[Tensor], dict[str, Tensor]]) -> Scores:
+    def _mean(self, score: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> Scores:
+        """Of what `score` says of each clip, given frames in [0, 1] [N, T, 3, H, W], and which of
+        the N are not surplus."""
         own: dict[int, dict[str, float]] = {}
-        for (frames, _), batch in zip(self._device_batches(), self.batches, strict=True):
-            columns = {name: values.tolist() for name, values in score(frames).items()}
+        for batch in self.batches:
+            frames = torch.from_numpy(batch["frames"]).to(distributed.device()).float() / 255
+            real = torch.from_numpy(batch["sample"] != SURPLUS)
+            columns = {name: values.tolist() for name, values in score(frames, real).items()}
             for position, clip in enumerate(batch["sample"].tolist()):
                 if clip != SURPLUS:
                     own[clip] = {name: values[position] for name, values in columns.items()}
         by_clip = {k: v for part in distributed.gather_objects(own) for k, v in part.items()}
         ordered = [by_clip[clip] for clip in sorted(by_clip)]
         return {name: float(np.mean([clip[name] for clip in ordered])) for name in ordered[0]}
-
-    def _device_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Frames in [0, 1] [N, T, 3, H, W], and which of the N are not surplus."""
-        for batch in self.batches:
-            frames = torch.from_numpy(batch["frames"]).to(distributed.device())
-            yield frames.float() / 255, torch.from_numpy(batch["sample"] != SURPLUS)
 
 
 def _schedule(clips: int, clips_per_pass: int) -> Iterator[np.ndarray]:
