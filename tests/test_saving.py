@@ -153,14 +153,17 @@ def test_the_best_validation_has_a_checkpoint_and_weights(tmp_path: Path) -> Non
 
 def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [10.0, 11.0, 10.9, 10.8, 12.0, 11.0, 11.0, 11.0]
-    # Both the raw and the averaged weights are scored at every validation.
-    values = iter([score for score in scores for _ in range(2)])
+    # Raw and averaged weights are the same before the first step, and scored one by one after it.
+    values = iter([*scores[:1], *(score for score in scores[1:] for _ in range(2))])
 
     def score(*_: object) -> dict[str, float]:
         return {"psnr": next(values)}
 
     monkeypatch.setattr("taehv.validation.ValidationSet.score", score)
-    config = small_config(max_steps=50, validation_every=1, early_stopping_validations=3)
+    # The samples are what is scored.
+    config = small_config(
+        max_steps=50, validation_every=1, early_stopping_validations=3, sample_clips=0
+    )
     summary = train(config, MovingData(), Hooks(), RunFolder(str(tmp_path)))
     assert summary.finished
     assert summary.step == 7
