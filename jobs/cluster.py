@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from jobs import leftovers
 from jobs.config import ClusterConfig
 from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
@@ -104,7 +105,9 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         with _variables(NO_USAGE):
             yield own
     finally:
+        ours = leftovers.workers() if own else []
         ray.shutdown()
+        leftovers.end(ours, seconds=10)
 
 
 @contextmanager
