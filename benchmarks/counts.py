@@ -35,7 +35,6 @@ class Operation:
 _WEIGHT_AT: Mapping[str, int] = {
     "aten::cudnn_convolution.out": 1,
     "aten::cudnn_convolution_add_relu": 1,
-    "mkldnn::_convolution_pointwise": 1,
     "mkldnn::_convolution_pointwise.binary": 2,
     "mkldnn::_convolution_pointwise_.binary": 2,
 }

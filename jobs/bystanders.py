@@ -25,8 +25,8 @@ BYSTANDERS = (
 )
 """Marks of their command lines. Not among them: the raylet and the GCS, which look after each other
 by the clock; who hands on clips, which a step may wait for; a worker that idles, which may come to
-train; and Ray Train's controller with the actor that it keeps, which end a run, and on a busy
-machine would not come to it. Who has once given way may not be able to take it back."""
+train; and Ray Train's controller with the actor that it keeps, which have a run to end. Who has
+once given way may not be able to take it back."""
 
 
 def let_bystanders_give_way() -> None:

@@ -17,7 +17,7 @@ def workers() -> list[psutil.Process]:
     found = []
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if process.cmdline()[:1] and process.cmdline()[0].startswith("ray::"):
+            if " ".join(process.cmdline()).startswith("ray::"):
                 found.append(process)
     return found
 

@@ -12,7 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Ema(Generic[Network]):
-    """A copy of `module` whose weights, like its own float32, follow it slowly.
+    """A copy of `module`, whose weights are float32, that follows it slowly.
 
     The decay rises as min(decay, (1 + step) / (10 + step)), so that a short run's average is not
     dominated by its initial weights (the warm-up of TensorFlow's ExponentialMovingAverage).
