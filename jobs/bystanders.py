@@ -15,18 +15,16 @@ from contextlib import suppress
 import psutil
 
 BYSTANDERS = (
-    "ray/_private/log_monitor.py",
-    "ray/autoscaler/_private/monitor.py",
-    "ray/dashboard/dashboard.py",
     "ray::DashboardAgent",
     "ray::Mailbox",
     "ray::_AutoscalingCoordinatorActor",
     "ray::_StatsActor",
+    "ray::TrainController",
+    "ray::SynchronizationActor",
 )
 """Marks of their command lines. Not among them: the raylet and the GCS, which look after each other
-by the clock; who hands on clips, which a step may wait for; a worker that idles, which may come to
-train; and Ray Train's controller with the actor that it keeps, which have a run to end. Who has
-once given way may not be able to take it back."""
+by the clock; who hands on clips, which a step may wait for; and a worker that idles, which may come
+to train: who has once given way may not be able to take it back."""
 
 
 def let_bystanders_give_way() -> None:

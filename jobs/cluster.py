@@ -22,7 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from jobs import leftovers
+from jobs import leftovers, own_node
 from jobs.config import ClusterConfig
 from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
@@ -70,21 +70,19 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
             # More processes than cores are needed again and again, for decoding above all; Ray
-            # would end those that idle for a second, and start others.
-            "RAY_num_workers_soft_limit": str(max(16, cpus)),
+            # would end those that idle for a second, and start others. With room for idle ones it
+            # would start one ahead of every task, and keep those that come too late.
+            "RAY_num_workers_soft_limit": "0",
+            "RAY_idle_worker_killing_time_threshold_ms": own_node.HOUR_MS,
             # Ray starts its workers, training among them, at niceness 15, behind its own processes:
             # on two cores that costs 4 % of the speed.
             "RAY_worker_niceness": "0",
+            **own_node.NO_REPORTS,
         }
         # Inherited from here, unlike from a runtime environment, the variables are in the
         # processes too that Ray starts ahead of need.
         with _variables(environment):
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=False,
-                **quiet,
-            )
+            own_node.start(cpus, **quiet)
     else:
         # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
         # threads must not spin in wait for one that has none.

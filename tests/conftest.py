@@ -19,6 +19,7 @@ THROUGH_RAY = {
     "tests/test_jobs_submit.py",
     "tests/test_jobs_train.py",
     "tests/test_orphans.py",
+    "tests/test_own_node.py",
     "tests/test_tune_job.py",
 }
 """Files of tests that begin a Ray, whose processes take every core that there is. One of those in
