@@ -33,14 +33,16 @@ BACKGROUND = 24
 class Mp4Writer:
     """Writes one video; a context manager. Memory does not depend on its length."""
 
-    def __init__(self, path: Path, fps: float, smallest: int = SMALLEST_SIDE) -> None:
-        """fps: above 0. smallest: see `enlarged`; 1 leaves the size."""
+    def __init__(
+        self, path: Path, fps: float, smallest: int = SMALLEST_SIDE, preset: str = "veryfast"
+    ) -> None:
+        """fps: above 0. smallest: see `enlarged`; 1 leaves the size. preset: x264's."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._container = av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"})
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(fps).limit_denominator(1001)
         )
-        self._smallest = smallest
+        self._smallest, self._preset = smallest, preset
         self._begun = False
 
     def __enter__(self) -> Self:
@@ -69,7 +71,7 @@ class Mp4Writer:
         self._begun = True
         stream = self._stream
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        stream.options = {"crf": "16", "preset": "veryfast"}
+        stream.options = {"crf": "16", "preset": self._preset}
         # Untagged, players guess the colours from the picture's size.
         stream.codec_context.colorspace = Colorspace.ITU709
         stream.codec_context.color_primaries = ColorPrimaries.BT709
