@@ -154,7 +154,8 @@ def _result(pending: Future[Segment], decode_cpus: float) -> Segment:
                 raise
             logger.warning(
                 "no clip has come for %g s: a decoding task may be waiting for %g CPUs "
-                "(data.decode_cpus) on a node that may decode; `ray status` shows what is taken",
+                "(data.decode_cpus) on a node that may decode; on a cluster `ray status` shows "
+                "what is taken",
                 PATIENCE_SECONDS,
                 decode_cpus,
             )

@@ -23,8 +23,9 @@ BYSTANDERS = (
     "ray::SynchronizationActor",
 )
 """Marks of their command lines. Not among them: the raylet and the GCS, which look after each other
-by the clock; who hands on clips, which a step may wait for; and a worker that idles, which may come
-to train: who has once given way may not be able to take it back."""
+by the clock; the agent of runtime environments, which sleeps; who hands on clips, which a step may
+wait for; and a worker that idles, which may come to train: who has once given way may not be able
+to take it back."""
 
 
 def let_bystanders_give_way() -> None:

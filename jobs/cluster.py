@@ -79,8 +79,8 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "RAY_worker_niceness": "0",
             **own_node.NO_REPORTS,
         }
-        # Inherited from here, unlike from a runtime environment, the variables are in the
-        # processes too that Ray starts ahead of need.
+        # Inherited from here, unlike from a runtime environment, the variables are in Ray's own
+        # processes too, which read most of them.
         with _variables(environment):
             own_node.start(cpus, **quiet)
     else:

@@ -16,16 +16,17 @@ from ray._private.node import Node
 
 HOUR_MS = "3600000"
 
+NOBODY = b"127.0.0.1:9"
+"""Where nobody listens, and who asks is told so at once."""
+
 NO_REPORTS = {
     # Metrics and the history of tasks are for the dashboard, and for those who scrape it.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
-    # The agent, which the raylet cannot be without, reads all of /proc for it every 2.5 s, ...
+    # The agent, which the raylet cannot be without, reads all of /proc for it every 5 s, and the
+    # folder of events every 2 s.
     "REPORTER_UPDATE_INTERVAL_MS": HOUR_MS,
-    # ... the folder of events every 2 s, ...
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "3600",
-    # ... and sees to it that it is not late with that.
-    "RAY_DASHBOARD_AGENT_LOOP_MONITOR_ENABLED": "0",
 }
 """Variables for the environment in which Ray is started."""
 
@@ -49,7 +50,7 @@ class _OwnNode(Node):  # type: ignore[misc]
         """No dashboard. Its agent would ask where it is once a second, if it was not told."""
         self.get_gcs_client().internal_kv_put(
             ray_constants.DASHBOARD_ADDRESS.encode(),
-            b"none",
+            NOBODY,
             True,
             ray_constants.KV_NAMESPACE_DASHBOARD,
         )
