@@ -69,15 +69,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "GLOO_SOCKET_IFNAME": "lo",
             "NCCL_SOCKET_IFNAME": "lo",
-            # More processes than cores are needed again and again, for decoding above all; Ray
-            # would end those that idle for a second, and start others. With room for idle ones it
-            # would start one ahead of every task, and keep those that come too late.
-            "RAY_num_workers_soft_limit": "0",
-            "RAY_idle_worker_killing_time_threshold_ms": own_node.HOUR_MS,
-            # Ray starts its workers, training among them, at niceness 15, behind its own processes:
-            # on two cores that costs 4 % of the speed.
-            "RAY_worker_niceness": "0",
-            **own_node.NO_REPORTS,
+            **own_node.SETTINGS,
         }
         # Inherited from here, unlike from a runtime environment, the variables are in Ray's own
         # processes too, which read most of them.

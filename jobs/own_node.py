@@ -14,18 +14,24 @@ import ray
 from ray._private import ray_constants
 from ray._private.node import Node
 
-HOUR_MS = "3600000"
-
 NOBODY = b"127.0.0.1:9"
 """Where nobody listens, and who asks is told so at once."""
 
-NO_REPORTS = {
+SETTINGS = {
+    # More processes than cores are needed again and again, for decoding above all; Ray would end
+    # those that idle for a second, and start others. With room for idle ones it would start one
+    # ahead of every task, and keep those that come too late.
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "3600000",
+    # Ray starts its workers, training among them, at niceness 15, behind its own processes: on two
+    # cores that costs 4 % of the speed.
+    "RAY_worker_niceness": "0",
     # Metrics and the history of tasks are for the dashboard, and for those who scrape it.
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     # The agent, which the raylet cannot be without, reads all of /proc for it every 5 s, and the
     # folder of events every 2 s.
-    "REPORTER_UPDATE_INTERVAL_MS": HOUR_MS,
+    "REPORTER_UPDATE_INTERVAL_MS": "3600000",
     "SCAN_EVENT_DIR_INTERVAL_SECONDS": "3600",
 }
 """Variables for the environment in which Ray is started."""
