@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch import Tensor
 from taehv.errors import TrainingError
 from taehv.slots import Purpose, keyed_generator
 
+log = logging.getLogger(__name__)
+
 
 class ReplayBuffer:
     """For each slot of this worker, a memory of past reconstructions with their contexts.
@@ -18,6 +21,9 @@ class ReplayBuffer:
     The bound in bytes is shared equally by the slots of the GLOBAL batch, so that what a slot
     remembers is the same for any number of workers. Values are kept as float16: half of float32,
     exact to 2^-11, and, unlike bytes, free of a quantisation that would give a fake away.
+
+    All that a slot remembers has one shape, since it is shown together: a clip of another shape,
+    as after a resume with other `data.*`, takes the place of everything that was there.
 
     Args:
         max_bytes: bound over all workers.
@@ -29,6 +35,7 @@ class ReplayBuffer:
         self.max_bytes_per_slot = max_bytes // slots
         self.seed = seed
         self.memory: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self._has_warned = False
 
     def insert(self, step: int, slot: int, images: Tensor, context: Tensor) -> None:
         """Remember one clip; once the slot's memory is full, in place of a random one.
@@ -36,10 +43,22 @@ class ReplayBuffer:
         Args:
             images: [groups, channels, H, W], the clip's grouped frames.
             context: [channels, h, w].
+
+        Raises:
+            TrainingError: where the memory does not hold a single clip.
         """
         entry = (images.detach().half(), context.detach().half())
         memory = self.memory.setdefault(slot, [])
-        if len(memory) < self._capacity(entry):
+        if memory and _shapes(memory[0]) != _shapes(entry):
+            self._warn_of_another_shape(memory[0][0], images)
+            memory.clear()
+        capacity = self._capacity(entry)
+        if capacity == 0:
+            raise TrainingError(
+                f"the replay buffer has {self.max_bytes_per_slot:,} bytes per slot, but one clip "
+                f"takes {_size(entry):,}: raise --seraena.replay-gigabytes"
+            )
+        if len(memory) < capacity:
             memory.append(entry)
         else:
             random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_INSERT)
@@ -76,13 +95,33 @@ class ReplayBuffer:
         self.memory[slot] = entries[: self._capacity(entries[0])]
 
     def _capacity(self, entry: tuple[Tensor, Tensor]) -> int:
-        entry_bytes = sum(tensor.nbytes for tensor in entry)
-        if entry_bytes > self.max_bytes_per_slot:
-            raise TrainingError(
-                f"the replay buffer has {self.max_bytes_per_slot:,} bytes per slot, but one clip "
-                f"takes {entry_bytes:,}: raise --seraena.replay-gigabytes"
+        """How many entries of this size a slot's memory holds."""
+        return self.max_bytes_per_slot // _size(entry)
+
+    def _warn_of_another_shape(self, old: Tensor, new: Tensor) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "the replay buffer's clips of %s do not go with today's of %s: they are dropped, "
+                "and the buffer fills anew",
+                _described(old),
+                _described(new),
             )
-        return self.max_bytes_per_slot // entry_bytes
+
+
+def _size(entry: tuple[Tensor, Tensor]) -> int:
+    """In bytes."""
+    return sum(tensor.nbytes for tensor in entry)
+
+
+def _shapes(entry: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:
+    images, context = entry
+    return images.shape, context.shape
+
+
+def _described(images: Tensor) -> str:
+    groups, _, height, width = images.shape
+    return f"{groups} groups of {height}x{width}"
 
 
 def _stacked(tensors: list[Tensor]) -> Tensor:

@@ -29,11 +29,13 @@ def discriminator(channels: int = 16) -> Discriminator:
     return Discriminator(9, channels, WIDTHS)
 
 
-def clips(n: int = 2, t: int = 9, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Real and fake [n, t, 3, 16, 16], latents [n, 3, 16, 2, 2]."""
+def clips(
+    n: int = 2, t: int = 9, seed: int = 0, size: int = 16
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Real and fake [n, t, 3, size, size], latents [n, 3, 16, size / 8, size / 8]."""
     generator = torch.Generator().manual_seed(seed)
-    real, fake = (torch.rand(n, t, 3, 16, 16, generator=generator) for _ in range(2))
-    return real, fake, torch.randn(n, 3, 16, 2, 2, generator=generator)
+    real, fake = (torch.rand(n, t, 3, size, size, generator=generator) for _ in range(2))
+    return real, fake, torch.randn(n, 3, 16, size // 8, size // 8, generator=generator)
 
 
 @pytest.mark.parametrize(("frames", "groups"), [(9, 3), (3, 1), (8, 3), (1, 1), (2, 1), (10, 4)])
@@ -190,6 +192,38 @@ def test_the_replay_buffer_is_bounded_and_replaces_at_random() -> None:
     copy.load(2, state, torch.device("cpu"))
     for step in range(50, 60):
         assert torch.equal(copy.show(step, 2, 1)[0], replay.show(step, 2, 1)[0])
+
+
+def test_clips_of_another_size_take_the_place_of_what_was_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As after a resume with other `data.*`: what is shown together has to be of one shape."""
+    old = ReplayBuffer(10**7, slots=4, seed=0)
+    for step in range(3):
+        choose_shown(*clips(4, size=32), [0, 1, 2, 3], step, old, SeraenaConfig())
+    replay = ReplayBuffer(10**7, slots=4, seed=0)
+    for slot in range(4):
+        replay.load(slot, old.snapshot()(), torch.device("cpu"))
+    for step in range(3, 6):
+        real, fake, latents = clips(4, size=16, seed=step)
+        shown = choose_shown(real, fake, latents, [0, 1, 2, 3], step, replay, SeraenaConfig())
+        assert shown.images.shape[-2:] == (16, 16)
+    for slot, memory in replay.memory.items():
+        assert {images.shape for images, _ in memory} == {(3, 9, 16, 16)}, slot
+        assert len(memory) == 3
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "3 groups of 32x32" in line
+    assert "3 groups of 16x16" in line
+
+
+def test_a_memory_that_no_longer_fits_is_not_loaded() -> None:
+    """Entries that are too large for today's bound say nothing about today's clips."""
+    old = ReplayBuffer(10**7, slots=4, seed=0)
+    old.insert(0, 0, torch.rand(3, 9, 32, 32), torch.rand(16, 4, 4))
+    replay = ReplayBuffer(40_000, slots=4, seed=0)
+    replay.load(0, old.snapshot()(), torch.device("cpu"))
+    replay.insert(1, 0, torch.rand(3, 9, 8, 8), torch.rand(16, 1, 1))
+    assert replay.show(1, 0, 0)[0].shape == (9, 8, 8)
 
 
 def test_a_replay_buffer_too_small_for_a_clip_says_so() -> None:

@@ -142,6 +142,23 @@ def test_resume_with_more_workers_at_another_zero_stage(
     assert samples_by_step(tmp_path) == samples_by_step(reference)
 
 
+@pytest.mark.parametrize(("num_frames", "size"), [(9, 16), (13, 32)])
+def test_resume_with_clips_of_another_size(
+    tmp_path: Path, num_frames: int, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As the advice after a lack of memory has it: the adversary's memory begins anew."""
+    run(small_config(checkpoint_every=3, max_steps=3), tmp_path)
+    stopped = latest(tmp_path)
+    config = small_config(checkpoint_every=3)
+    hooks, folder = Hooks(), RunFolder(str(tmp_path))
+    assert train(config, MovingData(num_frames, size), hooks, folder, stopped).finished
+    assert sum("are dropped" in record.getMessage() for record in caplog.records) == 1
+    saved = load_file(tmp_path / checkpoint.name_of(6) / "worker_00000.safetensors")
+    shapes = {value.shape for key, value in saved.items() if key.endswith("images")}
+    # Of the three steps since: groups of three frames each.
+    assert shapes == {(3, -(-num_frames // 3), 9, size, size)}
+
+
 def test_rows_after_the_checkpoint_are_dropped(tmp_path: Path) -> None:
     config = small_config(checkpoint_every=2, max_steps=2)
     run(config, tmp_path)
