@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,13 @@ class TrainState:
         self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
         if resume_from is not None:
             self._load(resume_from)
+
+    def begin_new_run(self) -> None:
+        """Forget what is said of the run whose checkpoint was loaded, and of its videos: a run
+        that begins there has a best validation, rollbacks and verdicts of its own."""
+        self.best = None
+        self.rollbacks, self.learning_rate_scale = 0, 1.0
+        self.verdicts.clear()
 
     def snapshot(self) -> Snapshot:
         """This worker's part of a checkpoint of this step, in copies. A collective.
@@ -203,7 +211,8 @@ class TrainState:
         self.step = int(info["step"])
         self.learning_rate_scale = float(info["learning_rate_scale"])
         self.rollbacks = int(info["rollbacks"])
-        self.best = (float(info["best"][0]), int(info["best"][1])) if info["best"] else None
+        if info["best"] and not math.isnan(info["best"][0]):
+            self.best = (float(info["best"][0]), int(info["best"][1]))
         self.verdicts = {tuple(verdict) for verdict in info["verdicts"]}
         self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizer(folder, "generator_optimizer", self.engine, self.generator)

@@ -4,6 +4,7 @@ group, under Ray Train, under torchrun, or alone."""
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from taehv.recovery import last_good, with_halved_passes
 from taehv.run_folder import RunFolder
 from taehv.run_log import RunLog
 from taehv.saving import Saver
+from taehv.slots import SlotLayout
 from taehv.state import TrainState
 from taehv.step import Signals, StepOutcome, train_step
 from taehv.supply import Supply
@@ -84,8 +86,7 @@ def train(
         teacher = (
             Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
         )
-        torch.manual_seed(config.train.seed)
-        state = TrainState(config, layout, resume_from)
+        state = _build_state(config, layout, run, resume_from)
         distributed.be_patient()
         validation = decoding.result()
     if teacher:
@@ -115,9 +116,19 @@ def train(
         # The next state is not to share the memory with the last.
         del part, state
         release()
-        torch.manual_seed(config.train.seed)
-        state = TrainState(config, layout, resume_from)
+        state = _build_state(config, layout, run, resume_from)
         state.rollbacks, state.learning_rate_scale = rollbacks, scale
+
+
+def _build_state(
+    config: TrainingConfig, layout: SlotLayout, run: RunFolder, resume_from: Path | None
+) -> TrainState:
+    """The state at the start, or as a checkpoint has it."""
+    torch.manual_seed(config.train.seed)
+    state = TrainState(config, layout, resume_from)
+    if resume_from is not None and not checkpoint.is_of(run, resume_from):
+        state.begin_new_run()
+    return state
 
 
 class _Run:
@@ -220,9 +231,12 @@ class _Run:
         }
 
     def _note_best(self, psnr: float) -> bool:
-        """Whether this validation is the best so far; its averaged weights are then kept."""
+        """Whether this validation is the best so far; its averaged weights are then kept.
+
+        One that is not a number is none.
+        """
         state = self.state
-        if state.best is not None and psnr <= state.best[0]:
+        if not psnr > (-math.inf if state.best is None else state.best[0]):
             return False
         state.best = (psnr, state.step)
         if distributed.is_main():
