@@ -7,7 +7,6 @@ gives the same frames.
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 import tempfile
@@ -21,6 +20,7 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
+from data_pipeline.cores import usable_cores
 from data_pipeline.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def write_synthetic(folder: Path, config: SyntheticConfig) -> Path:
     """Render and encode the videos into `folder`, the annotations last; returns their path."""
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"drive_{index:04d}.mp4" for index in range(config.videos)]
-    workers = min(config.videos, len(os.sched_getaffinity(0)))
+    workers = min(config.videos, usable_cores())
     # Spawned, since a forked child of a process with threads may hang.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         render = partial(write_video, config=config)

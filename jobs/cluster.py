@@ -22,6 +22,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from data_pipeline.cores import usable_cores
 from jobs import leftovers, own_node
 from jobs.config import ClusterConfig
 from jobs.orphans import HeldRoom
@@ -64,7 +65,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
         # share a core.
         tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
-        cpus = max(os.cpu_count() or 1, tickets)
+        cpus = max(usable_cores(), tickets)
         environment |= {
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
             "GLOO_SOCKET_IFNAME": "lo",

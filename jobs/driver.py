@@ -209,7 +209,10 @@ class Driver:
         """One life."""
         self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
         self._is_under_way = False
-        ray.get(self.mailbox.begin_life.remote(stop=self.stopped_by is not None))
+        ray.get(self.mailbox.begin_life.remote())
+        # Only now: a signal that came before this call ended has had its request taken back by it.
+        if self.stopped_by is not None:
+            self.mailbox.ask_to_stop.remote()
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
         fit = Fit(trainer)
         fit.start()

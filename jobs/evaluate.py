@@ -58,8 +58,11 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: EvaluateConfig) -> int:
     """Check, score, judge, show, and say what came of it."""
     begun = time.perf_counter()
-    limits = read_thresholds(config.thresholds)
     weights = find_weights(config.checkpoint)
+    limits = read_thresholds(config.thresholds)
+    training = run_config(weights)
+    if training is not None:
+        limits = limits.with_gradient_scale(training.loss.gradient_scale)
     output = Path(config.output_dir or weights.parent / "evaluation").absolute()
     # With Ray the networks go from here to the workers' devices.
     device = torch.device("cpu") if config.ray.wanted else distributed.device()

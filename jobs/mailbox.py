@@ -40,9 +40,9 @@ class Mailbox:
         messages, self._messages = self._messages, []
         return messages
 
-    def begin_life(self, stop: bool) -> None:
-        """New workers are about to start; `stop` is what they are told from the beginning."""
-        self._stop = stop
+    def begin_life(self) -> None:
+        """New workers are about to start; what the last ones were asked does not hold for them."""
+        self._stop = False
 
     def ask_to_stop(self) -> None:
         self._stop = True

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
-from taehv.verdict import format_verdict, judge
+from taehv.verdict import Thresholds, format_verdict, judge
 
 
 def closing_summary(
@@ -16,6 +16,7 @@ def closing_summary(
     run: RunFolder,
     finished: bool,
     open_hint: str,
+    limits: Thresholds,
 ) -> str:
     """The text that a run ends with.
 
@@ -25,6 +26,7 @@ def closing_summary(
         run: the run's folder.
         finished: whether the run made all its steps.
         open_hint: how to look at the tracker.
+        limits: what the figures are held against.
     """
     validations = [row for row in rows if "val/psnr" in row]
     parts: list[str] = []
@@ -34,7 +36,7 @@ def closing_summary(
         scores = {name: last[f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
         floor = {name: values["psnr"] for name, values in baselines.items()}
         if finished:
-            parts += [format_verdict(judge(scores, floor, rows)), ""]
+            parts += [format_verdict(judge(scores, floor, rows, limits)), ""]
     parts.append(f"run folder   {_short(run.address)}")
     if finished:
         parts.append(f"weights      {_short(run.address_of('final_model.safetensors'))} (and .pth)")

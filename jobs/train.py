@@ -39,6 +39,7 @@ from taehv.errors import TrainingError
 from taehv.going_back import begin_from
 from taehv.run_folder import RunFolder
 from taehv.state import to_yaml
+from taehv.verdict import Thresholds
 
 log = logging.getLogger("jobs.train")
 
@@ -110,7 +111,8 @@ def run(config: Config) -> int:
         raise
     finally:
         progress.close()
-    return _conclude(run_folder, summary, driver.stopped_by, tracking().result())
+    limits = Thresholds().with_gradient_scale(config.loss.gradient_scale)
+    return _conclude(run_folder, summary, driver.stopped_by, tracking().result(), limits)
 
 
 def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
@@ -126,6 +128,7 @@ def _conclude(
     summary: Mapping[str, Any] | None,
     stopped_by: signal.Signals | None,
     tracker: Tracker,
+    limits: Thresholds,
 ) -> int:
     """Hand the results to the tracker and the user."""
     finished = summary is not None and summary["finished"]
@@ -137,7 +140,8 @@ def _conclude(
         return 128 + stopped_by
     rows = journal.read_run(run_folder)
     print()
-    print(closing_summary(rows, summary["baselines"], run_folder, finished, tracker.open_hint()))
+    hint = tracker.open_hint()
+    print(closing_summary(rows, summary["baselines"], run_folder, finished, hint, limits))
     if finished or stopped_by is None:
         return DONE
     print(f"stopped at step {summary['step']}; {go_on}")

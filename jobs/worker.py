@@ -15,6 +15,7 @@ import torch
 from ray import train as ray_train
 
 from data_pipeline.clips import ClipSource
+from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.config import Config
@@ -117,7 +118,7 @@ def _set_up_process(mailbox: Any) -> None:
     else:
         # Ray allows a worker one thread per whole CPU it reserved; decoding needs far less than
         # the rest.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     # A worker of a sweep has had other runs, with mailboxes of their own.

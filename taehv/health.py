@@ -60,7 +60,7 @@ class Health:
     Args:
         log_every: steps between rows (`train.log_every`).
         gradient_scale: by which the limits of the gradient norm are multiplied; the norm scales
-            with the loss weights: `loss.reconstruction / 10`. At 0 the norm is not judged.
+            with the loss weights (`LossConfig.gradient_scale`). At 0 the norm is not judged.
         warmup_steps: of the learning rate (`optim.warmup_steps`).
         filling_gigabytes: memory that a worker's replay buffer and the cache of the teacher's
             latents take while they fill; that is no leak.

@@ -32,6 +32,12 @@ class LossConfig:
         if self.reconstruction + self.encoder + self.seraena == 0:
             raise ValueError("all weights of loss are 0: nothing would be learned")
 
+    @property
+    def gradient_scale(self) -> float:
+        """By what a healthy gradient norm is larger than at the default weights: it scales with
+        the reconstruction loss, which dominates it."""
+        return self.reconstruction / 10
+
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error per clip, in float32.

@@ -37,7 +37,7 @@ class RunLog:
         self._journal = Journal(run, keep_up_to)
         self._health = Health(
             config.train.log_every,
-            gradient_scale=config.loss.reconstruction / 10,
+            gradient_scale=config.loss.gradient_scale,
             warmup_steps=config.optim.warmup_steps,
             filling_gigabytes=(config.seraena.replay_gigabytes if state.adversary else 0.0)
             + (config.teacher.cache_gigabytes if config.teacher.path else 0.0),

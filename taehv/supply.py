@@ -62,6 +62,8 @@ class Supply:
         self._waited += time.perf_counter() - started
         if self._idle:
             since, until = self._idle
+            # At ZeRO 1 and 2 nobody has waited for it: a step's message is read before it.
+            until.synchronize()
             self._waited += since.elapsed_time(until) / 1e3
             self._idle = None
         self._decoded += batch["decoded"]

@@ -18,6 +18,7 @@ What only an evaluation knows, speed and the teacher, is judged in `taehv.evalua
 A figure that is not finite is a failure, whatever it measures.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ FEWEST_ROWS = 4
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits. Those of the gradient norm hold at the default loss weights."""
+    """The limits. Those of the gradient norm hold at the default loss weights; for a run with
+    others they are multiplied (see `with_gradient_scale`)."""
 
     mse_success: float = 0.005
     """MSE below this is a success."""
@@ -85,6 +87,17 @@ class Thresholds:
     teacher_speed_gain: float = 2.0
     """Encoding and decoding should be faster than the teacher's by more than this many times its
     speed: 2, or 200 %, is three times as fast."""
+
+    def with_gradient_scale(self, scale: float) -> "Thresholds":
+        """The limits for a run whose gradients are so many times larger (see
+        `LossConfig.gradient_scale`). At 0 nothing is known of a healthy norm, so it has none."""
+        scale = scale or math.inf
+        return dataclasses.replace(
+            self,
+            gradient_norm_notable=scale * self.gradient_norm_notable,
+            gradient_norm_unstable=scale * self.gradient_norm_unstable,
+            gradient_norm_spread=scale * self.gradient_norm_spread,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
 """What ends a life of a run under Ray, and which of these ends count as failures."""
 
 import dataclasses
+import logging
+import os
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from jobs import driver as driver_module
@@ -33,8 +39,13 @@ class FakeMailbox:
     def __init__(self) -> None:
         self.messages: list[tuple[str, Any]] = []
         self.put = Remote(lambda kind, content: self.messages.append((kind, content)))
-        self.begin_life = Remote(lambda stop: None)
+        self.stop = False
+        self.begin_life = Remote(lambda: self._set_stop(False))
+        self.ask_to_stop = Remote(lambda: self._set_stop(True))
         self.take = Remote(self._take)
+
+    def _set_stop(self, stop: bool) -> None:
+        self.stop = stop
 
     def _take(self) -> list[tuple[str, Any]]:
         messages, self.messages = self.messages, []
@@ -189,3 +200,49 @@ def test_a_worker_asks_for_smaller_passes_or_says_that_there_are_none(
     asked = ("out_of_memory", {"shortage": "too large", "clips_per_pass": 4})
     given_up = ("failure", "too large; try less")
     assert mailbox.messages == [asked if wanted and halved else given_up]
+
+
+def test_a_signal_while_workers_are_about_to_start_is_passed_on(
+    mailbox: FakeMailbox, tmp_path: Path
+) -> None:
+    """Its request to stop reaches the mailbox before what begins a life, which takes it back."""
+
+    class Workers(FakeTrainer):
+        def fit(self) -> None:
+            end = {"finished": not mailbox.stop, "step": 3, "baselines": {}}
+            mailbox.put.remote("summary", end)
+
+    def interrupted() -> None:
+        driver.stop(signal.SIGTERM)
+        mailbox.stop = False
+
+    mailbox.begin_life = Remote(interrupted)
+    nobody: Any = None
+    pool: Any = FakePool()
+    progress: Any = Silent()
+    driver = Driver(
+        RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1)
+    )
+    trainer: Any = Workers(mailbox, [])
+    summary = driver.drive(pool, Config(), lambda config, shares: trainer)
+    assert summary is not None
+    assert not summary["finished"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
+def test_a_worker_computes_on_the_cores_that_it_may_use(
+    mailbox: FakeMailbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = SimpleNamespace(get_local_rank=lambda: 0, get_local_world_size=lambda: 1)
+    monkeypatch.setattr("jobs.worker.ray_train.get_context", lambda: alone)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    try:
+        os.sched_setaffinity(0, {max(cores)})
+        worker._set_up_process(mailbox)
+        assert torch.get_num_threads() == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(threads)

@@ -100,14 +100,20 @@ class FakeEvent:
     """Stands for a GPU's: the GPU had nothing to do for 0.25 s between each two."""
 
     def __init__(self, enable_timing: bool) -> None:
-        self.recorded = False
+        self.recorded = self.reached = False
 
     def record(self) -> None:
         self.recorded = True
 
+    def synchronize(self) -> None:
+        self.reached = True
+
     def elapsed_time(self, end: "FakeEvent") -> float:
         assert self.recorded
-        assert end.recorded
+        # As PyTorch has it, of an event that the GPU has yet to reach. Events are reached in the
+        # order in which they were recorded.
+        if not (end.recorded and end.reached):
+            raise RuntimeError("Both events must be completed before calculating elapsed time")
         return 250.0
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from taehv.losses import LossConfig
 from taehv.verdict import Finding, Level, Thresholds, format_verdict, judge, overall
 
 GOOD = {"mse": 0.002, "psnr": 30.0, "ssim": 0.95}
@@ -92,6 +93,36 @@ def test_limit_of_the_gradient_norms_spread(swing: float, level: Level) -> None:
     found = finding("gradient norm's spread", rows=rows)
     assert found.figure == pytest.approx(swing)
     assert found.level == level
+
+
+@pytest.mark.parametrize(
+    ("reconstruction", "norm", "level"),
+    [(1.0, 0.199, "pass"), (1.0, 0.201, "warning"), (50.0, 9.9, "pass"), (50.0, 10.1, "warning")],
+)
+def test_limits_of_the_gradient_norm_scale_with_the_loss(
+    reconstruction: float, norm: float, level: Level
+) -> None:
+    """As its gradients do: 10 is the weight that the limits are given for."""
+    limits = Thresholds().with_gradient_scale(LossConfig(reconstruction).gradient_scale)
+    rows = run_rows(norm=lambda step: norm)
+    (found,) = [f for f in judge(GOOD, BASELINES, rows, limits) if f.name == "gradient norm"]
+    assert found.level == level
+    assert ("UNSTABLE" in found.threshold) == (norm > 3 * reconstruction / 10)
+    spread = 0.99 * reconstruction / 10
+    rows = run_rows(norm=lambda step: (1.5 * reconstruction / 10) + spread * (-1) ** step)
+    (found,) = [f for f in judge(GOOD, BASELINES, rows, limits) if "spread" in f.name]
+    assert found.level == "pass"
+
+
+def test_without_a_reconstruction_loss_a_gradient_norm_has_no_limit_but_is_a_number() -> None:
+    limits = Thresholds().with_gradient_scale(LossConfig(0.0).gradient_scale)
+
+    def levels(norm: float) -> set[Level]:
+        findings = judge(GOOD, BASELINES, run_rows(norm=lambda step: norm), limits)
+        return {found.level for found in findings if found.name.startswith("gradient norm")}
+
+    assert levels(1e4) == {"pass"}
+    assert levels(math.nan) == {"failure"}
 
 
 def test_the_gradient_norm_is_judged_by_the_last_thousand_steps() -> None:

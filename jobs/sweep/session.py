@@ -24,7 +24,7 @@ from jobs.sweep.trial import trial_config
 from jobs.tracking import Tracker
 from taehv import journal
 from taehv.run_folder import RunFolder
-from taehv.verdict import judge, overall
+from taehv.verdict import Thresholds, judge, overall
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,9 @@ class Session(tune.Callback):  # type: ignore[misc]
         if status == "finished" and scored:
             scores = {name: scored[-1][f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
             floor = {name: values["psnr"] for name, values in record.baselines.items()}
-            verdict = overall(judge(scores, floor, rows))
+            loss = trial_config(self.plan.base, record.settings, "").loss
+            limits = Thresholds().with_gradient_scale(loss.gradient_scale)
+            verdict = overall(judge(scores, floor, rows, limits))
         changes |= {"status": status, "step": step, "verdict": verdict}
         record = self.ledger.update(number, **changes)
         self._steps[number] = step
