@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 # Run as a script, Python looks for imports in jobs/ alone.
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (TrainingError, DataError, OSError) as error:
         return refuse(error, FAILED)
     except KeyboardInterrupt:
-        print("stopped; nothing was written", file=sys.stderr)
+        print("stopped before the report was written", file=sys.stderr)
         return 130
 
 
@@ -79,17 +79,25 @@ def run(config: EvaluateConfig) -> int:
     with fan_out(config.ray) as workers:
         scored, skipped = _score_all(videos, refused, sampling, contestants, workers, config)
         cost = _measure_cost(contestants, workers)
-    with closing(VideoReader(config.data.decode_seconds)) as read, staged(output) as folder:
-        found = [(entry.video, entry.result) for entry in scored if entry.result is not None]
-        results = assemble(
-            config,
-            contestants,
-            sampling,
-            [result for _, result in found],
-            [{"video": entry.video, "reason": entry.reason} for entry in skipped],
-            cost,
-            limits,
-        )
+    found = [(entry.video, entry.result) for entry in scored if entry.result is not None]
+    results = assemble(
+        config,
+        contestants,
+        sampling,
+        [result for _, result in found],
+        [{"video": entry.video, "reason": entry.reason} for entry in skipped],
+        cost,
+        limits,
+    )
+    results["seconds"] = time.perf_counter() - begun
+    with staged(output) as folder:
+        # What took hours is safe before pictures and report, which may fail.
+        write_json(results, folder / "metrics.json")
+    with (
+        _scores_told_of(output / "metrics.json"),
+        closing(VideoReader(config.data.decode_seconds)) as read,
+        staged(output) as folder,
+    ):
         write_samples(found[: config.num_videos], sampling, contestants, read, folder)
         worst = worst_clips(
             found, sampling, contestants, read, folder / "worst_clips", config.worst_clips
@@ -105,6 +113,18 @@ def run(config: EvaluateConfig) -> int:
         print(f"MLflow    {hint}")
     failed = results["verdict"]["overall"] == "failure"
     return VERDICT_IS_FAILURE if failed and config.fail_on_verdict else DONE
+
+
+@contextmanager
+def _scores_told_of(file: Path) -> Iterator[None]:
+    """Where all scores are, if what comes after them fails."""
+    written = False
+    try:
+        yield
+        written = True
+    finally:
+        if not written:
+            log.warning("all scores and the verdict are in %s; the report is not written", file)
 
 
 def _videos(config: EvaluateConfig) -> tuple[list[HeldOutVideo], list[Rejection]]:

@@ -201,7 +201,8 @@ def _judge_baselines(psnr: float, baselines: Mapping[str, float]) -> Finding:
         "PSNR against no network, dB",
         psnr,
         f"8x down and up {upper:.1f}; failure below mean colour {lower:.1f}",
-        level_of(psnr, psnr >= upper, psnr < lower),
+        # A baseline that is not a number is beaten by nothing.
+        level_of(psnr, psnr >= upper, math.isnan(upper) or not psnr >= lower),
     )
 
 

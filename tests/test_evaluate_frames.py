@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 from taehv import metrics
 from taehv.evaluation.frames import STILL, FrameScorer, FrameTable
 from taehv.evaluation.lpips import CONVOLUTIONS, Lpips
-from taehv.evaluation.scores import clip_scores, mean_scores
+from taehv.evaluation.scores import (
+    METRICS,
+    broken_scores,
+    clip_scores,
+    mean_scores,
+    value_of,
+)
 from taehv.evaluation.structure import WEIGHTS, ms_ssim, ssim
 from tests.test_metrics import ssim_of_plane
 
@@ -87,6 +93,23 @@ def test_a_clip_in_which_nothing_stands_still_has_no_flicker() -> None:
     still = clip_scores(table_of(original[:1].repeat(4, 1, 1, 1), original))
     assert mean_scores([scores, still])["flicker"] == still["flicker"]
     assert np.isnan(mean_scores([still | {"psnr": np.nan}, still])["psnr"])
+    assert broken_scores(scores) == []
+
+
+def test_which_scores_a_clip_may_lack() -> None:
+    """One small frame lacks what needs two, or 176 pixels; a broken one has no score at all."""
+    one = pair()[0][:1]
+    lacking = clip_scores(table_of(one, one))
+    missing = {name for name in METRICS if name in lacking and value_of(lacking, name) is None}
+    assert missing == {"ms_ssim", "temporal", "flicker"}
+    assert broken_scores(lacking) == []
+    original = one.repeat(4, 1, 1, 1)
+    broken = clip_scores(table_of(original, torch.full_like(original, torch.nan)))
+    assert {*broken_scores(broken)} == METRICS.keys() - {"lpips"}
+
+
+def test_a_score_that_is_infinite_is_broken() -> None:
+    assert broken_scores({"mse": 0.01, "psnr": np.inf, "flicker": np.nan}) == ["psnr"]
 
 
 def blurred(plane: Array) -> Array:

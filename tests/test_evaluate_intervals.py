@@ -1,9 +1,11 @@
 """Intervals: known quantiles, how often they hold the truth, and what a comparison says."""
 
+import math
+
 import numpy as np
 import pytest
 
-from taehv.evaluation.compare import FEWEST_VIDEOS, compare
+from taehv.evaluation.compare import FEWEST_VIDEOS, Difference, compare
 from taehv.evaluation.intervals import bootstrap, t_quantile
 
 
@@ -35,16 +37,25 @@ def test_the_same_seed_gives_the_same_interval() -> None:
 
 
 def test_the_mean_is_over_clips_and_missing_values_are_left_out() -> None:
-    found = bootstrap([[1.0, 2.0, 6.0], [float("nan")], [3.0]])
+    found = bootstrap([[1.0, 2.0, 6.0, None], [None], [3.0]])
     assert found.mean == 3
     assert found.low <= 3 <= found.high
+    assert found.clips == 4
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_a_number_is_not_left_out(value: float) -> None:
+    found = bootstrap([[1.0, 2.0], [value, 3.0], [4.0]])
+    assert np.isnan([found.mean, found.low, found.high]).all()
+    assert found.clips == 5
 
 
 def test_one_video_has_no_interval() -> None:
     found = bootstrap([[1.0, 3.0]])
     assert found.mean == 2
     assert np.isnan([found.low, found.high]).all()
-    assert np.isnan(bootstrap([[float("nan")]]).mean)
+    assert np.isnan(bootstrap([[None]]).mean)
+    assert np.isnan(bootstrap([]).mean)
 
 
 def scored(psnr: list[float], sharpness: float = 0.5) -> list[list[dict[str, float]]]:
@@ -83,3 +94,56 @@ def test_sharpness_is_compared_by_its_distance_from_one() -> None:
     found = {d.metric: d for d in compare(ours, theirs)}["sharpness"]
     assert found.outcome == "better"
     assert found.mean == pytest.approx(-0.2)
+
+
+def with_flicker(videos: dict[int, float], psnr: float = 25.0) -> list[list[dict[str, float]]]:
+    """Eight videos of one clip each, of which these have flicker, and the others lack it."""
+    return [[{"psnr": psnr + k, "mse": 0.01, "flicker": videos.get(k, math.nan)}] for k in range(8)]
+
+
+def by_metric(
+    ours: list[list[dict[str, float]]], theirs: list[list[dict[str, float]]]
+) -> dict[str, Difference]:
+    return {found.metric: found for found in compare(ours, theirs)}
+
+
+def test_what_is_compared_does_not_hang_on_the_first_clip() -> None:
+    """The first two of eight clips lack flicker; in the others ours is lower by 0.01."""
+    ours = with_flicker({k: 0.02 + 0.001 * k for k in range(2, 8)})
+    theirs = with_flicker({k: 0.03 + 0.001 * k for k in range(1, 8)})
+    found = by_metric(ours, theirs)["flicker"]
+    assert found.mean == pytest.approx(-0.01)
+    assert (found.outcome, found.pairs) == ("better", 6)
+    assert found.note == "6 of 8 clips have it"
+    # Turned about, the last clips lack it: nothing but the sign is another.
+    other = by_metric(ours[::-1], theirs[::-1])["flicker"]
+    assert (other.outcome, other.pairs, other.note) == (found.outcome, found.pairs, found.note)
+
+
+def test_videos_without_a_score_do_not_count_towards_the_fewest() -> None:
+    few = range(FEWEST_VIDEOS - 1)
+    found = by_metric(with_flicker(dict.fromkeys(few, 0.01)), with_flicker(dict.fromkeys(few, 0.5)))
+    assert found["flicker"].outcome == "no difference shown"
+
+
+def test_a_score_that_no_clip_has_is_said_to_be_not_compared() -> None:
+    found = by_metric(with_flicker({}), with_flicker({}))["flicker"]
+    assert math.isnan(found.mean)
+    assert (found.outcome, found.pairs) == ("not compared", 0)
+    assert found.note.startswith("no clip has it")
+
+
+@pytest.mark.parametrize("place", [0, 7])
+def test_a_broken_clip_is_never_left_out_of_a_comparison(place: int) -> None:
+    """Of a reconstruction that is not a number, flicker is broken too, rather than missing."""
+    ours = with_flicker(dict.fromkeys(range(8), 0.02))
+    theirs = with_flicker(dict.fromkeys(range(8), 0.03))
+    ours[place][0] = dict.fromkeys(ours[place][0], math.nan)
+    for found in by_metric(ours, theirs).values():
+        assert math.isnan(found.mean)
+        assert found.outcome == "not compared"
+        assert found.note == "not a number in 1 of 8 clips"
+
+
+def test_nothing_is_compared_where_there_is_no_clip() -> None:
+    assert compare([], []) == []

@@ -19,7 +19,16 @@ from taehv import metrics
 from taehv.model import build_model
 from taehv.variants import ModelConfig
 from tests.data_videos import sequential_frames, write_annotations
-from tests.evaluate_run import SMALL, export_small, make_videos, read_metrics, run, words
+from tests.evaluate_run import (
+    SMALL,
+    export_breaking,
+    export_small,
+    make_black,
+    make_videos,
+    read_metrics,
+    run,
+    words,
+)
 from tests.jobs_run import REPOSITORY, environment
 from tests.s3_server import s3_server
 
@@ -105,8 +114,11 @@ def test_the_document_holds_together(evaluated: tuple[Path, Path], weights: Path
     assert results["rate"]["raw_over_half"] == pytest.approx(24 / (2 * 16 * 16 / (5 * 64)))
     assert results["rate"]["int8_psnr_cost"]["mean"] == pytest.approx(0, abs=0.05)
     # The baseline is the network itself: nothing can be shown.
-    assert {d["outcome"] for d in results["differences"]["baseline"]} == {"no difference shown"}
-    assert all(d["mean"] == 0 for d in results["differences"]["baseline"])
+    differences = {d["metric"]: d for d in results["differences"]["baseline"]}
+    # Frames of 32x48 are too small for it.
+    assert differences.pop("ms_ssim")["outcome"] == "not compared"
+    assert {d["outcome"] for d in differences.values()} == {"no difference shown"}
+    assert all(d["mean"] == 0 for d in differences.values())
     below = {d["metric"]: d["outcome"] for d in results["differences"]["down_and_up"]}
     assert below["psnr"] == "worse"
     levels = {f["name"]: f["level"] for f in results["verdict"]["findings"]}
@@ -124,6 +136,94 @@ def test_the_table_ends_with_the_verdict(
     assert [line[:5] for line in lines[:2]] == ["[1/2]", "[2/2]"]
     assert "overall: FAILURE" in lines
     assert read_metrics(tmp_path / "out")["verdict"]["thresholds"]["psnr_failure"] == 99
+
+
+@pytest.mark.parametrize("black", [0, 1])
+def test_clips_that_are_not_numbers_fail_and_are_named(
+    black: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every second video comes back as it was, and the others as NaN, the first or not."""
+    weights = export_breaking(tmp_path / "w")
+    listed = make_videos(tmp_path / "videos")
+    names = [f"video_{k}.mp4" for k in range(12)]
+    make_black([listed.parent / name for name in names[black::2]])
+    more = ["--fail-on-verdict", "--baseline", str(export_small(tmp_path / "other"))]
+    assert run(weights, listed, tmp_path / "out", *more) == 3
+
+    results = read_metrics(tmp_path / "out")
+    broken = [
+        (video["video"], clip["first_frame"])
+        for video in results["videos"]
+        for clip in video["clips"]
+        if video["video"] in names[1 - black :: 2]
+    ]
+    sound = [v for v in results["videos"] if v["video"] in names[black::2]]
+    assert {c["scores"]["network"]["psnr"] for v in sound for c in v["clips"]} == {100.0}
+    found = {f["name"]: f for f in results["verdict"]["findings"]}
+    for name in ("MSE", "PSNR, dB", "SSIM", "PSNR against no network, dB"):
+        assert (found[name]["figure"], found[name]["level"]) == (None, "failure")
+    finding = found["clips not a number, network"]
+    assert (finding["figure"], finding["level"]) == (12, "failure")
+    for video, frame in broken[:3]:
+        assert f"{video} from frame {frame};" in finding["threshold"]
+    assert finding["threshold"].endswith("; and 9 more")
+    psnr = results["methods"]["network"]["scores"]["psnr"]
+    assert (psnr["mean"], psnr["low"], psnr["clips"]) == (None, None, 24)
+    differences = {d["metric"]: d for d in results["differences"]["down_and_up"]}
+    assert differences["psnr"]["outcome"] == "not compared"
+    assert differences["psnr"]["note"] == "not a number in 12 of 24 clips"
+    assert differences["ms_ssim"]["note"].startswith("no clip has it")
+
+    printed = capsys.readouterr().out
+    assert "overall: FAILURE" in printed
+    table = [line for line in printed.splitlines() if line.startswith("network ")]
+    assert "none" in table[0]
+    page = (tmp_path / "out" / "summary_report.html").read_text()
+    for told in (
+        "clips not a number, network",
+        "not compared: not a number in 12 of 24 clips",
+        "not compared: no clip has it",
+        f"{broken[0][0]} from frame",
+    ):
+        assert told in page
+    shown = [line.split("</h3>")[0] for line in page.split('<section class="clip"')[1:]]
+    assert all(any(video in head for video, _ in broken) for head in shown)
+
+
+def test_a_report_that_fails_leaves_the_scores(
+    weights: Path,
+    annotations: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The disk fills up while the report is written, over older results."""
+    (tmp_path / "metrics.json").write_text("old")
+    (tmp_path / "summary_report.html").write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evaluate, "write_report", full)
+    code = run(weights, annotations, tmp_path, "--num-samples", "2", "--overwrite")
+    assert code == 1
+    told = capsys.readouterr().err
+    assert f"all scores and the verdict are in {tmp_path / 'metrics.json'}" in told
+    assert "No space left" in told
+    assert read_metrics(tmp_path)["data"]["videos"] == 2
+    # An older report would be taken for that of these scores.
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+def test_one_clip_of_one_frame(weights: Path, annotations: Path, tmp_path: Path) -> None:
+    more = ["--num-samples", "1", "--clips-per-video", "1", "--data.num-frames", "1"]
+    assert run(weights, annotations, tmp_path, *more) == 0
+    found = {d["metric"]: d for d in read_metrics(tmp_path)["differences"]["down_and_up"]}
+    assert found["psnr"]["pairs"] == 1
+    for name in ("temporal", "flicker", "ms_ssim"):
+        assert (found[name]["mean"], found[name]["outcome"]) == (None, "not compared")
+    page = (tmp_path / "summary_report.html").read_text()
+    assert "not compared: no clip has it: clips of one frame have none" in page
 
 
 def test_whole_frames_score_every_frame(weights: Path, annotations: Path, tmp_path: Path) -> None:

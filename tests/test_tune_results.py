@@ -181,3 +181,41 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     (tmp_path / "sweep/trials/001/trial.json").write_text('{"number": 1')
     with pytest.raises(TrainingError, match=r"trials/001/trial.json is damaged"):
         Ledger(RunFolder(str(tmp_path / "sweep")))
+
+
+def test_a_seed_that_is_no_number_is_never_left_out(tmp_path: Path) -> None:
+    """Neither from its configuration's mean nor from what is told; and the answer is written."""
+    plan = made_plan(tmp_path, SPACE)
+    ledger = empty_ledger(tmp_path / "sweep")
+    for k, psnr in enumerate([20.0, 21.0, 24.0, 22.0]):
+        add_trial(
+            plan, ledger, {"loss.seraena": 0.01 * (k + 1), "optim.learning_rate": 1e-3}, [psnr]
+        )
+    broken = {"loss.seraena": 0.5, "optim.learning_rate": 1e-3}
+    for seed, psnr in enumerate([30.0, math.nan]):
+        add_trial(plan, ledger, broken, [psnr], seed=seed)
+    best = results.ranked(plan, ledger)
+    assert broken not in [group.drawn for group in best]
+    assert len(best) == 4
+    text, page = results.closing_table(plan, ledger), render(plan, ledger, None)
+    for shown in (text, page):
+        assert "not ranked, since val_ema/psnr is not a number: trial 005 006" in shown
+    found = importance(plan, ledger)
+    assert found is not None
+    assert found.configurations == 4
+    # A score that trials are not ranked by has no interval, rather than an error.
+    (group,) = [g for g in results.groups(plan, ledger) if g.drawn == broken]
+    assert math.isnan(group.half_width("val_ema/psnr"))
+
+
+def test_a_row_that_is_no_number_stands_in_the_table_of_rows(tmp_path: Path) -> None:
+    plan = made_plan(
+        tmp_path, "rows:\n  a: {loss.seraena: 0}\n  b: {loss.seraena: 1}\nseeds: [0, 1]\n"
+    )
+    ledger = empty_ledger(tmp_path / "sweep")
+    for seed, psnr in enumerate([30.0, math.nan]):
+        add_trial(plan, ledger, {"loss.seraena": 0}, [psnr], seed=seed, label="a")
+        add_trial(plan, ledger, {"loss.seraena": 1}, [25.0 + seed], seed=seed, label="b")
+    (line,) = [x for x in ablation_table(plan, ledger, None).splitlines() if x.startswith("a ")]
+    assert "none" in line
+    assert "not ranked" in render(plan, ledger, None)

@@ -77,6 +77,14 @@ def test_limits_of_the_scores(name: str, key: str, figure: float, level: Level) 
     assert finding(name, {key: figure}).level == level
 
 
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_that_is_no_number_is_not_beaten(name: str) -> None:
+    findings = judge(GOOD, BASELINES | {name: math.nan}, ROWS)
+    assert {found.name: found.level for found in findings}["PSNR against no network, dB"] == (
+        "failure"
+    )
+
+
 @pytest.mark.parametrize(
     ("norm", "level"), [(1.99, "pass"), (2.0, "pass"), (2.01, "warning"), (3.01, "warning")]
 )

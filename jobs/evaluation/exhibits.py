@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -81,13 +82,14 @@ def worst_clips(
     folder: Path,
     count: int,
 ) -> list[WorstClip]:
-    """The clips with the lowest PSNR, the worst first, each with stills of its worst frame.
+    """The clips with the lowest PSNR, the worst first, each with stills of its worst frame. Those
+    whose PSNR is not a number are the worst of all.
 
     Of a whole video only the stretch about its worst frame is reconstructed again: what came
     long before hardly counts.
     """
     ranked = sorted(
-        (clip.scores["network"]["psnr"], v, c)
+        (-math.inf if math.isnan(psnr := clip.scores["network"]["psnr"]) else psnr, v, c)
         for v, (_, result) in enumerate(scored)
         for c, clip in enumerate(result.clips)
     )
@@ -95,6 +97,7 @@ def worst_clips(
     for place, (_, v, c) in enumerate(ranked[:count]):
         video, result = scored[v]
         clip = result.clips[c]
+        # Of frames that are not numbers, the first.
         worst = int(np.argmin(clip.per_frame["network"]["psnr"]))
         frames, index = _around(video, result, sampling, read, contestants, c, worst)
         pictures = _stills(frames, index, contestants, folder / f"clip_{place}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -55,8 +56,9 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     for key, method in results["methods"].items():
         prefix = "eval" if key == "network" else f"eval_{key}"
         for name, found in method["scores"].items():
-            if found["mean"] is not None:
-                row[f"{prefix}/{name}"] = found["mean"]
+            if found["clips"]:
+                # A mean that is not a number is shown as such.
+                row[f"{prefix}/{name}"] = math.nan if found["mean"] is None else found["mean"]
             if key == "network" and found["low"] is not None:
                 row[f"{prefix}/{name}_low"] = found["low"]
                 row[f"{prefix}/{name}_high"] = found["high"]

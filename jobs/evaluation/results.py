@@ -10,11 +10,14 @@
     verdict              overall: pass | warning | failure; findings: [{name, figure, threshold,
                          level}]; thresholds: the limits
     methods              by key (network, int8, baseline, compare_0, teacher, down_and_up,
-                         mean_colour): label, file, scores: {score: {mean, low, high}}
+                         mean_colour): label, file, scores: {score: {mean, low, high, clips}};
+                         clips: how many have the score, numbers or not
     differences          by key: the network minus that method, [{metric, mean, low, high,
-                         outcome}]; outcome is the network's: better | worse | no difference shown
+                         outcome, pairs, note}]; outcome is the network's: better | worse | no
+                         difference shown | not compared; pairs: clips that have the score in both;
+                         note: why it was not compared, or that some clips lack it
     rate                 bits per pixel (half, int8, source, raw), ratios, int8_psnr_cost: {mean,
-                         low, high}
+                         low, high, clips}
     latents              mean, std, channel_mean, channel_std, channel_min, channel_max
     cost                 speed_clip: [T, H, W]; by method encode_seconds, decode_seconds,
                          encode_peak_bytes, decode_peak_bytes, repeats
@@ -22,8 +25,9 @@
                          height, width, original, scores, per_frame}]}]
 
 Scores are those of `taehv.evaluation.scores.METRICS`: PSNR in dB from a clip's MSE, then the mean
-over clips; low and high are a 95 % bootstrap interval over videos. A value that does not exist is
-null.
+over clips; low and high are a 95 % bootstrap interval over videos. A value that does not exist, or
+is not a finite number, is null. A clip that lacks a score by the score's definition is left out of
+its mean; a clip whose score is broken is not, so the mean is null, and a finding names the clip.
 """
 
 from __future__ import annotations
@@ -48,17 +52,25 @@ from jobs.evaluation.measure import Sampling, VideoResult
 from taehv import journal
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
-from taehv.evaluation.judgement import SPEED_CLIP, AgainstTeacher, judge_evaluation
+from taehv.evaluation.judgement import (
+    SPEED_CLIP,
+    AgainstTeacher,
+    BrokenClip,
+    judge_broken,
+    judge_evaluation,
+)
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
-from taehv.evaluation.scores import METRICS, Scores
+from taehv.evaluation.scores import METRICS, Scores, broken_scores, value_of
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
-from taehv.verdict import Finding, Thresholds, overall
+from taehv.verdict import Finding, Level, Thresholds, overall
 
 SCHEMA, VERSION = "taehv-evaluation", 1
 
 
 NOT_COMPARED = ("network", "int8", "mean_colour")
+OWN = ("network", "int8")
+"""What is judged; the others stand beside it."""
 
 
 def assemble(
@@ -75,6 +87,10 @@ def assemble(
     scores = {m.key: intervals(videos, m.key, seed) for m in contestants.methods}
     rows = _training_rows(contestants)
     findings = _judge(scores, cost, rows, limits)
+    for m in contestants.methods:
+        # What the network is compared with may be broken without its fault.
+        level: Level = "failure" if m.key in OWN else "warning"
+        findings += judge_broken(m.label, broken_clips(videos, m.key), level)
     latents = LatentStatistics()
     for video in videos:
         latents.merge(video.latents)
@@ -142,10 +158,20 @@ def intervals(videos: Sequence[VideoResult], method: str, seed: int) -> dict[str
     """Each score's mean over all clips, with its interval over videos."""
     clips = grouped(videos, method)
     return {
-        name: bootstrap([[clip[name] for clip in video] for video in clips], seed)
+        name: bootstrap([[value_of(clip, name) for clip in video] for video in clips], seed)
         for name in METRICS
-        if name in clips[0][0]
+        if any(name in clip for video in clips for clip in video)
     }
+
+
+def broken_clips(videos: Sequence[VideoResult], method: str) -> list[BrokenClip]:
+    """The clips of which a method has scores that are not numbers, and should be."""
+    return [
+        BrokenClip(video.video, clip.first_frame, names)
+        for video in videos
+        for clip in video.clips
+        if (names := broken_scores(clip.scores[method]))
+    ]
 
 
 def _judge(

@@ -54,7 +54,7 @@ def closing_table(results: Mapping[str, Any]) -> str:
 
 def _methods(results: Mapping[str, Any]) -> str:
     network = results["methods"]["network"]["scores"]
-    shown = [name for name in METRICS if name in network and network[name]["mean"] is not None]
+    shown = [name for name in METRICS if name in network and network[name]["clips"]]
     data = results["data"]
     kind = "held-out videos" if data["split"] == "validation" else "videos of the whole list"
     title = f"{data['videos']} {kind}, {data['clips']} clips"
@@ -63,7 +63,7 @@ def _methods(results: Mapping[str, Any]) -> str:
     for method in results["methods"].values():
         scores = method["scores"]
         lines.append((method["label"], *(_cell(scores[name]["mean"]) for name in shown)))
-    if network["psnr"]["low"] is not None:
+    if any(network[name]["low"] is not None for name in shown):
         lines.insert(2, ("  95 % interval", *(_half_width(network[name]) for name in shown)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "\n".join(
@@ -84,9 +84,14 @@ def _cell(value: float | None) -> str:
 
 
 def _told(differences: Sequence[Mapping[str, Any]], videos: int) -> str:
-    if videos < FEWEST_VIDEOS:
-        return f"no difference shown ({videos} videos; {FEWEST_VIDEOS} are the fewest to show one)"
-    by_outcome: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], list[str]] = {}
     for found in differences:
-        by_outcome.setdefault(found["outcome"], []).append(METRICS[found["metric"]].label)
-    return "; ".join(f"{outcome} in {', '.join(names)}" for outcome, names in by_outcome.items())
+        key = found["outcome"], found["note"]
+        alike.setdefault(key, []).append(METRICS[found["metric"]].label)
+    parts = [
+        f"{outcome} in {', '.join(names)}" + (f" ({note})" if note else "")
+        for (outcome, note), names in sorted(alike.items(), key=lambda entry: bool(entry[0][1]))
+    ]
+    if videos < FEWEST_VIDEOS:
+        parts.append(f"{videos} videos; {FEWEST_VIDEOS} are the fewest to show a difference")
+    return "; ".join(parts)

@@ -10,7 +10,7 @@ from typing import Any
 from jobs.evaluation.exhibits import WorstClip
 from jobs.report import sections
 from jobs.report.document import document
-from jobs.report.words import definitions, number, sign
+from jobs.report.words import definitions, number, outcome, sign
 from taehv.evaluation.scores import METRICS
 
 FOOTER = """The definitions of all scores are in taehv/metrics.py and
@@ -81,14 +81,15 @@ def _tiles(results: Mapping[str, Any]) -> str:
             return METRICS[name].label
         return f"{METRICS[name].label}, 95 %: {number(low)} … {number(high)}"
 
-    against = next(d for d in results["differences"]["down_and_up"] if d["metric"] == "psnr")
+    (against,) = (d for d in results["differences"]["down_and_up"] if d["metric"] == "psnr")
+    plus = "+" if against["mean"] is not None and against["mean"] >= 0 else ""
     sharp = scores["sharpness"]["mean"]
     tiles = [
         (f"{number(scores['psnr']['mean'])} dB", interval("psnr")),
         (number(scores["ssim"]["mean"], 3), interval("ssim")),
         (
-            f"{'+' if (against['mean'] or 0) >= 0 else ''}{number(against['mean'], 3)} dB",
-            f"over 8x down and up: {against['outcome']}",
+            f"{plus}{number(against['mean'], 3)} dB",
+            f"over 8x down and up: {outcome(against)}",
         ),
         (
             "−" if sharp is None else f"{100 * sharp:.0f} %",  # noqa: RUF001

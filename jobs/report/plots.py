@@ -29,7 +29,8 @@ def clips_of(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def over_time(results: Results, methods: Sequence[str]) -> str:
-    """PSNR by the frame's place in its clip, the mean over all clips."""
+    """PSNR by the frame's place in its clip, the mean over all clips that are as long. A place at
+    which a clip is not a number has no point."""
     clips = [clip for _, clip in clips_of(results)]
     length = max(clip["frames"] for clip in clips)
     block = -(-length // MOST_POINTS)
@@ -41,9 +42,9 @@ def over_time(results: Results, methods: Sequence[str]) -> str:
                 value
                 for clip in clips
                 for value in clip["per_frame"][method]["psnr"][first : first + block]
-                if value is not None
             ]
-            places.append((first + (block - 1) / 2 + 1, sum(values) / max(len(values), 1)))
+            if None not in values:
+                places.append((first + (block - 1) / 2 + 1, sum(values) / len(values)))
         lines.append(places)
     axes = Axes.over(
         [x for line in lines for x, _ in line],
@@ -63,7 +64,11 @@ def over_time(results: Results, methods: Sequence[str]) -> str:
         if len(line) <= 40:
             drawn += [mark(axes.x(x), axes.y(y), series, f"{y:.2f} dB") for x, y in line]
     labels = [results["methods"][method]["label"] for method in methods]
-    return legend(labels, lines=True) + axes.svg("".join(drawn), "PSNR over time")
+    return (
+        legend(labels, lines=True)
+        + axes.svg("".join(drawn), "PSNR over time")
+        + _left_out(results, methods, "psnr")
+    )
 
 
 def scatter(results: Results, methods: Sequence[str], of: str, label: str) -> str:
@@ -84,7 +89,11 @@ def scatter(results: Results, methods: Sequence[str], of: str, label: str) -> st
         for series, x, y, name in reversed(points)
     ]
     labels = [results["methods"][method]["label"] for method in methods]
-    return legend(labels, lines=False) + axes.svg("".join(drawn), f"PSNR against {label}")
+    return (
+        legend(labels, lines=False)
+        + axes.svg("".join(drawn), f"PSNR against {label}")
+        + _left_out(results, methods, "psnr")
+    )
 
 
 def strips(results: Results, methods: Sequence[str], metric: str, label: str) -> str:
@@ -115,11 +124,26 @@ def strips(results: Results, methods: Sequence[str], metric: str, label: str) ->
             shift = (place * 0.618 % 1 - 0.5) * ROW * 0.45
             drawn.append(mark(x(value), y + shift, series, f"{name}: {value:.4g}"))
         mean = results["methods"][method]["scores"][metric]["mean"]
-        drawn.append(f'<path class="mean" d="M{x(mean):.1f} {y - 13:.1f}v26"/>')
+        if mean is not None:
+            drawn.append(f'<path class="mean" d="M{x(mean):.1f} {y - 13:.1f}v26"/>')
     return (
         f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" '
         f'aria-label="{escape(label)} of every clip">{"".join(drawn)}</svg>'
-    )
+    ) + _left_out(results, methods, metric)
+
+
+def _left_out(results: Results, methods: Sequence[str], metric: str) -> str:
+    """How many clips a plot cannot show, since their score is not a number."""
+    counts = {
+        method: sum(clip["scores"][method][metric] is None for _, clip in clips_of(results))
+        for method in methods
+    }
+    told = [
+        f"{count} of {escape(results['methods'][method]['label'])}"
+        for method, count in counts.items()
+        if count
+    ]
+    return f"<p>Not shown, being not a number: clips, {', '.join(told)}.</p>" if told else ""
 
 
 def interval(found: Mapping[str, Any], reach: float) -> str:
@@ -131,7 +155,8 @@ def interval(found: Mapping[str, Any], reach: float) -> str:
         a, b = x(max(low, -reach)), x(min(high, reach))
         whisker = f'<path class="whisker" d="M{a:.1f} 8v8M{b:.1f} 8v8M{a:.1f} 12H{b:.1f}"/>'
     zero = f'<path class="zero" d="M{x(0):.1f} 0V24"/>'
-    point = mark(x(max(-reach, min(reach, found["mean"]))), 12, 0)
+    mean = found["mean"]
+    point = "" if mean is None else mark(x(max(-reach, min(reach, mean))), 12, 0)
     return (
         '<svg class="interval" viewBox="0 0 220 24" aria-hidden="true">'
         f"{zero}{whisker}{point}</svg>"
@@ -141,6 +166,8 @@ def interval(found: Mapping[str, Any], reach: float) -> str:
 def channels(latents: Mapping[str, Any]) -> str:
     """Range, spread and mean of each latent channel."""
     lows, highs = latents["channel_min"], latents["channel_max"]
+    if None in [*lows, *highs, *latents["channel_mean"], *latents["channel_std"]]:
+        return "<p>Not all latents are numbers.</p>"
     count = len(lows)
     axes = Axes.over([0, count - 1], [*lows, *highs], "latent channel", "value", width=760)
     step = (axes.width - LEFT - RIGHT) / max(count, 1)

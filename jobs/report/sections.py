@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from jobs.evaluation.exhibits import WorstClip
 from jobs.report import plots
-from jobs.report.words import NONE, level, number, picture, score, table
+from jobs.report.words import NONE, level, number, outcome, picture, score, table
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS
 
@@ -73,7 +74,7 @@ def against_others(results: Results) -> str:
                 + (" (distance from 1)" if METRICS[found["metric"]].better == "nearer 1" else ""),
                 number(found["mean"], 3),
                 plots.interval(found, plots.reach_of(every, found["metric"])),
-                found["outcome"],
+                outcome(found),
             )
             for found in differences
         ]
@@ -97,11 +98,15 @@ def worst(results: Results, clips: Sequence[WorstClip]) -> str:
         ]
         images = "".join(picture(file, label) for label, file in shown.pictures)
         parts.append(
-            f'<section class="clip" data-psnr="{found["psnr"]}"><h3>{place}. '
+            f'<section class="clip" data-psnr="{_attribute(found["psnr"])}"><h3>{place}. '
             f"{escape(video['video'])}, frame {frame}</h3>"
             f'<p class="soft">{" · ".join(told)}</p><div class="pictures">{images}</div></section>'
         )
     return "".join(parts)
+
+
+def _attribute(value: float | None) -> str:
+    return "" if value is None else str(value)
 
 
 def over_time(results: Results) -> str:
@@ -206,7 +211,7 @@ def every_clip(results: Results) -> str:
     """All clips, the worst first."""
     shown = shown_metrics(results)
     clips = sorted(
-        plots.clips_of(results), key=lambda entry: entry[1]["scores"]["network"]["psnr"] or 0
+        plots.clips_of(results), key=lambda entry: _or_worst(entry[1]["scores"]["network"]["psnr"])
     )
     rows = [
         (escape(name), *(number(clip["scores"]["network"].get(n)) for n in shown))
@@ -220,10 +225,15 @@ def every_clip(results: Results) -> str:
 MOST_ROWS = 500
 
 
+def _or_worst(psnr: float | None) -> float:
+    """What is not a number comes before the lowest."""
+    return -math.inf if psnr is None else psnr
+
+
 def shown_metrics(results: Results) -> list[str]:
-    """Those that the network has."""
+    """Those that any clip of the network has."""
     scores = results["methods"]["network"]["scores"]
-    return [n for n in METRICS if n in scores and scores[n]["mean"] is not None]
+    return [n for n in METRICS if n in scores and scores[n]["clips"]]
 
 
 def drawn_methods(results: Results) -> list[str]:

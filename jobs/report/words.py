@@ -43,6 +43,14 @@ def level(name: str) -> str:
     return f'<span class="level {name}">{sign(name)}{name}</span>'
 
 
+def outcome(difference: Mapping[str, Any]) -> str:
+    """What a comparison came to, with the clips that it is over where some are missing."""
+    found, note = str(difference["outcome"]), difference["note"]
+    if found == "not compared":
+        return f"{found}: {note}"
+    return found + (f" ({note})" if note else "")
+
+
 def score(metric: str, found: Mapping[str, Any] | None) -> str:
     """A mean with its interval beneath."""
     if found is None or found["mean"] is None:

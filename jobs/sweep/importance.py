@@ -4,6 +4,7 @@ Hutter, Hoos, Leyton-Brown, "An Efficient Approach for Assessing Hyperparameter 
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class Importance:
 
 
 def importance(plan: Plan, ledger: Ledger) -> Importance | None:
-    """None where there are too few configurations to tell, or all score alike.
+    """None where there are too few configurations to tell, or all score alike. Those whose score
+    is not a number tell nothing here; the ranking names them.
 
     Trials that were stopped early count too, so all are compared at the last validation that every
     one of them reached.
@@ -69,7 +71,7 @@ def _study(
     )
     for drawn, by_seed in curves:
         values = [curve[step] for curve in by_seed if step in curve]
-        if values:
+        if values and all(map(math.isfinite, values)):
             study.add_trial(
                 optuna.trial.create_trial(
                     params={key: drawn[key] for key in space},

@@ -21,6 +21,7 @@ from jobs.sweep.results import (
     last_scores,
     ranked,
     settings_told,
+    unranked_told,
 )
 
 SHOWN = {
@@ -42,7 +43,7 @@ def write_report(plan: Plan, ledger: Ledger, reference: Reference) -> None:
 def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
     """The page."""
     best = ranked(plan, ledger)
-    parts = [("Ranking", _ranking(plan, best))]
+    parts = [("Ranking", _ranking(plan, ledger, best))]
     if plan.rows:
         parts.append(("Ablation", ablation_section(plan, ledger, reference)))
     parts += [
@@ -94,9 +95,11 @@ def _seeds(count: int) -> str:
     return "seed" if count == 1 else "seeds"
 
 
-def _ranking(plan: Plan, best: Sequence[Group]) -> str:
+def _ranking(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> str:
+    unranked = unranked_told(plan, ledger)
+    left_out = f"<p>{escape(unranked)}</p>" if unranked else ""
     if not best:
-        return "<p>No trial is finished yet.</p>"
+        return left_out or "<p>No trial is finished yet.</p>"
     metric = plan.sweep.metric
     header = ["rank", "configuration", "trials", escape(metric)]
     header += [escape(label) for name, label in SHOWN.items() if f"val_ema/{name}" != metric]
@@ -109,7 +112,8 @@ def _ranking(plan: Plan, best: Sequence[Group]) -> str:
             mean_cell(group, f"val_ema/{name}") for name in SHOWN if f"val_ema/{name}" != metric
         ]
         rows.append(cells)
-    return f"<p>{_confidence(plan, best)}</p>{table(header, rows, own=0, words=(1,))}"
+    shown = table(header, rows, own=0, words=(1,))
+    return f"<p>{_confidence(plan, best)}</p>{shown}{left_out}"
 
 
 def _confidence(plan: Plan, best: Sequence[Group]) -> str:

@@ -37,15 +37,16 @@ class Group:
     """Final validation scores of the trials that are finished, by name."""
 
     def mean(self, metric: str) -> float:
-        """Not a number where no trial is finished."""
+        """Not a number where no trial is finished, or one of them ended with a score that is none:
+        a seed that broke is never left out."""
         values = self.scores.get(metric, [])
         return statistics.fmean(values) if values else math.nan
 
     def half_width(self, metric: str) -> float:
         """Of the interval that holds the mean over all seeds with 95 % confidence (Student's t);
-        not a number below two seeds."""
+        not a number below two seeds, or where the mean is none."""
         values = self.scores.get(metric, [])
-        if len(values) < 2:
+        if len(values) < 2 or not all(map(math.isfinite, values)):
             return math.nan
         quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
         return quantile * statistics.stdev(values) / math.sqrt(len(values))
@@ -66,11 +67,24 @@ def groups(plan: Plan, ledger: Ledger) -> list[Group]:
 
 
 def ranked(plan: Plan, ledger: Ledger) -> list[Group]:
-    """The configurations with a finished trial, the best first: those with more seeds before those
-    with fewer, of which a lucky one may be on top."""
+    """The configurations with a finished trial and a score, the best first: those with more seeds
+    before those with fewer, of which a lucky one may be on top."""
     sign = -1 if plan.sweep.direction == "max" else 1
     finished = [g for g in groups(plan, ledger) if math.isfinite(g.mean(plan.sweep.metric))]
     return sorted(finished, key=lambda g: (-g.seeds, sign * g.mean(plan.sweep.metric)))
+
+
+def unranked_told(plan: Plan, ledger: Ledger) -> str:
+    """The finished configurations whose score is not a number; empty where there is none."""
+    broken = [
+        group
+        for group in groups(plan, ledger)
+        if group.seeds and not math.isfinite(group.mean(plan.sweep.metric))
+    ]
+    names = [" ".join(record.name for record in group.trials) for group in broken]
+    if not names:
+        return ""
+    return f"not ranked, since {plan.sweep.metric} is not a number: trial {', trial '.join(names)}"
 
 
 def last_scores(rows: list[Row]) -> dict[str, float]:
@@ -141,6 +155,9 @@ def closing_table(plan: Plan, ledger: Ledger, most: int = 12) -> str:
     if not best:
         lines.append(("", "no trial is finished yet", *[""] * (len(lines[0]) - 2)))
     text = aligned(lines, left=(1, len(lines[0]) - 1))
+    unranked = unranked_told(plan, ledger)
+    if unranked:
+        text += f"\n{unranked}"
     counts: dict[str, int] = {}
     for record in ledger.records.values():
         counts[record.status] = counts.get(record.status, 0) + 1

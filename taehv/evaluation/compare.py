@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taehv.evaluation.intervals import bootstrap
-from taehv.evaluation.scores import METRICS
+from taehv.evaluation.scores import METRICS, value_of
 
-Outcome = Literal["better", "worse", "no difference shown"]
+Outcome = Literal["better", "worse", "no difference shown", "not compared"]
 
 FEWEST_VIDEOS = 6
 """Fewer show nothing, whatever their figures: that five videos all favour one side happens by
@@ -21,11 +21,16 @@ class Difference:
 
     metric: str
     mean: float
+    """Over the pairs; NaN where there is none, or one of them is not a number."""
     low: float
     """Of the 95 % interval; see `intervals.bootstrap`."""
     high: float
     outcome: Outcome
     """Of ours."""
+    pairs: int
+    """Clips that have the score in both."""
+    note: str
+    """Why it was not compared, or that not all clips were; else empty."""
 
 
 def compare(
@@ -33,15 +38,16 @@ def compare(
     theirs: Sequence[Sequence[Mapping[str, float]]],
     seed: int = 0,
 ) -> list[Difference]:
-    """A difference in each score that both have.
+    """A difference in each score that was measured, over the clips that have it in both.
 
     ours, theirs: per video, the scores of its clips; the same clips in the same order.
     Sharpness, of which 1 is right, is compared by its distance from 1.
     """
+    clips = [clip for side in (ours, theirs) for video in side for clip in video]
     return [
         _difference(name, ours, theirs, seed)
         for name in METRICS
-        if name in ours[0][0] and name in theirs[0][0] and not math.isnan(ours[0][0][name])
+        if any(name in clip for clip in clips)
     ]
 
 
@@ -53,19 +59,45 @@ def _difference(
 ) -> Difference:
     metric = METRICS[name]
 
-    def value(clip: Mapping[str, float]) -> float:
-        return abs(clip[name] - 1) if metric.better == "nearer 1" else clip[name]
+    def minus(mine: Mapping[str, float], other: Mapping[str, float]) -> float | None:
+        a, b = value_of(mine, name), value_of(other, name)
+        if a is None or b is None:
+            return None
+        return abs(a - 1) - abs(b - 1) if metric.better == "nearer 1" else a - b
 
     paired = [
-        [value(a) - value(b) for a, b in zip(mine, other, strict=True)]
+        [minus(a, b) for a, b in zip(mine, other, strict=True)]
         for mine, other in zip(ours, theirs, strict=True)
     ]
     interval = bootstrap(paired, seed)
     sign = 1 if metric.better == "higher" else -1
     outcome: Outcome = "no difference shown"
-    if len(paired) >= FEWEST_VIDEOS:
+    if math.isnan(interval.mean):
+        outcome = "not compared"
+    elif sum(any(v is not None for v in video) for video in paired) >= FEWEST_VIDEOS:
         if min(sign * interval.low, sign * interval.high) > 0:
             outcome = "better"
         elif max(sign * interval.low, sign * interval.high) < 0:
             outcome = "worse"
-    return Difference(name, interval.mean, interval.low, interval.high, outcome)
+    return Difference(
+        name,
+        interval.mean,
+        interval.low,
+        interval.high,
+        outcome,
+        interval.clips,
+        _note(paired, metric.missing_where),
+    )
+
+
+def _note(paired: Sequence[Sequence[float | None]], missing_where: str) -> str:
+    differences = [value for video in paired for value in video]
+    present = [value for value in differences if value is not None]
+    broken = sum(not math.isfinite(value) for value in present)
+    if not present:
+        return f"no clip has it: {missing_where} have none"
+    if broken:
+        return f"not a number in {broken} of {len(differences)} clips"
+    if len(present) < len(differences):
+        return f"{len(present)} of {len(differences)} clips have it"
+    return ""

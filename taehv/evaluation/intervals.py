@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 LEVEL = 0.95
 
-Groups = Sequence[Sequence[float]]
-"""Per video, the values of its clips."""
+Groups = Sequence[Sequence[float | None]]
+"""Per video, the values of its clips; None where a clip has none."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,12 @@ class Interval:
     """A mean over clips, and where the mean over all such videos may lie, with 95 % confidence."""
 
     mean: float
+    """NaN where no clip has a value, or one has a value that is not a finite number."""
     low: float
-    """NaN, as `high` is, where fewer than two videos have a value."""
+    """NaN, as `high` is, where fewer than two videos have a value, or the mean is NaN."""
     high: float
+    clips: int
+    """That have a value, finite or not."""
 
 
 def bootstrap(groups: Groups, seed: int = 0) -> Interval:
@@ -35,21 +38,22 @@ def bootstrap(groups: Groups, seed: int = 0) -> Interval:
     The expanded percentile interval of Hesterberg 2015, "What teachers should know about the
     bootstrap": a plain percentile interval is too narrow for few samples, by sqrt((n - 1) / n) and
     by a normal in place of Student's t quantile; so it is taken at levels that make up for both.
-    Missing values (NaN) are left out. The same values and seed give the same interval.
+    None is left out. A value that is not finite is not: then the mean is not a number either. The
+    same values and seed give the same interval.
     """
     sums, counts = _totals(groups)
-    if len(sums) == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(sums.sum() / counts.sum())
-    videos = len(sums)
+    videos, clips = len(sums), int(counts.sum())
+    if videos == 0 or not np.isfinite(sums).all():
+        return Interval(math.nan, math.nan, math.nan, clips)
+    mean = float(sums.sum() / clips)
     if videos < 2:
-        return Interval(mean, math.nan, math.nan)
+        return Interval(mean, math.nan, math.nan, clips)
     drawn = np.random.default_rng(seed).integers(videos, size=(RESAMPLES, videos))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     widened = math.sqrt(videos / (videos - 1)) * t_quantile((1 + LEVEL) / 2, videos - 1)
     tail = NormalDist().cdf(-widened)
     low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(mean, float(low), float(high))
+    return Interval(mean, float(low), float(high), clips)
 
 
 def t_quantile(probability: float, freedom: int) -> float:
@@ -80,7 +84,7 @@ def _t_cdf(t: float, freedom: int) -> float:
 
 def _totals(groups: Groups) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Sum and number of the values of each video that has any."""
-    present = [[v for v in values if not math.isnan(v)] for values in groups]
+    present = [[v for v in values if v is not None] for values in groups]
     kept = [values for values in present if values]
     return (
         np.array([sum(values) for values in kept], np.float64),

@@ -4,7 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from taehv.verdict import Finding, Thresholds, judge_scores, judge_training, level_of
+from taehv.evaluation.scores import METRICS
+from taehv.verdict import Finding, Level, Thresholds, judge_scores, judge_training, level_of
+
+MOST_NAMED = 3
+"""Clips that a finding names; all are in metrics.json."""
 
 SPEED_CLIP = (12, 128, 128)
 """T, H, W of the clip whose seconds the limits are for."""
@@ -17,6 +21,16 @@ class Speed:
     encode: float
     decode: float
     on_gpu: bool
+
+
+@dataclass(frozen=True)
+class BrokenClip:
+    """A clip with scores that should be numbers and are not."""
+
+    video: str
+    first_frame: int
+    scores: list[str]
+    """By their names in `taehv.evaluation.scores.METRICS`."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +68,28 @@ def judge_evaluation(
     if against_teacher is not None:
         findings += _judge_against_teacher(against_teacher, limits)
     return findings
+
+
+def judge_broken(label: str, clips: Sequence[BrokenClip], level: Level) -> list[Finding]:
+    """A finding that names the broken clips of a method, the first `MOST_NAMED`; none without any.
+
+    label: of the method. level: how bad that is.
+    """
+    if not clips:
+        return []
+    named = [
+        f"{clip.video} from frame {clip.first_frame}{_scores_named(clip)}"
+        for clip in clips[:MOST_NAMED]
+    ]
+    more = len(clips) - len(named)
+    told = "; ".join(named) + (f"; and {more} more" if more else "")
+    return [Finding(f"clips not a number, {label}", len(clips), f"none; they are {told}", level)]
+
+
+def _scores_named(clip: BrokenClip) -> str:
+    """In brackets; empty where the frames themselves are broken, and with them every score."""
+    labels = [METRICS[name].label for name in clip.scores]
+    return "" if "mse" in clip.scores else f" ({', '.join(labels)})"
 
 
 def _judge_seconds(name: str, seconds: float, success: float, limits: Thresholds) -> Finding:

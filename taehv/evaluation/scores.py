@@ -12,7 +12,8 @@ from taehv.evaluation.frames import FrameTable
 from taehv.metrics import FLAT_ENERGY, SMALLEST_MSE
 
 Scores = dict[str, float]
-"""Score -> value; NaN where a clip has none."""
+"""Score -> value. NaN where a clip lacks a score, or the reconstruction is not a number: `value_of`
+tells the two apart."""
 
 Better = Literal["higher", "lower", "nearer 1"]
 
@@ -26,6 +27,9 @@ class Metric:
     unit: str = ""
     digits: int = 4
     """Significant digits that are worth showing."""
+    missing_where: str = ""
+    """Which clips lack it by its definition, in words. Empty: every clip has it, and NaN is the
+    mark of a broken reconstruction. No score is infinite: PSNR ends at 100 dB."""
 
     def badness(self, value: float) -> float:
         """The value on a scale on which less is better."""
@@ -37,24 +41,40 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "psnr": Metric("PSNR", "higher", "dB"),
     "ssim": Metric("SSIM", "higher"),
-    "ms_ssim": Metric("MS-SSIM", "higher"),
+    "ms_ssim": Metric("MS-SSIM", "higher", missing_where="frames of fewer than 176 pixels a side"),
     "lpips": Metric("LPIPS", "lower"),
     "mse": Metric("MSE", "lower"),
-    "temporal": Metric("temporal error", "lower"),
-    "flicker": Metric("flicker", "lower"),
+    "temporal": Metric("temporal error", "lower", missing_where="clips of one frame"),
+    "flicker": Metric("flicker", "lower", missing_where="clips in which nothing stands still"),
     "sharpness": Metric("sharpness", "nearer 1"),
 }
-"""The scores that methods are compared by, in the order that they are shown in."""
+"""The scores that methods are compared by, in the order that they are shown in. One that was not
+measured of any clip, such as LPIPS without its weights, is not among a clip's scores at all."""
+
+
+def value_of(clip: Mapping[str, float], name: str) -> float | None:
+    """A clip's score; None where the clip lacks it by the score's definition.
+
+    A broken reconstruction's NaN is given as such, in flicker and the like too: its MSE is NaN as
+    well, which that of a sound one never is.
+    """
+    value = clip.get(name)
+    broken = math.isnan(clip.get("mse", 0.0))
+    if value is not None and math.isnan(value) and METRICS[name].missing_where and not broken:
+        return None
+    return value
+
+
+def broken_scores(clip: Mapping[str, float]) -> list[str]:
+    """The scores of a clip that are not finite although it does not lack them."""
+    values = {name: value_of(clip, name) for name in METRICS if name in clip}
+    return [name for name, v in values.items() if v is not None and not math.isfinite(v)]
 
 
 def psnr_of(mse: NDArray[np.float64] | float) -> NDArray[np.float64]:
     """dB of an MSE, at most 100: see `taehv.metrics.psnr`."""
     result: NDArray[np.float64] = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
     return result
-
-
-MAY_BE_MISSING = ("flicker", "flicker_original", "temporal", "static", "motion")
-"""Scores that a sound clip may lack: nothing stands still in it, or it has one frame."""
 
 
 def clip_scores(table: FrameTable) -> Scores:
@@ -93,10 +113,14 @@ def clip_scores(table: FrameTable) -> Scores:
 
 
 def mean_scores(clips: Sequence[Mapping[str, float]]) -> Scores:
-    """The mean of every score over clips; of PSNR, too: it comes after the logarithm."""
+    """The mean of every score over clips; of PSNR, too: it comes after the logarithm.
+
+    Clips that lack a score are left out of its mean. NaN where all do, or one is broken.
+    """
     result: Scores = {}
-    for name in clips[0]:
-        values = np.array([clip[name] for clip in clips])
-        present = values[~np.isnan(values)] if name in MAY_BE_MISSING else values
-        result[name] = float(present.mean()) if len(present) else math.nan
+    for name in METRICS:
+        values = [value_of(clip, name) for clip in clips if name in clip]
+        present = [value for value in values if value is not None]
+        if values:
+            result[name] = sum(present) / len(present) if present else math.nan
     return result
