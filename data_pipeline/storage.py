@@ -238,6 +238,12 @@ def _outside(root: str, path: str, target: str = "") -> OutsideRootError:
 def _open_s3(location: str) -> tuple[Any, str]:
     """The PyArrow file system of an S3 location, and its path there."""
     bucket, key, text = _parse(location)
+    if "@" in bucket or ":" in bucket:
+        # Not repeated here: what stands before the @ is a password.
+        raise DataError(
+            "data.annotations or data.root has credentials in it: give them by AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, and the location as s3://bucket/key"
+        )
     options = dict(option.split("=", 1) for option in text[1:].split("&") if option)
     environment = os.environ.get
     endpoint = options.get("endpoint_override") or (

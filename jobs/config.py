@@ -19,6 +19,7 @@ from data_pipeline.config import DataConfig
 from jobs.repeated_keys import repeated_keys
 from jobs.tracking import TrackingConfig
 from taehv.config import TrainingConfig
+from taehv.credentials import in_all_texts, without_credentials
 
 
 class ConfigError(ValueError):
@@ -178,9 +179,10 @@ def _with_storage(config: Config) -> Config:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted keys, as they are typed and tracked: `train.max_steps` and so on."""
+    """Dotted keys, as they are typed and tracked: `train.max_steps` and so on. To be shown: no
+    address among the values has its credentials."""
     return {
-        f"{section}.{key}": value
+        f"{section}.{key}": in_all_texts(without_credentials, value)
         for section, values in dataclasses.asdict(config).items()
         for key, value in values.items()
     }

@@ -3,18 +3,58 @@
 import logging
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any
+
+from taehv.credentials import hide_credentials
 
 DONE, FAILED, BAD_CONFIG, VERDICT_IS_FAILURE = 0, 1, 2, 3
 
 
 def log_plainly() -> None:
-    """Messages of this project alone, as plain lines on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    """Messages of this project alone, as plain lines on standard error, and nowhere, nor in a
+    traceback, an address with its credentials."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(_Plain("%(message)s"))
+    sys.excepthook = _show_traceback
     for room in ("jobs", "taehv", "data_pipeline"):
         logging.getLogger(room).setLevel(logging.INFO)
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return hide_credentials(super().format(record))
+
+
+def _show_traceback(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    print(
+        hide_credentials("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr
+    )
+
+
+def log_without_credentials() -> None:
+    """Let no record of this process hold an address with its credentials, whoever writes it down:
+    in a training worker Ray does."""
+    make = logging.getLogRecordFactory()
+    if isinstance(make, _CleanRecords):
+        return
+    logging.setLogRecordFactory(_CleanRecords(make))
+
+
+class _CleanRecords:
+    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any, **more: Any) -> logging.LogRecord:
+        record = self._make(*arguments, **more)
+        record.msg, record.args = hide_credentials(record.getMessage()), ()
+        return record
 
 
 @contextmanager
@@ -34,5 +74,5 @@ def stop_signals_to(handle: Callable[[signal.Signals], None]) -> Iterator[None]:
 
 def refuse(error: Exception, code: int) -> int:
     """Say what is wrong in one clear line; gives the exit code."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {hide_credentials(' '.join(str(error).split()))}", file=sys.stderr)
     return code

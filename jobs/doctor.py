@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jobs.config import Config, ConfigError, parse
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.diagnosis.examination import Options, examine
 from jobs.diagnosis.finding import Finding, Level, worst
 from jobs.diagnosis.output import line, to_json, verdict, wants_colors
@@ -36,8 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         options, as_json, rest = _take_own_options(sys.argv[1:] if arguments is None else arguments)
         config = parse(rest, __doc__ or "")
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_CONFIG
+        return refuse(error, BAD_CONFIG)
     try:
         findings = _report(config, options, as_json)
     except KeyboardInterrupt:

@@ -39,6 +39,7 @@ from jobs.latents.shards import (
     write_index,
     write_settings,
 )
+from taehv.credentials import without_credentials
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, build_model
 from taehv.run_folder import RunFolder
@@ -107,10 +108,10 @@ def encode(config: EncodeConfig) -> int:
     print(
         f"{videos} videos, {frames} frames in {settings.num_shards} shards"
         f"{f', {skipped} videos skipped' if skipped else ''}; {seconds:.0f} s\n"
-        f"latents   {folder.address_of(SHARDS)}\nindex     {folder.address_of(INDEX)}"
+        f"latents   {_shown(folder, SHARDS)}\nindex     {_shown(folder, INDEX)}"
     )
     if skipped:
-        print(f"skipped   {folder.address_of(QUARANTINE)}")
+        print(f"skipped   {_shown(folder, QUARANTINE)}")
     return DONE
 
 
@@ -154,8 +155,13 @@ def decode(config: EncodeConfig) -> int:
     finally:
         progress.close()
     seconds = time.perf_counter() - begun
-    print(f"{videos} videos, {frames} frames; {seconds:.0f} s\nvideos    {config.output_dir}")
+    print(f"{videos} videos, {frames} frames; {seconds:.0f} s")
+    print(f"videos    {without_credentials(config.output_dir)}")
     return DONE
+
+
+def _shown(folder: RunFolder, name: str) -> str:
+    return without_credentials(folder.address_of(name))
 
 
 def _load(config: EncodeConfig) -> tuple[TAEHV, Settings]:

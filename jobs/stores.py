@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+from taehv.credentials import without_credentials as without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,3 @@ def open_hint(uri: str) -> str:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 "
         f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
     )
-
-
-def without_credentials(uri: str) -> str:
-    """The URI without user name and password, fit to be printed."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

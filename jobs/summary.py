@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
+from taehv.credentials import without_credentials
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
 from taehv.verdict import Thresholds, format_verdict, judge
@@ -67,5 +68,5 @@ def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]]) 
 def _short(address: str) -> str:
     """Relative to where the user is, if that is shorter."""
     if "://" in address:
-        return address
+        return without_credentials(address)
     return min(os.path.relpath(address), address, key=len)

@@ -25,6 +25,7 @@ from jobs.stores import (
     without_credentials,
 )
 from jobs.tensorboard import EventFile
+from taehv.credentials import hide_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +77,8 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir.absolute()
         self._id_file = self._run_dir / "mlflow.json"
-        self._parameters = {k: str(v)[:LONGEST_PARAMETER] for k, v in parameters.items()}
-        self._tags = dict(tags)
+        self._parameters = {k: _sent(str(v)) for k, v in parameters.items()}
+        self._tags = {name: _sent(value) for name, value in tags.items()}
         self._uri = _uri_of(config, self._run_dir)
         self.run_id = run_id
         """Id of the MLflow run; None until the store has been reached."""
@@ -150,7 +151,7 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         if self._config.enabled:
-            self._new_tags.append((name, value[:LONGEST_PARAMETER]))
+            self._new_tags.append((name, _sent(value)))
             self._deliver()
 
     def register(self, model: str, weights: Path, tags: Mapping[str, str]) -> None:
@@ -205,7 +206,7 @@ class Tracker:
                 logger.warning(
                     "MLflow failed, training goes on without it; what it did not take is kept and "
                     "sent later: %s",
-                    error,
+                    _told(error, self._uri),
                 )
             self._down = True
         else:
@@ -357,8 +358,18 @@ def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
         else:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except _store_errors() as error:
-        return place, str(error).replace(uri, place).splitlines()[0]
+        return place, _told(error, uri).splitlines()[0]
     return place, ""
+
+
+def _sent(value: str) -> str:
+    """A parameter's or tag's value as it may be kept elsewhere."""
+    return hide_credentials(value)[:LONGEST_PARAMETER]
+
+
+def _told(error: Exception, uri: str) -> str:
+    """The message of a store's error. As a whole, an address is told from the words around it."""
+    return hide_credentials(str(error).replace(uri, without_credentials(uri)))
 
 
 def _uri_of(config: TrackingConfig, run_dir: Path) -> str:

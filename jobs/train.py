@@ -24,7 +24,7 @@ from jobs import cluster
 from jobs.bystanders import let_bystanders_give_way
 from jobs.checks import check, check_run_folder, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.driver import Driver, MostSkipped
 from jobs.mailbox import open_mailbox
 from jobs.nodes import check_nodes
@@ -51,12 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = parse(sys.argv[1:] if arguments is None else arguments, __doc__ or "")
         return run(config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_CONFIG
+        return refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
         # An OSError is a folder, a store or a cluster that refuses, and names it.
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return refuse(error, FAILED)
 
 
 def run(config: Config) -> int:

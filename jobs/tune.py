@@ -26,7 +26,7 @@ from data_pipeline.errors import DataError
 from jobs import cluster
 from jobs.checks import check
 from jobs.config import Config, ConfigError, flatten
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly
+from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import Board
@@ -41,6 +41,7 @@ from jobs.sweep.trial import TrialPlan
 from jobs.tracking import Tracker
 from jobs.train import with_places
 from taehv.checkpoint import write_atomically
+from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips
 from taehv.run_folder import RunFolder
@@ -55,11 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan, folder = parse(sys.argv[1:] if arguments is None else arguments)
         return run(plan, folder)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_CONFIG
+        return refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return FAILED
+        return refuse(error, FAILED)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
@@ -184,7 +183,7 @@ def _conclude(
     for name in files:
         path = ledger.folder.retrieve(name)
         tracker.artifact(path)
-        print(f"{name:<18} {ledger.folder.address_of(name)}")
+        print(f"{name:<18} {without_credentials(ledger.folder.address_of(name))}")
     if tracker.open_hint():
         print(f"{'MLflow':<18} {tracker.open_hint()}")
     if session.stopping:
@@ -201,7 +200,7 @@ def _keep_definition(plan: Plan, folder: RunFolder) -> None:
         ConfigError: where the folder holds another sweep.
     """
     told: dict[str, Any] = {"sweep": dataclasses.asdict(plan.sweep), "config": flatten(plan.base)}
-    told = json.loads(json.dumps(told))
+    told = json.loads(json.dumps(in_all_texts(without_credentials, told)))
     # What says how much, not what, may change from session to session.
     for key in ("concurrent", "retries", "budget", "lpips"):
         told["sweep"].pop(key)

@@ -19,6 +19,7 @@ from data_pipeline.cores import usable_cores
 from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.config import Config
+from jobs.console import log_without_credentials
 from jobs.mailbox import MailboxHooks, MailboxLog
 from taehv import checkpoint, distributed
 from taehv.errors import MemoryShortageError, TrainingError
@@ -119,6 +120,7 @@ def _set_up_process(mailbox: Any) -> None:
         # Ray allows a worker one thread per whole CPU it reserved; decoding needs far less than
         # the rest.
         torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
+    log_without_credentials()
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     # A worker of a sweep has had other runs, with mailboxes of their own.

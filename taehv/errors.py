@@ -1,12 +1,18 @@
 """The exceptions of this package that are meant for the user rather than the programmer."""
 
+from taehv.credentials import hide_credentials
+
 
 class TrainingError(RuntimeError):
     """Something the user can mend: a wrong file, a missing teacher, weights of another variant.
 
     The message is one clear statement of what is wrong and what to do; an entry point prints it
-    without a traceback and exits with code 1.
+    without a traceback and exits with code 1. Addresses in it have no credentials, wherever Ray may
+    write it down.
     """
+
+    def __str__(self) -> str:
+        return hide_credentials(super().__str__())
 
 
 class DivergedError(TrainingError):

@@ -6,8 +6,10 @@ import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
+from typing import cast
 
 from taehv import distributed
+from taehv.credentials import hide_credentials, in_all_texts
 from taehv.interfaces import RejectedVideo
 from taehv.run_folder import RunFolder
 
@@ -32,7 +34,8 @@ class Quarantine:
 
     def add(self, rejected: Iterable[RejectedVideo]) -> list[RejectedVideo]:
         """List the videos that are not yet listed, and give those."""
-        new = {entry["video"]: entry for entry in rejected if entry["video"] not in self._videos}
+        shown = (cast("RejectedVideo", in_all_texts(hide_credentials, dict(e))) for e in rejected)
+        new = {entry["video"]: entry for entry in shown if entry["video"] not in self._videos}
         if not new:
             return []
         self._videos.update(new)

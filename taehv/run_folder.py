@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from taehv.credentials import without_credentials
 from taehv.scratch import ScratchFolder
 
 
@@ -34,7 +35,8 @@ class RunFolder:
         self.local = self._scratch.path
 
     def __str__(self) -> str:
-        return self.address
+        """The address as it may be shown: without credentials."""
+        return without_credentials(self.address)
 
     def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
         return RunFolder, (self.address,)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taehv import checkpoint, distributed
 from taehv.config import TrainingConfig
+from taehv.credentials import in_all_texts, without_credentials
 from taehv.discriminator import Discriminator
 from taehv.ema import Ema
 from taehv.engines import (
@@ -270,8 +271,10 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_yaml(config: TrainingConfig) -> str:
-    """The configuration as YAML, in the form that `--config` reads."""
-    return yaml.safe_dump(_plain(dataclasses.asdict(config)), sort_keys=False)
+    """The configuration as YAML, in the form that `--config` reads; no address in it has its
+    credentials."""
+    content = in_all_texts(without_credentials, _plain(dataclasses.asdict(config)))
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _plain(value: object) -> object:

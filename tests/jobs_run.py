@@ -28,13 +28,13 @@ def environment(home: Path, **more: str) -> dict[str, str]:
     return kept | {"HOME": str(home)} | more
 
 
-def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
-    """`python jobs/train.py arguments`, its output captured."""
+def start(home: Path, *arguments: str, **more: str) -> "subprocess.Popen[str]":
+    """`python jobs/train.py arguments`, its output captured; `more` in its environment."""
     home.mkdir(exist_ok=True, parents=True)
     return subprocess.Popen(
         [sys.executable, "jobs/train.py", *arguments],
         cwd=REPOSITORY,
-        env=environment(home),
+        env=environment(home, **more),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -355,22 +355,26 @@ def test_weights_on_s3_are_judged_as_here(
     assert run(weights, annotations, tmp_path / "a", *more, "--compare", str(weights)) == 0
     with s3_server() as server:
         server.put("bucket/run/final_model.pth", weights.read_bytes())
-        folder = f"s3://bucket/run{server.options}"
-        file = f"s3://bucket/run/final_model.pth{server.options}"
+        folder = f"s3://KEYID:SECRET@bucket/run{server.options}"
+        file = f"s3://KEYID:SECRET@bucket/run/final_model.pth{server.options}"
         assert (
             evaluate.main(words(folder, annotations, tmp_path / "b", *more, "--compare", file)) == 0
         )
         capsys.readouterr()
-        missing = f"s3://bucket/none{server.options}"
+        missing = f"s3://KEYID:SECRET@bucket/none{server.options}"
         line = refused(capsys, evaluate.main(words(missing, annotations, tmp_path / "c")))
+        assert line.startswith(f"error: s3://bucket/none{server.options}")
         assert "there is no final_model.safetensors or final_model.pth" in line
         line = refused(capsys, evaluate.main(["--checkpoint", file]), 2)
         assert "--output-dir is missing" in line
     here, there = read_metrics(tmp_path / "a"), read_metrics(tmp_path / "b")
     assert there["videos"] == here["videos"]
     assert there["checkpoint"]["sha256"] == here["checkpoint"]["sha256"]
-    assert there["checkpoint"]["path"] == folder
-    assert there["methods"]["compare_0"]["file"] == file
+    # What is written down is where they are, without the credentials.
+    assert there["checkpoint"]["path"] == folder.replace("KEYID:SECRET@", "")
+    assert there["methods"]["compare_0"]["file"] == file.replace("KEYID:SECRET@", "")
+    for path in (tmp_path / "b").rglob("*"):
+        assert path.is_dir() or b"SECRET" not in path.read_bytes(), path
 
 
 def test_over_ray_the_figures_are_the_same(

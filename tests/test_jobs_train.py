@@ -4,18 +4,22 @@ import json
 import math
 import os
 import signal
+import socket
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
 import torch
 import yaml
+from pyarrow import fs
 
 from jobs.config import read_yaml
 from taehv import checkpoint, journal
 from taehv.model import TAEHV
 from tests.data_videos import moving_frames, write_video
 from tests.jobs_run import REPOSITORY, TINY, finish, start, wait_for
+from tests.s3_server import s3_server
 from tests.small_run import latest
 
 METRICS = {
@@ -149,6 +153,52 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     (aside,) = (run_dir / "set_aside").iterdir()
     assert (aside / f"step_{stopped_at + 3:08d}" / checkpoint.MANIFEST).is_file()
     assert len(client.search_runs([client.get_experiment_by_name("taehv").experiment_id])) == 2
+
+
+def test_no_credential_is_left_anywhere(videos: Path, tmp_path: Path) -> None:
+    """Of the store's address, the tracking server's, or the environment: neither in the run's
+    folder, nor in what was printed, at home, or in what Ray wrote for itself."""
+    secrets = ("SECRETSTORE", "SECRETSERVER", "SECRETTOKEN")
+    with (
+        s3_server() as server,
+        socket.socket() as closed,
+        TemporaryDirectory(prefix="ray_", dir="/tmp") as ray_folder,
+    ):
+        closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+        server.put("bucket/.keep", b"")
+        run_dir = f"s3://KEYID:SECRETSTORE@bucket/run{server.options}"
+        line = f"{SOME_BAD} --data.annotations {videos} --train.max-steps 2"
+        line += f" --tracking.uri http://user:SECRETSERVER@{place}"
+        more = {
+            "MLFLOW_TRACKING_TOKEN": "SECRETTOKEN",
+            "AWS_SESSION_TOKEN": "SECRETTOKEN",
+            "RAY_TMPDIR": ray_folder,
+        }
+        job = start(tmp_path / "home", *TINY, *line.split(), "--train.run-dir", run_dir, **more)
+        code, output = finish(job)
+        assert code == 0, output
+        assert "MLflow failed" in output
+        assert place in output
+        assert f"run folder: s3://bucket/run{server.options}" in output
+
+        store = fs.S3FileSystem(endpoint_override=server.address, scheme="http", region="us-east-1")
+        left = {"output": output.encode()}
+        for info in store.get_file_info(fs.FileSelector("bucket", recursive=True)):
+            if info.is_file:
+                left[info.path] = store.open_input_stream(info.path).read()
+        assert {"bucket/run/config.yaml", "bucket/run/metrics.jsonl"} <= left.keys()
+        assert any(name.endswith("config.yaml") and "checkpoints" in name for name in left)
+        for folder in (tmp_path, Path(ray_folder)):
+            for path in folder.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    left[str(path)] = path.read_bytes()
+        assert any("session_" in name for name in left)
+    leaks = {(n, s) for n, content in left.items() for s in secrets if s.encode() in content}
+    assert leaks == set()
+    config = yaml.safe_load(left["bucket/run/config.yaml"])
+    assert config["tracking"]["uri"] == f"http://{place}"
+    assert config["train"]["run_dir"] == f"s3://bucket/run{server.options}"
 
 
 def _listening_beyond_loopback(pid: int) -> list[str]:

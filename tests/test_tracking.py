@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking import Tracker, TrackingConfig
+from jobs.tracking import Tracker, TrackingConfig, find_fault
 
 NO_WAIT = TrackingConfig(retry_seconds=0)
 
@@ -329,6 +329,43 @@ def test_the_hint_opens_the_store_and_keeps_passwords(run_dir: Path) -> None:
 
     config = TrackingConfig(uri="http://user:secret@127.0.0.1:9/x")
     assert Tracker.start(config, run_dir, {}).open_hint() == "open http://127.0.0.1:9/x"
+
+
+SECRET_STORE = "s3://KEYID:SECRET@bucket/run?scheme=http"
+
+
+def test_no_credential_is_sent(run_dir: Path) -> None:
+    """In parameters, tags of whatever origin, and what has changed on a resume."""
+    parameters = {"train.run_dir": SECRET_STORE, "tracking.uri": "http://u:SECRET@h"}
+    first = Tracker.start(TrackingConfig(), run_dir, parameters, {"trial.run_dir": SECRET_STORE})
+    first.tag("trial.error", f"{SECRET_STORE} refuses")
+    first.finish("FAILED")
+    Tracker.start(TrackingConfig(), run_dir, {"train.run_dir": f"{SECRET_STORE}&region=x"})
+
+    run = store(run_dir).get_run(first.run_id)
+    assert run.data.params["train.run_dir"] == "s3://bucket/run?scheme=http"
+    assert run.data.tags["trial.error"] == "s3://bucket/run?scheme=http refuses"
+    assert run.data.tags["changed.train.run_dir"] == "s3://bucket/run?scheme=http&region=x"
+    assert b"SECRET" not in (run_dir.parent / "mlflow.db").read_bytes()
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password(
+    run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
+        place = f"127.0.0.1:{closed.getsockname()[1]}"
+        # One that should have been escaped, too.
+        for password in ("SECRET", "SE CRET"):
+            caplog.clear()
+            config = TrackingConfig(uri=f"http://user:{password}@{place}")
+            tracker = Tracker.start(config, run_dir, {})
+            tracker.finish()
+            fault = find_fault(config, run_dir)
+            told = f"{caplog.text} {fault} {tracker.open_hint()}"
+            assert "MLflow failed" in told
+            assert place in told
+            assert "CRET" not in told
 
 
 def test_switched_off_it_touches_nothing(run_dir: Path) -> None:

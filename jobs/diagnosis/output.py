@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import IO
 
 from jobs.diagnosis.finding import Finding, Level, worst
+from taehv.credentials import hide_credentials, in_all_texts
 
 SCHEMA_VERSION = 1
 """Grows when a key of the JSON form changes its meaning or goes; docs/doctor.md describes it."""
@@ -26,9 +27,9 @@ def line(finding: Finding, colors: bool) -> str:
     if colors:
         word = f"\x1b[{_COLORS[finding.level]}m{word}\x1b[0m"
     text = f"{finding.figure}: {finding.message}" if finding.figure else finding.message
-    lines = _wrapped(text)
+    lines = _wrapped(hide_credentials(text))
     if finding.advice:
-        lines += _wrapped(f"-> {finding.advice}")
+        lines += _wrapped(hide_credentials(f"-> {finding.advice}"))
     margin = "\n" + " " * MARGIN
     return f"{word} {finding.area:<{MARGIN - 10}} {margin.join(lines)}"
 
@@ -48,25 +49,23 @@ def verdict(findings: Sequence[Finding]) -> str:
 
 def to_json(findings: Sequence[Finding], address: str) -> str:
     """The machine-readable form."""
-    return json.dumps(
-        {
-            "schema_version": SCHEMA_VERSION,
-            "verdict": worst(findings),
-            "address": address,
-            "findings": [
-                {
-                    "level": finding.level,
-                    "area": finding.area,
-                    "figure": finding.figure,
-                    "message": finding.message,
-                    "advice": finding.advice,
-                    "values": dict(finding.values),
-                }
-                for finding in findings
-            ],
-        },
-        indent=2,
-    )
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": worst(findings),
+        "address": address,
+        "findings": [
+            {
+                "level": finding.level,
+                "area": finding.area,
+                "figure": finding.figure,
+                "message": finding.message,
+                "advice": finding.advice,
+                "values": dict(finding.values),
+            }
+            for finding in findings
+        ],
+    }
+    return json.dumps(in_all_texts(hide_credentials, content), indent=2)
 
 
 def wants_colors(stream: IO[str]) -> bool:

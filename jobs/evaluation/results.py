@@ -50,6 +50,7 @@ from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.cost import Costs
 from jobs.evaluation.measure import Sampling, VideoResult
 from taehv import journal
+from taehv.credentials import hide_credentials, in_all_texts
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
 from taehv.evaluation.judgement import (
@@ -145,7 +146,7 @@ def assemble(
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
         "videos": [_plain(video) for video in videos],
     }
-    strict: dict[str, Any] = _strict(found)
+    strict: dict[str, Any] = _strict(in_all_texts(hide_credentials, found))
     return strict
 
 

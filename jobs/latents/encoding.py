@@ -28,6 +28,7 @@ from jobs.latents.shards import (
     to_bytes,
 )
 from taehv import distributed
+from taehv.credentials import hide_credentials
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
 from taehv.run_folder import RunFolder
@@ -103,7 +104,7 @@ class EncodingWorker:
                 encode = partial(self._encode, path, location, writer)
                 videos.append(outlive_deaths(encode))
             except (UnusableVideoError, OutsideRootError) as error:
-                unusable.append({"video": path, "reason": str(error)})
+                unusable.append({"video": path, "reason": hide_credentials(str(error))})
         return Summary(videos, unusable)
 
     def _encode(self, path: str, location: str, writer: ShardWriter) -> EncodedVideo:

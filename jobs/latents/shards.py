@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.storage import open_media
+from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 
@@ -168,7 +169,8 @@ def read_settings(folder: RunFolder) -> Settings | None:
 
 def write_settings(folder: RunFolder, settings: Settings) -> None:
     """Raises OSError."""
-    content = {"format": FORMAT, "version": VERSION, **asdict(settings)}
+    shown = in_all_texts(without_credentials, asdict(settings))
+    content = {"format": FORMAT, "version": VERSION, **shown}
     _write_whole(folder, SETTINGS, json.dumps(content, indent=1) + "\n")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from taehv.credentials import hide_credentials
 from taehv.evaluation.scores import METRICS
 
 NONE = "–"  # noqa: RUF001
@@ -100,5 +101,8 @@ def picture(path: Path, caption: str) -> str:
 
 def definitions(entries: Sequence[tuple[str, str]]) -> str:
     """A list of names and values; both are text."""
-    rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entries)
+    rows = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(hide_credentials(value))}</dd>"
+        for name, value in entries
+    )
     return f"<dl>{rows}</dl>"

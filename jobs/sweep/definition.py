@@ -23,6 +23,7 @@ from jobs.sweep.space import (
     resolve,
     with_settings,
 )
+from taehv.credentials import in_all_texts, without_credentials
 
 SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
 METRICS = tuple(f"{prefix}/{score}" for prefix in ("val_ema", "val") for score in SCORES)
@@ -217,6 +218,12 @@ def _try(base: Config, settings: Settings, lines: Lines, place: Place) -> None:
         with_settings(base, settings)
     except ValueError as error:
         raise lines.error(place, f"{place[-1]}: {error}") from error
+    if in_all_texts(without_credentials, dict(settings)) != dict(settings):
+        raise lines.error(
+            place,
+            f"{place[-1]}: a value holds a password, and what a trial tries is written down: give "
+            "credentials by the environment (AWS_*), and the address without them",
+        )
 
 
 def _check_numbers(sweep: Sweep, lines: Lines) -> None:

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from jobs.sweep.space import frozen
 from taehv import journal
 from taehv.checkpoint import write_atomically
+from taehv.credentials import hide_credentials, in_all_texts
 from taehv.errors import TrainingError
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
@@ -92,6 +93,8 @@ class Ledger:
 
     def update(self, number: int, **changes: Any) -> Record:
         """Change a record, and write it."""
+        # An error may name the address at which it happened.
+        changes = in_all_texts(hide_credentials, changes)
         record = dataclasses.replace(self.records[number], **changes)
         self.records[number] = record
         file = f"trials/{record.name}/trial.json"

@@ -16,6 +16,7 @@ from scipy.stats import t as student
 from jobs.sweep.definition import METRICS, Plan
 from jobs.sweep.ledger import Ledger, Record
 from jobs.sweep.space import with_settings
+from taehv.credentials import without_credentials
 from taehv.journal import Row
 from taehv.state import to_yaml
 
@@ -122,7 +123,7 @@ def write_csv(plan: Plan, ledger: Ledger) -> None:
                 + [record.step, f"{record.seconds:.1f}", record.attempts, record.verdict]
                 + [scores.get(name, "") for name in METRICS]
                 + ["" if record.lpips is None else record.lpips]
-                + [ledger.address(record), record.error]
+                + [without_credentials(ledger.address(record)), record.error]
             )
     ledger.folder.publish("results.csv")
 

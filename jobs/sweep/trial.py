@@ -27,6 +27,7 @@ from jobs.sweep.desk import Voice
 from jobs.sweep.space import Settings, with_settings
 from jobs.train import worker_settings
 from taehv import journal
+from taehv.credentials import hide_credentials
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
 from taehv.state import to_yaml
@@ -169,7 +170,7 @@ class _Run(threading.Thread):
         """Beside the trial's record, which has its message alone."""
         run_folder = RunFolder(self.config.train.run_dir)
         run_folder.local.mkdir(parents=True, exist_ok=True)
-        (run_folder.local / "error.txt").write_text(traceback.format_exc())
+        (run_folder.local / "error.txt").write_text(hide_credentials(traceback.format_exc()))
         run_folder.publish("error.txt")
 
     def _conduct(self) -> Any:
