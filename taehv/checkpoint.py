@@ -37,6 +37,14 @@ class FileRecord(TypedDict):
     sha256: str
 
 
+class _ManifestError(Exception):
+    """What is wrong with a manifest."""
+
+
+class _OtherFormatError(_ManifestError):
+    """It is another version's of this program."""
+
+
 def name_of(step: int) -> str:
     """A checkpoint's name, as seen from its run's folder."""
     return f"{FOLDER}/step_{step:08d}"
@@ -101,28 +109,58 @@ def find_fault(folder: Path) -> str | None:
     if not folder.is_dir():
         return "it is not there"
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        form = manifest["format"]
-        files: dict[str, FileRecord] = manifest["files"]
-        records = [(name, entry["bytes"], entry["sha256"]) for name, entry in files.items()]
-        _ = manifest["info"]["step"]
-    except FileNotFoundError:
-        return "it has no manifest, so it was not finished"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read ({error})"
-    if form != FORMAT:
-        return f"it has format {form}, this program reads format {FORMAT}"
-    for name, size, checksum in records:
+        records = _records(folder / MANIFEST)
+    except _ManifestError as error:
+        return str(error)
+    for name, record in records.items():
         path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        if _checksum(path) != checksum:
+        fault = _size_fault(name, record, path.stat().st_size if path.is_file() else None)
+        if fault:
+            return fault
+        if _checksum(path) != record["sha256"]:
             return f"{name} does not match its checksum"
-    if manifest.get("own_sha256") != _own_checksum(manifest):
-        return "its manifest does not match its own checksum"
     return None
+
+
+def find_plain_fault(run: RunFolder, name: str) -> str | None:
+    """What is wrong with a checkpoint, as far as its manifest and the sizes of its files tell.
+
+    That is enough to tell whole checkpoints from what saves and removals leave that fail or are
+    killed: a manifest is written after all files, and is the first to be removed. The manifest
+    alone is read, however large the tensors are; damage that came later needs `find_fault`.
+
+    Raises OSError where the disk or the store refuses.
+    """
+    try:
+        records = _records(run.retrieve(f"{name}/{MANIFEST}"))
+    except _ManifestError as error:
+        return str(error)
+    sizes = run.sizes(name)
+    faults = (_size_fault(file, record, sizes.get(file)) for file, record in records.items())
+    return next(filter(None, faults), None)
+
+
+def is_finished(run: RunFolder, name: str) -> bool:
+    """Whether a save came to its end there, this program's or another version's.
+
+    Raises OSError where the disk or the store refuses.
+    """
+    try:
+        _records(run.retrieve(f"{name}/{MANIFEST}"))
+    except _OtherFormatError:
+        return True
+    except _ManifestError:
+        return False
+    return True
+
+
+def own_step(run: RunFolder, folder: Path | None) -> int | None:
+    """The step of the checkpoint at a local path, if it is one of this run's."""
+    match = _NAME.fullmatch(folder.name) if folder else None
+    if folder is None or match is None:
+        return None
+    step = int(match[1])
+    return step if folder.resolve() == step_folder(run.local, step).resolve() else None
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -176,13 +214,6 @@ def write_manifest(
     run.publish(name)
 
 
-def prune(run: RunFolder, keep: int, best_step: int | None) -> None:
-    """Remove all but the `keep` newest checkpoints and the one of `best_step`."""
-    for name in names(run)[keep:]:
-        if best_step is None or name != name_of(best_step):
-            remove(run, name)
-
-
 def remove(run: RunFolder, name: str) -> None:
     """Remove a checkpoint. The manifest goes first: a half-removed folder must not look whole."""
     run.remove(f"{name}/{MANIFEST}")
@@ -196,6 +227,36 @@ def write_atomically(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _records(manifest: Path) -> dict[str, FileRecord]:
+    """What a manifest says of each file. Raises _ManifestError where it is not to be relied on."""
+    try:
+        said = json.loads(manifest.read_text())
+        form = said["format"]
+        records = {
+            name: FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
+            for name, entry in said["files"].items()
+        }
+        _ = said["info"]["step"]
+        own = _own_checksum(said)
+    except FileNotFoundError:
+        raise _ManifestError("it has no manifest, so it was not finished") from None
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise _ManifestError(f"its manifest cannot be read ({error})") from error
+    if form != FORMAT:
+        raise _OtherFormatError(f"it has format {form}, this program reads format {FORMAT}")
+    if said.get("own_sha256") != own:
+        raise _ManifestError("its manifest does not match its own checksum")
+    return records
+
+
+def _size_fault(name: str, record: FileRecord, size: int | None) -> str | None:
+    if size is None:
+        return f"{name} is missing"
+    if size != record["bytes"]:
+        return f"{name} has {size} bytes instead of {record['bytes']}"
+    return None
 
 
 def _checksum(path: Path) -> str:

@@ -52,21 +52,33 @@ def begin_from(run: RunFolder, address: str) -> str:
     later = [entry for entry in checkpoint.names(run) if entry > f"{checkpoint.FOLDER}/{name}"]
     if later:
         log.warning("going back to %s", address)
-        _set_aside(run, later)
+        aside = new_aside()
+        _set_results_aside(run, aside)
         _restore_best(run, folder)
+        # Last: until they are gone, the same command does all of this again.
+        _set_checkpoints_aside(run, aside, later)
+        log.warning("what %s had after it is now in %s", run, run.address_of(aside))
     return "latest"
 
 
-def _set_aside(run: RunFolder, checkpoints: list[str]) -> None:
-    aside = f"{SET_ASIDE}/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+def new_aside() -> str:
+    """The name of a folder in SET_ASIDE that is not there yet."""
+    return f"{SET_ASIDE}/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+
+
+def _set_results_aside(run: RunFolder, aside: str) -> None:
     journal.copy(run, aside)
     for name in RESULTS:
         if run.exists(name):
             run.move(name, f"{aside}/{name}")
-    # Last: until they are gone, the same command does all of this again.
+
+
+def _set_checkpoints_aside(run: RunFolder, aside: str, checkpoints: list[str]) -> None:
     for name in checkpoints:
-        run.move(name, f"{aside}/{Path(name).name}")
-    log.warning("what %s had after it is now in %s", run, run.address_of(aside))
+        if checkpoint.is_finished(run, name):
+            run.move(name, f"{aside}/{Path(name).name}")
+        else:
+            checkpoint.remove(run, name)
 
 
 def _restore_best(run: RunFolder, folder: Path) -> None:

@@ -85,6 +85,21 @@ class RunFolder:
         selector = fs.FileSelector(self._remote(name), allow_not_found=True)
         return sorted(info.base_name for info in self._store.get_file_info(selector))
 
+    def sizes(self, name: str) -> dict[str, int]:
+        """The bytes of each file that the folder `name` holds, by its name there."""
+        if not self.is_remote:
+            folder = self.local / name
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+        remote = self._remote(name)
+        selector = fs.FileSelector(remote, allow_not_found=True, recursive=True)
+        found = self._store.get_file_info(selector)
+        return {
+            info.path[len(remote) + 1 :]: info.size
+            for info in found
+            if info.type == fs.FileType.File
+        }
+
     def exists(self, name: str) -> bool:
         """Whether there is a file `name`."""
         if not self.is_remote:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from taehv import checkpoint, distributed
+from taehv import checkpoint, distributed, pruning
 from taehv.checkpoint import FileRecord
 from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
@@ -49,31 +49,49 @@ class _Save:
 class Saver:
     """Writes a run's checkpoints. All methods but `has_written` are collectives.
 
+    At every moment from the first good save on, one that was saved is whole: that of `last_good`,
+    which no save writes over and nothing removes before a newer one is whole.
+
     Args:
         run: where to.
         keep: the newest so many stay, and the best.
         most_failures: so many saves in a row may fail.
+        resumed_from: the step of the run's own checkpoint that training goes on from. What the run
+            holds of later steps, or at all where there is none, is put aside.
     """
 
-    def __init__(self, run: RunFolder, keep: int, most_failures: int) -> None:
+    def __init__(
+        self, run: RunFolder, keep: int, most_failures: int, resumed_from: int | None = None
+    ) -> None:
         self._run, self._keep, self._most_failures = run, keep, most_failures
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._failures = 0
-        self.last_good: int | None = None
+        self.last_good = resumed_from
         """The step of the last checkpoint that is whole, as far as this worker knows."""
+        self._is_tidy = False
+        """Known to the main worker's thread alone."""
+        self._start_tidying()
 
     def begin(self, snapshot: Snapshot) -> None:
         """Start saving; one that is under way is waited for.
+
+        Args:
+            snapshot: of a later step than all before. That of `last_good` itself is saved already.
 
         Raises:
             TrainingError: where too many saves in a row have failed.
         """
         self.finish()
+        if snapshot.step == self.last_good:
+            return
+        fault = ""
         if distributed.is_main():
-            prepared = self._thread.submit(checkpoint.begin, self._run, snapshot.step)
-            _ = prepared.exception()
-        distributed.barrier()
+            _, fault = _outcome(self._thread.submit(self._prepare, snapshot.step))
+        fault = distributed.from_main(fault)
+        if fault:
+            self._count_failure(snapshot.step, fault)
+            return
         files = self._thread.submit(self._write, snapshot)
         self._save = _Save(snapshot.step, snapshot.info, files)
 
@@ -119,6 +137,26 @@ class Saver:
         """Let go of the thread; a save that is under way is ended first. No collective."""
         self._thread.shutdown(wait=True)
 
+    def _start_tidying(self, failed: int | None = None) -> None:
+        """Called while no worker writes; `failed` is the step of a save that was given up."""
+        if distributed.is_main():
+            self._thread.submit(self._tidy, failed)
+
+    def _tidy(self, failed: int | None = None) -> None:
+        self._is_tidy = False
+        try:
+            if failed is not None:
+                # Also where all is there: the last act may have been done and told as a failure.
+                checkpoint.remove(self._run, checkpoint.name_of(failed))
+            self._is_tidy = pruning.tidy(self._run, self.last_good)
+        except OSError as error:
+            log.warning("unfinished saves in %s cannot be removed yet: %s", self._run, error)
+
+    def _prepare(self, step: int) -> None:
+        if not self._is_tidy:
+            self._tidy()
+        checkpoint.begin(self._run, step)
+
     def _write(self, snapshot: Snapshot) -> dict[str, FileRecord]:
         tensors = {name: make() for name, make in snapshot.tensors.items()}
         return checkpoint.write_files(self._run, snapshot.step, tensors, snapshot.texts)
@@ -131,12 +169,13 @@ class Saver:
         log.info("checkpoint %s is saved", self._run.address_of(name))
         best = save.info["best"]
         try:
-            checkpoint.prune(self._run, self._keep, best[1] if best else None)
+            pruning.prune(self._run, self._keep, save.step, best[1] if best else None)
         except OSError as error:
             log.warning("old checkpoints of %s cannot be removed: %s", self._run, error)
 
     def _count_failure(self, step: int, fault: str) -> None:
         self._failures += 1
+        self._start_tidying(step)
         good = "none" if self.last_good is None else f"the one of step {self.last_good}"
         message = (
             f"the checkpoint of step {step} could not be written ({fault}); the last good one is "

@@ -95,7 +95,8 @@ def train(
             student.latent_channels, student.time_downscale, student.space_downscale
         )
     while True:
-        part = _Run(state, data, hooks, run, validation, teacher)
+        own_step = checkpoint.own_step(run, resume_from)
+        part = _Run(state, data, hooks, run, validation, teacher, own_step)
         rollbacks, scale = state.rollbacks, state.learning_rate_scale
         try:
             with shortage_explained(config, layout, part.clip_shape):
@@ -142,11 +143,14 @@ class _Run:
         run: RunFolder,
         validation: ValidationSet,
         teacher: Teacher | None,
+        resumed_from: int | None,
     ) -> None:
         self.state, self.hooks, self.run = state, hooks, run
         self.validation, self.teacher = validation, teacher
         self.config = state.config.train
-        self.saver = Saver(run, self.config.keep_checkpoints, self.config.max_failed_saves)
+        self.saver = Saver(
+            run, self.config.keep_checkpoints, self.config.max_failed_saves, resumed_from
+        )
         self.supply = Supply(
             data, state.layout, state.step, self.config.max_steps, state.verdicts, run, hooks
         )

@@ -71,6 +71,10 @@ def test_a_full_disk(alone: Setting) -> None:
     test_disk.full_for_a_while(alone, 3, 8)
 
 
+def test_failures_in_a_row_and_then_a_resume(alone: Setting) -> None:
+    test_disk.failures_in_a_row(alone)
+
+
 def test_a_store_that_refuses(alone: Setting) -> None:
     with s3_server() as server, proxy_to(server.address) as proxy:
         test_store.away_for_a_while(alone, server, proxy, "refuse", 4, 2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,8 +37,10 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield f"{tmp_path}/{{}}"
         return
     with s3_server() as server:
-        server.put("bucket/there", b"")
-        yield f"s3://bucket/{{}}{server.options}"
+        # One server's buckets are there for the next too.
+        bucket = uuid.uuid4().hex
+        server.put(f"{bucket}/there", b"")
+        yield f"s3://{bucket}/{{}}{server.options}"
 
 
 def whole_run(address: str) -> RunFolder:

@@ -1,14 +1,15 @@
 """Checkpoints: asynchronous, whole or not there, the best kept, failures counted."""
 
+import errno
 import json
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from taehv import checkpoint, journal
+from taehv import checkpoint, distributed, journal
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
 from taehv.replay import ReplayBuffer
@@ -17,6 +18,7 @@ from taehv.saving import Saver, Snapshot
 from taehv.training import train
 from tests.moving_data import MovingData
 from tests.small_run import latest, run, small_config
+from tests.workers import run_workers
 
 
 def snapshot(step: int, best: tuple[float, int] | None = None, seconds: float = 0.0) -> Snapshot:
@@ -61,8 +63,8 @@ def test_a_save_starts_no_threads_that_compute(tmp_path: Path) -> None:
         for step in range(4):
             # Large enough for several threads; those of this one are there from now on.
             replay.insert(step, 0, torch.rand(3, 9, 128, 128), torch.rand(16, 16, 16))
-        saver = Saver(RunFolder(str(tmp_path)), keep=1, most_failures=0)
         before = threads()
+        saver = Saver(RunFolder(str(tmp_path)), keep=1, most_failures=0)
         saver.begin(Snapshot(1, {"step": 1, "best": None}, {"worker_00000": replay.snapshot()}))
         saver.finish()
         assert len(threads() - before) == 1, "its own"
@@ -169,3 +171,70 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert summary.step == 7
     assert (tmp_path / "final_model.pth").is_file()
     assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 7)
+
+
+def refusing(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """A disk that has no room for the checkpoints of these steps; their manifests it would take."""
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if checkpoint.step_of(path.parent) in steps:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        save_file(tensors, path)
+
+    patch.setattr("taehv.checkpoint.save_file", full)
+
+
+def whole_steps(run_dir: Path) -> list[int]:
+    """In checkpoints/, and nothing else is there."""
+    folders = sorted((run_dir / checkpoint.FOLDER).iterdir())
+    assert [checkpoint.find_fault(folder) for folder in folders] == [None] * len(folders)
+    return [checkpoint.step_of(folder) for folder in folders]
+
+
+def test_failures_in_a_row_and_then_a_resume(tmp_path: Path) -> None:
+    """The first save after them keeps itself and what the run went on from."""
+    config = small_config(checkpoint_every=1, max_failed_saves=3)
+    with pytest.MonkeyPatch.context() as patch:
+        refusing(patch, 2, 3, 4, 5)
+        with pytest.raises(TrainingError, match="4 saves in a row have failed"):
+            run(config, tmp_path)
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 1)
+    run(config, tmp_path, stop_at=1, resume_from=latest(tmp_path))
+    assert latest(tmp_path) == checkpoint.step_folder(tmp_path, 2)
+    assert whole_steps(tmp_path) == [1, 2]
+
+
+def saved_by_two(folder: Path) -> None:
+    """The second save fails at one of two workers, long after the other has written its part."""
+    run, rank = RunFolder(str(folder)), distributed.rank()
+
+    def tensors() -> dict[str, torch.Tensor]:
+        if step == 2 and rank == 1:
+            time.sleep(0.3)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return {"x": torch.ones(10)}
+
+    saver = Saver(run, keep=1, most_failures=1)
+    for step in (1, 2):
+        info = {"step": step, "best": None}
+        saver.begin(Snapshot(step, info, {f"worker_{rank}": tensors}))
+        saver.finish()
+    saver.close()
+    distributed.barrier()
+    assert saver.last_good == 1
+    assert whole_steps(folder) == [1]
+
+
+def test_a_save_that_one_of_two_workers_cannot_write_is_removed(tmp_path: Path) -> None:
+    run_workers(2, saved_by_two, tmp_path)
+
+
+def test_a_killed_save_counts_for_nothing(tmp_path: Path) -> None:
+    config = small_config(checkpoint_every=1, keep_checkpoints=1)
+    run(config, tmp_path, stop_at=1)
+    left = checkpoint.step_folder(tmp_path, 4)
+    left.mkdir()
+    (left / "generator.safetensors").write_bytes(b"half")
+    run(config, tmp_path, stop_at=1, resume_from=latest(tmp_path))
+    assert whole_steps(tmp_path) == [2]

@@ -5,10 +5,10 @@ import pytest
 from taehv import checkpoint
 from tests.faults import record
 from tests.faults.bare_run import FAILED, FINISHED
-from tests.faults.bare_setting import STEPS, Setting
+from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting
 from tests.faults.compare import assert_same_end, last_checkpoint, surviving_samples
 from tests.faults.disk import small_disk
-from tests.faults.lives import run_to_end, start, wait_until
+from tests.faults.lives import run_to_end, saved_steps, start, wait_until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -55,6 +55,42 @@ def full_for_good(setting: Setting, first: int) -> None:
     record.note("a disk full for good", "stops, naming a good checkpoint; bit for bit once freed")
 
 
+def failures_in_a_row(setting: Setting) -> None:
+    """More saves fail than checkpoints are kept, and the run stops. With room it goes on, and what
+    it then saves first is there when it is killed right after."""
+    name = "failures_in_a_row"
+    with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
+        run = disk.folder / "run"
+        life = setting.life(name, run=str(run), pause=0.15)
+        group = start(life)
+        assert wait_until(lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}")), group)
+        disk.fill()
+        assert group.wait() == [FAILED]
+        message = (setting.notes(name) / "error_0.txt").read_text()
+        failures, kept = 4, setting.config.train.keep_checkpoints
+        assert f"{failures} saves in a row have failed" in message
+        assert failures > kept
+        good = last_checkpoint(run)
+        assert saved_steps(run) == [f"{checkpoint.FOLDER}/{good.name}"]
+
+        disk.empty()
+        group = start(life)
+        first = checkpoint.step_folder(run, checkpoint.step_of(good) + SAVE_EVERY)
+        assert wait_until((first / checkpoint.MANIFEST).exists, group)
+        steps = setting.steps_made(name)
+        assert wait_until(lambda: setting.steps_made(name) > steps, group)
+        group.kill()
+        group.wait()
+        assert checkpoint.find_fault(good) is None
+        assert checkpoint.find_fault(first) is None
+        run_to_end(setting.life(name, run=str(run)))
+        assert_same_end(run, setting.run("reference"))
+        assert surviving_samples(setting.notes(name)) == list(range(8 * STEPS))
+    record.note(
+        "failures in a row, then a resume", "the first save is whole; bit for bit at the end"
+    )
+
+
 @pytest.mark.parametrize(("first", "last"), [(1, 4), (3, 8), (5, 10)])
 def test_a_disk_full_for_a_while(setting: Setting, first: int, last: int) -> None:
     setting.undisturbed()
@@ -65,3 +101,8 @@ def test_a_disk_full_for_a_while(setting: Setting, first: int, last: int) -> Non
 def test_a_disk_full_for_good(setting: Setting, first: int) -> None:
     setting.configured(max_failed_saves=1).undisturbed("reference_one_failure")
     full_for_good(setting, first)
+
+
+def test_failures_in_a_row_and_then_a_resume(setting: Setting) -> None:
+    setting.undisturbed()
+    failures_in_a_row(setting)
