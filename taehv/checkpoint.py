@@ -67,11 +67,6 @@ def names(run: RunFolder) -> list[str]:
     return [f"{FOLDER}/{entry}" for entry in sorted(found, reverse=True)]
 
 
-def is_of(run: RunFolder, folder: Path) -> bool:
-    """Whether a checkpoint, which is at `folder` here, is one of this run's."""
-    return os.path.realpath(folder.parent) == os.path.realpath(run.local / FOLDER)
-
-
 def latest_valid(run: RunFolder) -> str | None:
     """The newest checkpoint that is whole; those passed over are named in a warning."""
     for name in names(run):

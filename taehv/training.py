@@ -127,7 +127,7 @@ def _build_state(
     """The state at the start, or as a checkpoint has it."""
     torch.manual_seed(config.train.seed)
     state = TrainState(config, layout, resume_from)
-    if resume_from is not None and not checkpoint.is_of(run, resume_from):
+    if checkpoint.own_step(run, resume_from) is None:
         state.begin_new_run()
     return state
 
