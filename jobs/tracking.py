@@ -52,7 +52,9 @@ class TrackingConfig:
     """Name of the run. Empty: the name of its folder."""
 
     uri: str = ""
-    """Tracking store. Empty: MLFLOW_TRACKING_URI, else an SQLite file beside the run folders."""
+    """Tracking store. Empty: MLFLOW_TRACKING_URI, else an SQLite file beside the run folders. A
+    password in it is not written down: who goes on with the run gives it again, or by
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
 
     retry_seconds: float = 60.0
     """A store that is down is not tried again before this, since every try may have to time out."""

@@ -19,6 +19,7 @@ from ray import tune
 from data_pipeline.clips import open_sources
 from jobs.checks import check, check_workers
 from jobs.config import Config
+from jobs.console import log_without_credentials
 from jobs.driver import Driver, MostSkipped
 from jobs.nodes import check_nodes
 from jobs.pool import Pool, Shares
@@ -66,6 +67,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         """config: the trial's `number`, its `settings`, and whether it `ended` in an earlier
         session of the sweep: it is then told over again, from what it wrote down."""
+        log_without_credentials()
         self._plan = plan
         self._crew = Crew(RunFolder(plan.folder).address, plan.base.cluster, plan.own_ray)
         self._run: _Run | None = None
@@ -152,7 +154,8 @@ class _Run(threading.Thread):
             outcome["summary"] = self._conduct()
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it is this trial's alone.
-            self.error = outcome["error"] = str(error) or type(error).__name__
+            told = hide_credentials(str(error))
+            self.error = outcome["error"] = told or type(error).__name__
             self._crew.forget_mailbox()
             self._keep_traceback()
         finally:
