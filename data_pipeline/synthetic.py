@@ -7,6 +7,7 @@ gives the same frames.
 import argparse
 import json
 import logging
+import shlex
 import shutil
 import sys
 import tempfile
@@ -110,6 +111,15 @@ def ensure_synthetic(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return annotations
+
+
+def command_to_make(annotations: str) -> str:
+    """What makes the embedded set anew whose annotation file was `annotations`; empty where that
+    name is not one of this version's set in a local folder."""
+    folder = Path(annotations).parent
+    if "://" in annotations or folder.name != SyntheticConfig().folder_name:
+        return ""
+    return f"python -m data_pipeline.synthetic --out {shlex.quote(str(folder))}"
 
 
 def write_synthetic(folder: Path, config: SyntheticConfig) -> Path:

@@ -1,9 +1,11 @@
-"""The configuration of a job: defaults, beneath a YAML file, beneath the command line."""
+"""The configuration of a job: defaults, beneath the cluster's file, beneath that of the run that is
+gone on with, beneath a YAML file, beneath the command line."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -16,10 +18,21 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
+from jobs.own_config import (
+    FILE,
+    Sections,
+    as_defaults,
+    run_gone_on_with,
+    storage_or_environments,
+)
 from jobs.repeated_keys import repeated_keys
 from jobs.tracking import TrackingConfig
+from taehv import checkpoint
 from taehv.config import TrainingConfig
 from taehv.credentials import in_all_texts, without_credentials
+from taehv.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -89,47 +102,113 @@ class Config(TrainingConfig):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-def parse(arguments: Sequence[str], description: str) -> Config:
+def parse(arguments: Sequence[str], description: str, ask_run: bool = True) -> Config:
     """The configuration that a command line asks for.
+
+    Args:
+        arguments: the command line, with or without --config.
+        description: what --help says first.
+        ask_run: where it goes on with a run (`train.resume`), that run's own config.yaml lies
+            beneath it.
 
     Raises:
         ConfigError: naming the key or the file.
+        OSError: where the store with the run's folder refuses.
         SystemExit: with 2 for an option that does not exist (tyro names the nearest), with 0
             after --help.
     """
     file, overrides = _take_config_file(list(arguments))
-    defaults = read_defaults(file)
+    defaults = read_defaults(file, overrides if ask_run else None)
     try:
         return tyro.cli(Config, args=overrides, default=defaults, description=description)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
-def read_defaults(file: Path | None) -> Config:
-    """What a command line goes before: a YAML file of sections, and beneath it what the cluster
-    that this job runs on tells its nodes (TAEHV_CONFIG, TAEHV_STORAGE)."""
-    return _with_storage(read_layers(_cluster_file(), file))
+def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> Config:
+    """What a command line goes before: a YAML file of sections; beneath it the config.yaml of the
+    run that is gone on with, if one is; and beneath that what the cluster that this job runs on
+    tells its nodes (TAEHV_CONFIG, TAEHV_STORAGE).
+
+    Args:
+        file: the YAML file.
+        arguments: the rest of the command line; None: of a job that never goes on with a run.
+    """
+    cluster = read_cluster_sections()
+    layers = [(f"--config {_cluster_file()}", cluster)] if cluster else []
+    files = [(f"--config {file}", _sections(file))] if file else []
+    run = own = None
+    if arguments is not None:
+        run = run_gone_on_with(arguments, _merged([s for _, s in layers + files]))
+    if run and (own := _read_own(run)):
+        layers.append((_told(run), as_defaults(own[0], cluster)))
+    elif run and checkpoint.names(run):
+        log.warning(
+            "%s is not there: what this run had is not known, so what is not typed has its default",
+            _told(run),
+        )
+    layers += files
+    config = Config()
+    for count, (told, _) in enumerate(layers, start=1):
+        config = _validate(_merged([sections for _, sections in layers[:count]]), told)
+    return _with_storage(config)
 
 
 def read_yaml(path: Path) -> Config:
     """The configuration in a YAML file of sections; what it leaves out has its default."""
-    return _validate(_sections(path), path)
+    return _validate(_sections(path), f"--config {path}")
 
 
-def read_layers(*paths: Path | None) -> Config:
-    """The same from several files, of which a later one goes before an earlier one, key by key."""
-    merged: dict[str, dict[str, Any]] = {}
-    config = Config()
-    for path in paths:
-        if path is not None:
-            for section, values in _sections(path).items():
-                merged[section] = merged.get(section, {}) | values
-            config = _validate(merged, path)
-    return config
+def read_run_config(run: RunFolder) -> Config | None:
+    """The configuration in a run's config.yaml; None where it has none.
+
+    Raises:
+        ConfigError: naming the file and the key, and what to do.
+        OSError: where the store refuses.
+    """
+    own = _read_own(run)
+    return own[1] if own else None
 
 
-def load_yaml(option: str, path: Path) -> Any:
-    """What the YAML file holds that an option names; None where it is empty.
+def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
+    """What a run's config.yaml holds, and the configuration that it is by itself."""
+    if not run.exists(FILE):
+        return None
+    try:
+        own = _sections(run.retrieve(FILE), _told(run))
+        config = _validate(own, _told(run))
+        if not config.data.annotations:
+            # As of a file that was not written to its end; the default is other videos.
+            raise ConfigError(f"{_told(run)} does not say data.annotations")
+        return own, config
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}. It is the file of the run that is to go on, changed or written by another "
+            "version of this program: correct it, or move the file away and type all that the run "
+            "had"
+        ) from error
+
+
+def _told(run: RunFolder) -> str:
+    return run.address_of(FILE)
+
+
+def _merged(layers: Sequence[Sections]) -> Sections:
+    """The sections of several files, of which a later one goes before an earlier one, key by
+    key."""
+    merged: Sections = {}
+    for sections in layers:
+        for section, values in sections.items():
+            merged[section] = merged.get(section, {}) | values
+    return merged
+
+
+def load_yaml(told: str, path: Path) -> Any:
+    """What a YAML file holds; None where it is empty.
+
+    Args:
+        told: what messages call it.
+        path: the file.
 
     Raises:
         ConfigError: where it cannot be read, is no YAML, or names a key twice.
@@ -138,43 +217,49 @@ def load_yaml(option: str, path: Path) -> Any:
         text = path.read_text()
         content = yaml.safe_load(text)
         for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"{option} {path}, line {line}: {key} stands here a second time")
+            raise ConfigError(f"{told}, line {line}: {key} stands here a second time")
     except OSError as error:
-        raise ConfigError(f"{option} {path} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{told} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{option} {path} is not YAML: {error}") from error
+        raise ConfigError(f"{told} is not YAML: {error}") from error
     return content
 
 
-def _sections(path: Path) -> dict[str, dict[str, Any]]:
-    content = load_yaml("--config", path)
+def _sections(path: Path, told: str = "") -> Sections:
+    told = told or f"--config {path}"
+    content = load_yaml(told, path)
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"--config {path}: expected sections such as `data:`, `train:`")
-    _refuse_unknown_keys(content, Config, str(path), "")
+        raise ConfigError(f"{told}: expected sections such as `data:`, `train:`")
+    _refuse_unknown_keys(content, Config, told, "")
     return content
 
 
-def _validate(content: dict[str, dict[str, Any]], path: Path) -> Config:
+def _validate(content: Sections, told: str) -> Config:
     try:
         return TypeAdapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"--config {path}, {key or 'a section'}: {first['msg']}") from error
+        raise ConfigError(f"{told}, {key or 'a section'}: {first['msg']}") from error
+
+
+def read_cluster_sections() -> Sections:
+    """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
+    --config and the command line go before them."""
+    file = _cluster_file()
+    return _sections(file) if file else {}
 
 
 def _cluster_file() -> Path | None:
-    """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
-    --config and the command line go before them."""
     named = os.environ.get("TAEHV_CONFIG", "")
     return Path(named) if named else None
 
 
 def _with_storage(config: Config) -> Config:
-    storage = config.cluster.storage or os.environ.get("TAEHV_STORAGE", "")
-    cluster = dataclasses.replace(config.cluster, storage=storage.rstrip("/"))
+    storage = storage_or_environments(config.cluster.storage)
+    cluster = dataclasses.replace(config.cluster, storage=storage)
     return dataclasses.replace(config, cluster=cluster)
 
 
@@ -205,15 +290,15 @@ def _take_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return file, rest
 
 
-def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, file: str, above: str) -> None:
+def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, told: str, above: str) -> None:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {above}{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"--config {file}: there is no key {above}{key}; {hint}")
+            raise ConfigError(f"{told}: there is no key {above}{key}; {hint}")
         section: Any = known[key].default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, dict):
-                raise ConfigError(f"--config {file}: {key} is a section, but holds {value!r}")
-            _refuse_unknown_keys(value, section, file, f"{above}{key}.")
+                raise ConfigError(f"{told}: {key} is a section, but holds {value!r}")
+            _refuse_unknown_keys(value, section, told, f"{above}{key}.")

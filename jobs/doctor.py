@@ -12,6 +12,7 @@ The exit code is 0 where nothing is a FAILURE, 1 where something is, 2 for wrong
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -28,13 +29,20 @@ from jobs.diagnosis.output import line, to_json, verdict, wants_colors
 
 INTERRUPTED = 130
 
+log = logging.getLogger("jobs.doctor")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Examine, report, and say by the exit code whether something is a FAILURE."""
     log_plainly()
     try:
         options, as_json, rest = _take_own_options(sys.argv[1:] if arguments is None else arguments)
-        config = parse(rest, __doc__ or "")
+        try:
+            config = parse(rest, __doc__ or "")
+        except OSError as error:
+            # The store with the run that is to go on; what is wrong with it, the checks find out.
+            log.warning("the run's own config.yaml is left out: %s", error)
+            config = parse(rest, __doc__ or "", ask_run=False)
     except ConfigError as error:
         return refuse(error, BAD_CONFIG)
     try:

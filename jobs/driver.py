@@ -27,7 +27,7 @@ from jobs.tracking import Tracker
 from taehv.errors import TrainingError
 from taehv.interfaces import RejectedVideo
 from taehv.journal import Row
-from taehv.run_folder import RunFolder
+from taehv.run_folder import RunFolder, go_on_line
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class Driver:
                 f"{MOST_BARREN_LIVES} times in a row nodes were lost before the run got past step "
                 f"{self._furthest} ({ending.error}). Does the run end them? See the memory of a "
                 "node while it trains, and `dmesg` there. If they were merely reclaimed, go on "
-                f"with --train.run-dir {self.run} --train.resume latest"
+                f"with {go_on_line(self.run.address)}"
             )
 
     def _live(
@@ -293,7 +293,7 @@ class Driver:
                 f"them is {rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
                 f"{self.run.address_of('quarantine.jsonl')}. "
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
-                f"--train.run-dir {self.run} --train.resume latest"
+                f"{go_on_line(self.run.address)}"
             )
             self.mailbox.ask_to_stop.remote()
 

@@ -1,8 +1,9 @@
-"""Folders that all nodes of a cluster see: where a run goes by default, and the synthetic set."""
+"""Where paths lead: from where the user is, or below the folder that all nodes of a cluster see."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 from pyarrow import fs
@@ -23,6 +24,31 @@ def placed(path: str, storage: str) -> str:
         return path
     place, question, options = storage.partition("?")
     return f"{place.rstrip('/')}/{path}{question}{options}"
+
+
+def run_address(run_dir: str, storage: str) -> str:
+    """The address of the run folder that `train.run_dir` names, with `cluster.storage` or none."""
+    return absolute(placed(run_dir, storage) if storage else run_dir)
+
+
+def checkpoint_address(resume: str, run_dir: str, storage: str) -> str:
+    """The address that `train.resume` names, where that is a checkpoint. One that is named as its
+    run folder is, lies where that does."""
+    if resume in ("", "latest"):
+        return resume
+    of_this_run = bool(run_dir) and resume.startswith(run_dir.rstrip("/") + "/")
+    if storage and (of_this_run or not Path(resume).exists()):
+        resume = placed(resume, storage)
+    return absolute(resume)
+
+
+def absolute(path: str) -> str:
+    """`path` from where the user is; under `ray job submit` that is a copy which Ray throws away,
+    so results go to the home folder there, and inputs are better given as absolute paths."""
+    if not path or "://" in path:
+        return path
+    relative_to = Path.home() if is_job_copy(Path.cwd()) and not Path(path).exists() else Path.cwd()
+    return os.path.normpath(relative_to / path)
 
 
 def share(folder: Path, storage: str) -> str:

@@ -28,16 +28,19 @@ from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.driver import Driver, MostSkipped
 from jobs.mailbox import open_mailbox
 from jobs.nodes import check_nodes
+from jobs.own_config import FILE
 from jobs.pool import Pool, Shares
 from jobs.progress import Progress
-from jobs.shared import is_job_copy, placed, share
+from jobs.resumed import judged_resume
+from jobs.shared import absolute, checkpoint_address, run_address, share
 from jobs.summary import closing_summary
 from jobs.tracking import Status, Tracker
 from jobs.worker import train_worker
 from taehv import journal
+from taehv.checkpoint import write_atomically
 from taehv.errors import TrainingError
 from taehv.going_back import begin_from
-from taehv.run_folder import RunFolder
+from taehv.run_folder import RunFolder, go_on_line
 from taehv.state import to_yaml
 from taehv.verdict import Thresholds
 
@@ -62,6 +65,7 @@ def run(config: Config) -> int:
     config = with_places(config)
     run_folder = RunFolder(config.train.run_dir)
     check_run_folder(run_folder, config.train.resume)
+    config = judged_resume(run_folder, config)
     check(config)
     training, validation = open_sources(
         config.data, config.train.seed, config.train.global_batch_size
@@ -70,8 +74,6 @@ def run(config: Config) -> int:
     if config.train.resume not in ("", "latest"):
         resume = begin_from(run_folder, config.train.resume)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=resume))
-    (run_folder.local / "config.yaml").write_text(to_yaml(config))
-    run_folder.publish("config.yaml")
     log.info("run folder: %s", run_folder)
 
     progress = Progress(config.train.max_steps)
@@ -79,6 +81,7 @@ def run(config: Config) -> int:
     tracking = cache(lambda: ThreadPoolExecutor(1).submit(_start_tracking, config, run_folder))
     try:
         with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
+            keep_config(run_folder, config)
             tracking()
             mailbox = open_mailbox()
             videos = len(training.videos) + len(validation.videos)
@@ -113,6 +116,13 @@ def run(config: Config) -> int:
     return _conclude(run_folder, summary, driver.stopped_by, tracking().result(), limits)
 
 
+def keep_config(run_folder: RunFolder, config: Config) -> None:
+    """Write config.yaml, from which a resume goes on: once nothing can be refused any more, and
+    whole, so that a start that fails leaves the last one as it was."""
+    write_atomically(run_folder.local / FILE, to_yaml(config))
+    run_folder.publish(FILE)
+
+
 def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
     run_folder.retrieve("mlflow.json")
     tracker = Tracker.start(config.tracking, run_folder.local, flatten(config))
@@ -131,7 +141,7 @@ def _conclude(
     """Hand the results to the tracker and the user."""
     finished = summary is not None and summary["finished"]
     _end_tracking(tracker, run_folder, "FINISHED" if finished else "KILLED")
-    go_on = f"go on with: --train.run-dir {run_folder} --train.resume latest"
+    go_on = f"go on with: {go_on_line(run_folder.address)}"
     if summary is None:
         assert stopped_by is not None
         print(f"stopped while waiting for workers; {go_on}")
@@ -163,16 +173,13 @@ def _end_tracking(tracker: Tracker, run_folder: RunFolder, status: Status) -> No
 
 def with_places(config: Config) -> Config:
     """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
-    resume = config.train.resume
     run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
     storage = config.cluster.storage
     annotations = config.data.annotations
     if not annotations:
         synthetic = ensure_synthetic(_cache_dir())
         annotations = share(synthetic.parent, storage) if storage else str(synthetic)
-    if storage:
-        run_dir = placed(run_dir, storage)
-        resume = _placed_checkpoint(resume, config.train.run_dir, storage)
+    run_dir = run_address(run_dir, storage)
     replace = dataclasses.replace
     tracking = config.tracking
     if "://" in run_dir and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
@@ -180,33 +187,18 @@ def with_places(config: Config) -> Config:
         tracking = replace(tracking, uri=f"sqlite:///{Path.home()}/mlflow.db")
     return replace(
         config,
-        data=replace(config.data, annotations=_absolute(annotations)),
-        model=replace(config.model, pretrained=_absolute(config.model.pretrained)),
-        teacher=replace(config.teacher, path=_absolute(config.teacher.path)),
+        data=replace(
+            config.data, annotations=absolute(annotations), root=absolute(config.data.root)
+        ),
+        model=replace(config.model, pretrained=absolute(config.model.pretrained)),
+        teacher=replace(config.teacher, path=absolute(config.teacher.path)),
         train=replace(
             config.train,
-            run_dir=_absolute(run_dir),
-            resume=resume if resume == "latest" else _absolute(resume),
+            run_dir=run_dir,
+            resume=checkpoint_address(config.train.resume, config.train.run_dir, storage),
         ),
         tracking=tracking,
     )
-
-
-def _placed_checkpoint(resume: str, run_dir: str, storage: str) -> str:
-    """A checkpoint that is named as its run folder is, lies where that does."""
-    if resume in ("", "latest"):
-        return resume
-    of_this_run = bool(run_dir) and resume.startswith(run_dir.rstrip("/") + "/")
-    return placed(resume, storage) if of_this_run or not Path(resume).exists() else resume
-
-
-def _absolute(path: str) -> str:
-    """`path` from where the user is; under `ray job submit` that is a copy which Ray throws away,
-    so results go to the home folder there, and inputs are better given as absolute paths."""
-    if not path or "://" in path:
-        return path
-    relative_to = Path.home() if is_job_copy(Path.cwd()) and not Path(path).exists() else Path.cwd()
-    return os.path.normpath(relative_to / path)
 
 
 def _cache_dir() -> Path:

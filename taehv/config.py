@@ -24,7 +24,12 @@ class TrainConfig:
     """`latest`: go on from this run folder's newest whole checkpoint, or from the start where
     there is none yet. Or the address of a checkpoint: an older one of this run, to which this
     command goes back, setting aside what came after it; or one of another run, from which this one
-    begins."""
+    begins. A run that is gone on with has the settings of its own config.yaml, as far as neither
+    --config nor the command line says otherwise; what differs is told."""
+    resume_changed: bool = False
+    """Go on also where other videos, another split into training and validation, or another frame
+    rule of the network is asked for than the run had: each would otherwise be refused. It holds for
+    one command."""
     global_batch_size: int = 8
     """Clips per step over all workers. What each worker does of it follows from their number."""
     slots_per_group: int = 2

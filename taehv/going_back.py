@@ -42,7 +42,7 @@ def begin_from(run: RunFolder, address: str) -> str:
         OSError: where the disk or the store refuses.
     """
     holder, name = checkpoint.located(address)
-    own = _is_same_place(holder.address, run.address_of(checkpoint.FOLDER))
+    own = is_own(run, address)
     if not own and checkpoint.latest_valid(run):
         log.warning("%s goes on from its own newest checkpoint, not from %s", run, address)
         return "latest"
@@ -59,6 +59,12 @@ def begin_from(run: RunFolder, address: str) -> str:
         _set_checkpoints_aside(run, aside, later)
         log.warning("what %s had after it is now in %s", run, run.address_of(aside))
     return "latest"
+
+
+def is_own(run: RunFolder, address: str) -> bool:
+    """Whether the checkpoint at `address` lies in the run's own folder."""
+    holder, _ = checkpoint.located(address)
+    return _is_same_place(holder.address, run.address_of(checkpoint.FOLDER))
 
 
 def new_aside() -> str:

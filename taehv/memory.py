@@ -15,6 +15,7 @@ import torch
 from taehv import distributed
 from taehv.config import TrainingConfig
 from taehv.errors import MemoryShortageError
+from taehv.run_folder import go_on_line
 from taehv.slots import SlotLayout
 
 USABLE = 0.9
@@ -60,9 +61,8 @@ def shortage_explained(
     except torch.OutOfMemoryError as error:
         memory = DeviceMemory.measured(error)
         shortage = Shortage(config, layout, clip_shape(), memory, requested_bytes(error))
-        run_dir = f"--train.run-dir {config.train.run_dir} " if config.train.run_dir else ""
         raise MemoryShortageError(
-            f"{shortage}. Go on with {run_dir}--train.resume latest and {shortage.advice()}",
+            f"{shortage}. Go on with {go_on_line(config.train.run_dir)} and {shortage.advice()}",
             shortage=str(shortage),
             halved_pass=halved_pass(layout),
         ) from error

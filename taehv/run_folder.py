@@ -8,6 +8,7 @@ knows: the environment (AWS_*), or the address (`s3://bucket/run?endpoint_overri
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from pyarrow import fs
 
 from taehv.credentials import without_credentials
 from taehv.scratch import ScratchFolder
+
+
+def go_on_line(run_dir: str) -> str:
+    """What is typed to go on with the run in `run_dir`, quoted for a shell; the run's config.yaml
+    says the rest. Empty: of a run that was given no folder."""
+    folder = f"--train.run-dir {shlex.quote(run_dir)} " if run_dir else ""
+    return f"{folder}--train.resume latest"
 
 
 class RunFolder:

@@ -21,7 +21,7 @@ from taehv.host_memory import keep_freed_memory
 from taehv.interfaces import Data, Hooks
 from taehv.memory import release, shortage_explained
 from taehv.recovery import last_good, with_halved_passes
-from taehv.run_folder import RunFolder
+from taehv.run_folder import RunFolder, go_on_line
 from taehv.run_log import RunLog
 from taehv.saving import Saver
 from taehv.slots import SlotLayout
@@ -318,7 +318,7 @@ class _Run:
             good = self.saver.last_good
             raise TrainingError(
                 f"final_model.* cannot be written ({fault}). Make room in, or see to, {self.run}, "
-                "and go on with --train.resume latest; the last good checkpoint is "
+                f"and go on with {go_on_line(self.run.address)}; the last good checkpoint is "
                 + ("none of this life's" if good is None else f"the one of step {good}")
             )
 

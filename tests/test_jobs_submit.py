@@ -1,6 +1,7 @@
 """`ray job submit` against a cluster of one machine, with token authentication on."""
 
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from taehv import journal
+from taehv.run_folder import go_on_line
 from tests.jobs_run import REPOSITORY, TINY, environment
 from tests.local_ray import temporary_folder
 
@@ -85,6 +88,18 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+def _submit(head: Head, job: list[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job],
+        cwd=REPOSITORY,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
     from data_pipeline.synthetic import ensure_synthetic
 
@@ -94,20 +109,20 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
         *("python", "jobs/train.py", *TINY, "--train.max-steps", "3"),
         *("--data.annotations", str(annotations), "--train.run-dir", str(run_dir)),
     ]
-    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
-    result = subprocess.run(
-        command,
-        cwd=REPOSITORY,
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    result = _submit(head, job)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "succeeded" in result.stdout
     assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3]
     assert (run_dir / "final_model.safetensors").is_file()
+
+    # What a run prints to go on with it is enough there too.
+    begun = yaml.safe_load((run_dir / "config.yaml").read_text())
+    go_on = [*shlex.split(go_on_line(str(run_dir))), "--train.max-steps", "4"]
+    result = _submit(head, ["python", "jobs/train.py", *go_on])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    resumed = yaml.safe_load((run_dir / "config.yaml").read_text())
+    assert (resumed["data"], resumed["model"]) == (begun["data"], begun["model"])
 
     # The cluster refuses a caller without the token.
     stranger = {**head.environment, "RAY_AUTH_MODE": "disabled"}

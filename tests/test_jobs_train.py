@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shlex
 import signal
 import socket
 from pathlib import Path
@@ -128,16 +130,26 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     job.send_signal(signal.SIGINT)
     code, output = finish(job, 60)
     assert code == 130, output
-    assert "--train.resume latest" in output
+    (printed,) = re.findall(r"^stopped at step \d+; go on with: (.*)$", output, re.M)
     newest = latest(run_dir)
     assert newest is not None
     stopped_at = checkpoint.step_of(newest)
     assert journal.read(rows_file)[-1]["step"] == stopped_at
 
+    # As printed, without the options of before; not even the videos were the default's.
+    begun = yaml.safe_load((run_dir / "config.yaml").read_text())
     last = str(stopped_at + 3)
-    resume = ["--train.resume", "latest", "--train.max-steps", last]
-    code, output = finish(start(home, *TINY, *line, *resume))
+    code, output = finish(start(home, *shlex.split(printed), "--train.max-steps", last))
     assert code == 0, output
+    changes = [text for text in output.splitlines() if "->" in text]
+    assert [text.split(" (")[0] for text in changes] == [f"train.max_steps: 100000 -> {last}"]
+    resumed = yaml.safe_load((run_dir / "config.yaml").read_text())
+    trained = yaml.safe_load(
+        (checkpoint.step_folder(run_dir, int(last)) / "config.yaml").read_text()
+    )
+    for section in ("data", "model", "loss", "seraena", "optim"):
+        assert resumed[section] == trained[section] == begun[section]
+    assert begun["data"]["annotations"] == str(videos)
     assert f"step {stopped_at}" in output
     assert [row["step"] for row in journal.read(rows_file)] == list(range(stopped_at + 4))
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
@@ -145,8 +157,8 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     assert run.info.status == "FINISHED"
 
     # Back to where it had been stopped, and another way from there.
-    older = ["--train.resume", str(newest), "--train.max-steps", str(stopped_at + 2)]
-    code, output = finish(start(home, *TINY, *line, *older))
+    older = ["--train.run-dir", str(run_dir), "--train.resume", str(newest)]
+    code, output = finish(start(home, *older, "--train.max-steps", str(stopped_at + 2)))
     assert code == 0, output
     assert f"going back to {newest}" in output
     assert [row["step"] for row in journal.read(rows_file)] == list(range(stopped_at + 3))

@@ -41,6 +41,7 @@ from jobs.diagnosis.versions import judge_versions
 from jobs.diagnosis.words import plain_error
 from jobs.nodes import local_inputs
 from jobs.pool import Pool
+from jobs.resumed import judged_resume
 from jobs.shared import placed
 from jobs.tracking import find_fault
 from jobs.train import with_places
@@ -108,8 +109,9 @@ def _knock(address: str) -> None:
 
 def _judge_config(config: Config) -> Iterator[Finding]:
     try:
-        check_run_folder(RunFolder(config.train.run_dir), config.train.resume)
-        check(config)
+        run = RunFolder(config.train.run_dir)
+        check_run_folder(run, config.train.resume)
+        check(judged_resume(run, config))
     except (ConfigError, TrainingError, OSError) as error:
         yield _failed("config", error, "jobs/train.py would refuse it with the same words")
     else:

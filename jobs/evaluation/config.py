@@ -118,7 +118,7 @@ def read_thresholds(path: str) -> Thresholds:
     """Limits from a YAML file. Raises ConfigError."""
     if not path:
         return Thresholds()
-    content = load_yaml("--thresholds", Path(path))
+    content = load_yaml(f"--thresholds {path}", Path(path))
     if not isinstance(content or {}, dict):
         raise ConfigError(f"--thresholds {path}: expected lines such as `psnr_success: 25`")
     known = [f.name for f in dataclasses.fields(Thresholds)]

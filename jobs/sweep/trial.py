@@ -26,12 +26,11 @@ from jobs.pool import Pool, Shares
 from jobs.sweep.crew import Crew
 from jobs.sweep.desk import Voice
 from jobs.sweep.space import Settings, with_settings
-from jobs.train import worker_settings
+from jobs.train import keep_config, worker_settings
 from taehv import journal
 from taehv.credentials import hide_credentials
 from taehv.journal import Row
 from taehv.run_folder import RunFolder
-from taehv.state import to_yaml
 
 STOP_SECONDS = 0.3
 """A trial asks no more often than this whether it is to stop."""
@@ -180,15 +179,14 @@ class _Run(threading.Thread):
         config, plan = self.config, self._plan
         check(config)
         run_folder = RunFolder(config.train.run_dir)
-        run_folder.local.mkdir(parents=True, exist_ok=True)
-        (run_folder.local / "config.yaml").write_text(to_yaml(config))
-        run_folder.publish("config.yaml")
-        for row in journal.read_run(run_folder):
-            # What was validated before an interruption counts.
-            self._voice.remember(row)
         training, validation = open_sources(
             config.data, config.train.seed, config.train.global_batch_size
         )
+        run_folder.local.mkdir(parents=True, exist_ok=True)
+        keep_config(run_folder, config)
+        for row in journal.read_run(run_folder):
+            # What was validated before an interruption counts.
+            self._voice.remember(row)
         mailbox = self._crew.mailbox()
         videos = len(training.videos) + len(validation.videos)
         skipped = MostSkipped(config.data.max_bad_fraction, videos)
