@@ -1,8 +1,8 @@
 """Find the settings that suit your video: `python jobs/tune.py tune_configs/loss_weights.yaml`.
 
 The first argument is the sweep's YAML. `--sweep-dir DIR` names its folder; the same command with
-the same folder goes on with a sweep that was stopped. All other options are those of
-jobs/train.py, and hold for every trial."""
+the same folder goes on with a sweep that was stopped, and so does that option alone. All other
+options are those of jobs/train.py, and hold for every trial."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -25,12 +26,13 @@ from data_pipeline.clips import open_sources
 from data_pipeline.errors import DataError
 from jobs import cluster
 from jobs.checks import check
-from jobs.config import Config, ConfigError, flatten
+from jobs.config import Config, ConfigError, flatten, read_defaults
 from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.shared import run_address
 from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import Board
-from jobs.sweep.definition import METRICS, Plan, make_plan, read_sweep
+from jobs.sweep.definition import METRICS, Plan, as_begun, make_plan, read_sweep
 from jobs.sweep.desk import open_desk
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.report import write_report
@@ -45,6 +47,9 @@ from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips
 from taehv.run_folder import RunFolder
+
+BEGUN = "sweep.yaml"
+"""In a sweep's folder: what it was begun with, from which it goes on."""
 
 log = logging.getLogger("jobs.tune")
 
@@ -70,11 +75,24 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
     """
     rest = list(arguments)
     sweep_dir = _take(rest, "--sweep-dir")
-    if not rest or (rest[0].startswith("-") and rest[0] not in ("-h", "--help")):
-        raise ConfigError("the first argument is a sweep, such as tune_configs/smoke.yaml")
-    if rest[0] in ("-h", "--help"):
+    if rest and rest[0] in ("-h", "--help"):
         tyro.cli(Config, args=["--help"], description=__doc__)
-    sweep, base, lines = read_sweep(Path(rest.pop(0)))
+    if rest and not rest[0].startswith("-"):
+        sweep, base, lines = read_sweep(Path(rest.pop(0)))
+    elif sweep_dir:
+        begun = RunFolder(run_address(sweep_dir, read_defaults(None).cluster.storage))
+        if not begun.exists(BEGUN):
+            raise ConfigError(
+                f"{begun.address_of(BEGUN)} is not there: to begin a sweep, or to go on with one "
+                "of an earlier version, give its file as the first argument"
+            )
+        sweep, base, lines = read_sweep(begun.retrieve(BEGUN), begun=True)
+        sweep_dir = begun.address
+    else:
+        raise ConfigError(
+            "the first argument is a sweep, such as tune_configs/smoke.yaml, or --sweep-dir with "
+            "the folder of one that is to go on"
+        )
     before = flatten(base)
     try:
         base = tyro.cli(Config, args=rest, default=base, description=__doc__)
@@ -86,6 +104,8 @@ def parse(arguments: Sequence[str]) -> tuple[Plan, RunFolder]:
             raise ConfigError(f"{key} is what this sweep tries: it cannot be an option as well")
     if base.train.run_dir or base.train.resume:
         raise ConfigError("--train.run-dir and --train.resume are each trial's: give --sweep-dir")
+    if base.train.resume_changed:
+        raise ConfigError("--train.resume-changed: a sweep that goes on stays the same")
     sweep_dir = sweep_dir or f"runs/{sweep.name}_{datetime.now():%Y-%m-%d_%H-%M-%S}"
     # The folder's place follows the same rules as a run's.
     train = dataclasses.replace(base.train, run_dir=sweep_dir)
@@ -187,10 +207,15 @@ def _conclude(
     if tracker.open_hint():
         print(f"{'MLflow':<18} {tracker.open_hint()}")
     if session.stopping:
-        print(f"stopped ({session.stopping}); to go on: --sweep-dir {ledger.folder}")
+        print(f"stopped ({session.stopping}); to go on: {go_on_line(ledger.folder)}")
     if session.stopped_by is not None:
         return 128 + session.stopped_by
     return DONE if best else FAILED
+
+
+def go_on_line(folder: RunFolder) -> str:
+    """What is typed to go on with a sweep, quoted for a shell; its folder says the rest."""
+    return f"--sweep-dir {shlex.quote(folder.address)}"
 
 
 def _keep_definition(plan: Plan, folder: RunFolder) -> None:
@@ -200,17 +225,9 @@ def _keep_definition(plan: Plan, folder: RunFolder) -> None:
         ConfigError: where the folder holds another sweep.
     """
     told: dict[str, Any] = {"sweep": dataclasses.asdict(plan.sweep), "config": flatten(plan.base)}
-    told = json.loads(json.dumps(in_all_texts(without_credentials, told)))
-    # What says how much, not what, may change from session to session.
-    for key in ("concurrent", "retries", "budget", "lpips"):
-        told["sweep"].pop(key)
-    told["sweep"]["search"].pop("trials")
-    told["config"] = {
-        k: v for k, v in told["config"].items() if not k.startswith(("cluster.", "tracking."))
-    }
-    path = folder.local / "sweep.json"
+    told = _what_it_is(json.loads(json.dumps(in_all_texts(without_credentials, told))))
     if folder.exists("sweep.json"):
-        before = json.loads(folder.retrieve("sweep.json").read_text())
+        before = _what_it_is(json.loads(folder.retrieve("sweep.json").read_text()))
         changed = [
             f"{part}.{key}"
             for part in told
@@ -222,11 +239,23 @@ def _keep_definition(plan: Plan, folder: RunFolder) -> None:
                 f"{folder} holds another sweep, which differs in {', '.join(sorted(changed))}: "
                 "choose another --sweep-dir"
             )
-        return
-    if folder.entries("trials") or folder.exists("metrics.jsonl"):
+    elif folder.entries("trials") or folder.exists("metrics.jsonl"):
         raise ConfigError(f"{folder} holds something else: choose another --sweep-dir")
-    write_atomically(path, json.dumps(told, indent=1) + "\n")
-    folder.publish("sweep.json")
+    for name, text in (("sweep.json", json.dumps(told, indent=1) + "\n"), (BEGUN, as_begun(plan))):
+        write_atomically(folder.local / name, text)
+        folder.publish(name)
+
+
+def _what_it_is(told: dict[str, Any]) -> dict[str, Any]:
+    """Of a sweep's definition, what may not change from session to session: what it tries and on
+    what, rather than how much, and where."""
+    # The file's own settings are in the configuration, with those of the command line.
+    amounts = ("concurrent", "retries", "budget", "lpips", "config", "settings")
+    sweep = {key: value for key, value in told["sweep"].items() if key not in amounts}
+    search = {key: value for key, value in sweep["search"].items() if key != "trials"}
+    own = ("cluster.", "tracking.", "train.run_dir", "train.resume")
+    config = {key: value for key, value in told["config"].items() if not key.startswith(own)}
+    return {"sweep": sweep | {"search": search}, "config": config}
 
 
 def _for_all(plan: Plan) -> Any:

@@ -31,9 +31,14 @@ def write_sweep(folder: Path, text: str, steps: int = 6) -> Path:
 
 def start(home: Path, sweep: Path, sweep_dir: Path | str, *more: str) -> "subprocess.Popen[str]":
     """`python jobs/tune.py sweep --sweep-dir sweep_dir`, its output captured."""
+    return start_line(home, str(sweep), "--sweep-dir", str(sweep_dir), *more)
+
+
+def start_line(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """`python jobs/tune.py arguments`, its output captured."""
     home.mkdir(exist_ok=True, parents=True)
     return subprocess.Popen(
-        [sys.executable, "jobs/tune.py", str(sweep), "--sweep-dir", str(sweep_dir), *more],
+        [sys.executable, "jobs/tune.py", *arguments],
         cwd=REPOSITORY,
         env=environment(home),
         stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
 """What a sweep's YAML may say, and what is said, with the line, of one that is wrong."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,45 @@ def test_a_clusters_defaults_lie_beneath_a_sweep(
     cluster = plan.base.cluster
     assert (cluster.gpu, cluster.workers, cluster.wait_minutes) == ("pretend", "2", 5)
     assert folder.address == f"{tmp_path}/shared/runs/sweep"
+
+
+def test_the_printed_line_is_all_that_a_sweep_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its file and the options of before it is the same sweep, with what they said."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("loss: {encoder: 0.5}\nmodel: {encoder_width: 8}")
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(GOOD.replace("train:", "data: {height: 64}\n  train:") + "config: mine.yaml\n")
+    typed = "--data.annotations a.json --data.root d --loss.reconstruction 5 --cluster.workers 2"
+    uri = ["--tracking.uri", "https://me:secret@mlflow.lan/x"]
+    begun, folder = tune.parse([str(sweep), *typed.split(), *uri, "--sweep-dir", "my sweeps/a"])
+    folder.local.mkdir(parents=True)
+    tune._keep_definition(begun, folder)
+    sweep.unlink()
+    assert not [file for file in folder.local.iterdir() if "secret" in file.read_text()]
+
+    monkeypatch.chdir("/")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri[1])
+    again, same = tune.parse(shlex.split(tune.go_on_line(folder)))
+    assert same.address == folder.address
+    kept = flatten(begun.base) | {"tracking.uri": ""}
+    assert flatten(again.base) == kept
+    assert (again.space, again.rows, again.sweep.search) == (
+        begun.space,
+        begun.rows,
+        begun.sweep.search,
+    )
+    assert again.sweep.name == begun.sweep.name
+    tune._keep_definition(again, folder)
+
+    # What is typed goes before it, and what makes another sweep of it is refused.
+    other, _ = tune.parse(["--sweep-dir", folder.address, "--loss.reconstruction", "6"])
+    assert other.base.loss.reconstruction == 6
+    with pytest.raises(ConfigError, match=r"another sweep, which differs in config.loss.reconstr"):
+        tune._keep_definition(other, folder)
+    with pytest.raises(ConfigError, match=r"nothing/sweep.yaml is not there"):
+        tune.parse(["--sweep-dir", f"{tmp_path}/nothing"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -1,6 +1,8 @@
 """jobs/tune.py through the real Ray Tune, Optuna, Ray Train and MLflow."""
 
 import math
+import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from taehv import checkpoint, journal
 from taehv.run_folder import RunFolder
 from tests import jobs_run
 from tests.jobs_run import REPOSITORY, finish, wait_for
-from tests.sweep_run import mlflow_runs, records, start, statuses, write_sweep
+from tests.sweep_run import mlflow_runs, records, start, start_line, statuses, write_sweep
 from tests.test_jobs_submit import RAY, Head, head  # noqa: F401
 
 # Minutes where the machine has other things to do.
@@ -177,7 +179,9 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
     assert all(run.info.status != "RUNNING" for run in mlflow_runs(tmp_path / "sweeps/mlflow.db"))
 
-    code, said = finish(start(home, sweep, sweep_dir, *data))
+    # As printed, without its file and the options.
+    (printed,) = re.findall(r"; to go on: (.*)$", said, re.M)
+    code, said = finish(start_line(home, *shlex.split(printed)))
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished"] * 3
     assert (records(sweep_dir)[1], _written(sweep_dir / "trials/001")) == before

@@ -10,9 +10,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config, ConfigError, read_defaults
+from jobs.config import Config, ConfigError, read_cluster_sections, read_defaults
+from jobs.own_config import as_defaults
+from jobs.shared import absolute
+from jobs.stores import without_credentials
 from jobs.sweep.lines import Lines, Place, read
 from jobs.sweep.space import (
     Domain,
@@ -24,6 +28,7 @@ from jobs.sweep.space import (
     with_settings,
 )
 from taehv.credentials import in_all_texts, without_credentials
+from taehv.state import to_yaml
 
 SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
 METRICS = tuple(f"{prefix}/{score}" for prefix in ("val_ema", "val") for score in SCORES)
@@ -122,8 +127,13 @@ class Plan:
         return [point | {"train.seed": seed} for seed in self.sweep.seeds for point in chosen]
 
 
-def read_sweep(path: Path) -> tuple[Sweep, Config, Lines]:
+def read_sweep(path: Path, begun: bool = False) -> tuple[Sweep, Config, Lines]:
     """The sweep of a YAML file, and the configuration beneath its trials.
+
+    Args:
+        path: the file.
+        begun: whether it is the one that a sweep keeps in its folder (`as_begun`), so that the
+            cluster of today goes before the one of then, as for a run that goes on.
 
     Raises:
         ConfigError: with the line of what is wrong.
@@ -146,7 +156,25 @@ def read_sweep(path: Path) -> tuple[Sweep, Config, Lines]:
         raise lines.error(place, f"{named}: {first['msg']}, not {first['input']!r}") from error
     sweep = dataclasses.replace(sweep, name=sweep.name or path.stem)
     _check_numbers(sweep, lines)
+    if begun:
+        return sweep, _base_of_begun(sweep, lines), lines
     return sweep, _base(sweep, path, lines), lines
+
+
+def as_begun(plan: Plan) -> str:
+    """The sweep as YAML, with all that its file and its command line said: what `read_sweep` reads
+    when it goes on. It has no credentials."""
+    base = plan.base
+    train = dataclasses.replace(base.train, run_dir="", resume="")
+    tracking = dataclasses.replace(base.tracking, uri=without_credentials(base.tracking.uri))
+    base = dataclasses.replace(base, train=train, tracking=tracking)
+    content = dataclasses.asdict(plan.sweep) | {
+        "config": "",
+        "settings": yaml.safe_load(to_yaml(base)),
+        "seeds": list(plan.sweep.seeds),
+        "lpips": absolute(plan.sweep.lpips),
+    }
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def make_plan(sweep: Sweep, base: Config, lines: Lines) -> Plan:
@@ -211,6 +239,18 @@ def _base(sweep: Sweep, path: Path, lines: Lines) -> Config:
             except ValueError as error:
                 raise lines.error(place, str(error)) from error
     return base
+
+
+def _base_of_begun(sweep: Sweep, lines: Lines) -> Config:
+    settings = as_defaults(sweep.settings, read_cluster_sections())
+    values = {
+        f"{section}.{key}": v for section, keys in settings.items() for key, v in keys.items()
+    }
+    try:
+        base = with_settings(read_defaults(None), values)
+    except ValueError as error:
+        raise lines.error(("settings",), str(error)) from error
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, resume=""))
 
 
 def _try(base: Config, settings: Settings, lines: Lines, place: Place) -> None:
