@@ -10,8 +10,8 @@ from typing import Any
 import tyro
 
 from jobs.shared import checkpoint_address, run_address
-from jobs.stores import without_credentials
 from taehv import checkpoint
+from taehv.credentials import without_credentials
 from taehv.going_back import is_own
 from taehv.run_folder import RunFolder
 

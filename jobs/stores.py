@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from taehv.credentials import without_credentials as without_credentials
+from taehv.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 

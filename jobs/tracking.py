@@ -22,10 +22,9 @@ from jobs.stores import (
     open_hint,
     probe_sqlite,
     read_run_id,
-    without_credentials,
 )
 from jobs.tensorboard import EventFile
-from taehv.credentials import hide_credentials
+from taehv.credentials import hide_credentials, without_credentials
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.config import Config, ConfigError, read_cluster_sections, read_defaults
 from jobs.own_config import as_defaults
 from jobs.shared import absolute
-from jobs.stores import without_credentials
 from jobs.sweep.lines import Lines, Place, read
 from jobs.sweep.space import (
     Domain,
