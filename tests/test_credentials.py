@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import logging
 import sys
 from pathlib import Path
@@ -236,11 +235,12 @@ space:
     ledger.update(number, status="failed", error=f"{STORE % 'run'} refuses")
     write_csv(plan, ledger)
     left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in left} >= {"sweep.json", "trial.json", "results.csv"}
+    written = {"sweep.json", "sweep.yaml", "trial.json", "results.csv"}
+    assert {path.name for path in left} >= written
     for path in left:
         assert "SECRET" not in path.read_text(), path
-    kept = json.loads((folder.local / "sweep.json").read_text())
-    assert kept["sweep"]["settings"]["tracking"]["uri"] == "http://127.0.0.1:9"
+    kept = yaml.safe_load((folder.local / "sweep.yaml").read_text())
+    assert kept["settings"]["tracking"]["uri"] == "http://127.0.0.1:9"
 
 
 def test_a_password_cannot_be_swept(tmp_path: Path) -> None:
