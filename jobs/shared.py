@@ -9,6 +9,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from data_pipeline.synthetic import ANNOTATIONS
+from taehv.run_folder import send
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,6 @@ def share(folder: Path, storage: str) -> str:
         store.create_dir(path, recursive=True)
         # The annotations last: where they are, the set is whole.
         for file in sorted(folder.iterdir(), key=lambda file: file.name == ANNOTATIONS):
-            with store.open_output_stream(f"{path}/{file.name}") as stream:
-                stream.write(file.read_bytes())
+            with file.open("rb") as source:
+                send(store, f"{path}/{file.name}", source)
     return annotations

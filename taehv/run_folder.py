@@ -8,14 +8,21 @@ knows: the environment (AWS_*), or the address (`s3://bucket/run?endpoint_overri
 
 from __future__ import annotations
 
+import ctypes
+import os
 import shlex
 import shutil
+import tempfile
 from pathlib import Path
+from typing import IO, Any
 
 from pyarrow import fs
 
 from taehv.credentials import without_credentials
 from taehv.scratch import ScratchFolder
+
+CHUNK_BYTES = 2**22
+"""Read and sent at a time."""
 
 
 def go_on_line(run_dir: str) -> str:
@@ -55,34 +62,32 @@ class RunFolder:
         return f"{place.rstrip('/')}/{name}{question}{options}"
 
     def publish(self, name: str) -> None:
-        """Send the file `name` to the store."""
+        """Send the file `name` to the store, whole; what fails leaves there what was there."""
         if self.is_remote:
-            with (
-                (self.local / name).open("rb") as source,
-                self._store.open_output_stream(self._remote(name)) as target,
-            ):
-                shutil.copyfileobj(source, target, 2**22)
+            with (self.local / name).open("rb") as source:
+                send(self._store, self._remote(name), source)
 
     def retrieve(self, name: str) -> Path:
         """The local path of the file or folder `name`, brought from the store where it is.
 
-        What the store does not have is not there afterwards.
+        What the store does not have is not there afterwards, nor what could not be brought whole.
         """
         path = self.local / name
         if not self.is_remote:
             return path
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-        for file in self._files(name):
-            target = self.local / file
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                self._store.open_input_stream(self._remote(file)) as source,
-                target.open("wb") as copy,
-            ):
-                shutil.copyfileobj(source, copy, 2**22)
+        _remove(path)
+        with tempfile.TemporaryDirectory(dir=self.local, prefix=".unfinished.") as aside:
+            for file in self._files(name):
+                target = Path(aside, file)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with (
+                    self._store.open_input_stream(self._remote(file)) as source,
+                    target.open("wb") as copy,
+                ):
+                    shutil.copyfileobj(source, copy, CHUNK_BYTES)
+            if Path(aside, name).exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Path(aside, name).rename(path)
         return path
 
     def entries(self, name: str) -> list[str]:
@@ -124,20 +129,13 @@ class RunFolder:
         # left the original.
         for file in self._files(name):
             copy = target + file.removeprefix(name)
-            with (
-                self._store.open_input_stream(self._remote(file)) as source,
-                self._store.open_output_stream(self._remote(copy)) as moved,
-            ):
-                shutil.copyfileobj(source, moved, 2**22)
+            with self._store.open_input_stream(self._remote(file)) as source:
+                send(self._store, self._remote(copy), source)
         self.remove(name)
 
     def remove(self, name: str) -> None:
         """Remove the file or folder `name`, here and in the store, if it is there."""
-        path = self.local / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(self.local / name)
         if self.is_remote:
             kind = self._store.get_file_info(self._remote(name)).type
             if kind == fs.FileType.Directory:
@@ -161,6 +159,49 @@ class RunFolder:
             for entry in found
             if entry.type == fs.FileType.File
         ]
+
+
+def send(store: fs.FileSystem, path: str, source: IO[bytes]) -> None:
+    """Make what is left of `source` the file `path` of a store: whole, or not at all.
+
+    Where it fails, in whatever way, a file that was there before is still there as it was. Raises
+    OSError where the source or the store does.
+    """
+    # On S3 nothing is there until the upload is completed. Elsewhere half a file would be.
+    aside = path
+    if not isinstance(store, fs.S3FileSystem):
+        folder, _, name = path.rpartition("/")
+        aside = f"{folder}/.{name}.{os.getpid()}"
+    target = store.open_output_stream(aside)
+    try:
+        shutil.copyfileobj(source, target, CHUNK_BYTES)
+        target.close()
+    except BaseException:
+        _abandon(target)
+        if aside != path:
+            store.delete_file(aside)
+        raise
+    if aside != path:
+        store.move(aside, path)
+
+
+def _abandon(stream: Any) -> None:
+    """Never complete an upload, not even when Python tidies up.
+
+    PyArrow cannot abort one: to close the stream is to complete the upload, and so is to let go of
+    it. Kept for the life of the process, it takes the memory of one part (10 MB). To the store the
+    upload is like that of a process that was killed; a bucket's rule for incomplete uploads removes
+    its parts.
+    """
+    # A reference in a list would be given up when Python ends.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _impatient(store: fs.FileSystem) -> fs.FileSystem:
