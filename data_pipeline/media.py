@@ -8,6 +8,7 @@ import av
 from av.container import Flags
 
 from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.storage import NotAFileError
 
 MAX_PIXELS = 2**26
 """Of a frame; 8K has half as many. A damaged header may claim any size."""
@@ -48,6 +49,8 @@ def verdict(fault: str) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UnusableVideoError("missing") from error
+    except NotAFileError as error:
+        raise UnusableVideoError(str(error)) from error
     except MemoryError as error:
         raise UnusableVideoError("needs too much memory") from error
     except av.FFmpegError as error:

@@ -2,7 +2,8 @@
 
 An S3 location may end in `?endpoint_override=HOST:PORT&scheme=http&region=NAME`, any part of it;
 what it does not say comes from AWS_ENDPOINT_URL, AWS_REGION and the other AWS variables and files.
-Keys are written as they are, without percent escapes.
+Keys are written as they are, without percent escapes. Only what the user types has options: a path
+of the annotations is a key and nothing else, and `resolve` gives a location that says so.
 
 Importing this module is cheap: PyArrow is loaded when the first S3 location is opened.
 """
@@ -11,6 +12,7 @@ import io
 import os
 import posixpath
 import re
+import stat
 from collections import OrderedDict
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +31,8 @@ MAX_BLOCKS_AHEAD = 8
 
 CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
 
+NO_OPTIONS = "?region="
+
 _OPTION = r"(?:endpoint_override|scheme|region)=[^&?]*"
 _S3_LOCATION = re.compile(
     rf"s3://(?P<bucket>[^/?]+)/?(?P<key>.*?)(?P<options>\?{_OPTION}(?:&{_OPTION})*)?", re.DOTALL
@@ -36,7 +40,14 @@ _S3_LOCATION = re.compile(
 
 
 class OutsideRootError(ValueError):
-    """A path of the annotations that would lead out of the data root."""
+    """A path of the annotations that would lead out of the data root, or names no file in it."""
+
+
+class NotAFileError(OSError):
+    """A folder, pipe, socket or device where a video should be."""
+
+    def __str__(self) -> str:
+        return "is no file but a folder, a pipe or a device"
 
 
 def is_s3(location: str) -> bool:
@@ -61,23 +72,40 @@ def resolve(root: str, path: str) -> str:
     """Where the video `path` of the annotations lies, inside of the data root.
 
     A local result is absolute, so that FFmpeg takes no "name:rest" for a protocol, and free of
-    symbolic links, so that what was checked is what is opened.
+    symbolic links, so that what was checked is what is opened. On S3 the path is a key, whatever
+    it holds, and the options are the root's.
 
     Raises OutsideRootError where the path leads out of the root: by `..`, by naming another
-    folder or bucket, or, in a folder, by a symbolic link.
+    folder or bucket, or, in a folder, by a symbolic link; and where it can be no file's name.
     """
+    if fault := _fault(path):
+        raise _no_name(path, fault)
     return _resolve_s3(root, path) if is_s3(root) else _resolve_local(root, path)
 
 
 def open_media(location: str) -> "str | RangeReader":
     """What PyAV opens a video by: the path itself, or a reader of an S3 object to be closed.
 
-    Raises FileNotFoundError where there is no such S3 object, OSError where S3 does not answer.
+    Raises FileNotFoundError where there is no such S3 object, NotAFileError for a path of a folder
+    or the like, OSError where S3 does not answer.
     """
     if not is_s3(location):
+        check_is_file(location)
         return location
     file_system, path = _open_s3(location)
     return RangeReader(location, file_system.open_input_file(path))
+
+
+def check_is_file(location: str) -> None:
+    """Raises NotAFileError for a folder, pipe or device: who opens a pipe may wait for ever."""
+    if is_s3(location):
+        return
+    try:
+        mode = Path(location).stat().st_mode
+    except OSError:
+        return  # Whoever opens it says what is wrong.
+    if not stat.S_ISREG(mode):
+        raise NotAFileError
 
 
 def open_stream(location: str) -> BinaryIO:
@@ -197,7 +225,10 @@ class _S3Location(NamedTuple):
     """From the question mark on; empty where there are none."""
 
     def text(self) -> str:
-        return f"{S3_SCHEME}{self.bucket}/{self.key}{self.options}"
+        """What `_parse` makes the same of. The last options count, so a key that ends like options
+        is followed by some that say nothing."""
+        place = f"{S3_SCHEME}{self.bucket}/{self.key}"
+        return place + (self.options or (NO_OPTIONS if _parse(place).options else ""))
 
 
 def _parse(location: str) -> _S3Location:
@@ -207,8 +238,19 @@ def _parse(location: str) -> _S3Location:
     return _S3Location(match["bucket"], match["key"], match["options"] or "")
 
 
+def _fault(path: str) -> str:
+    """Why a path can be no file's name, anywhere; empty where it can."""
+    if "\0" in path:
+        return "holds a NUL character"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "is not Unicode text"
+    return ""
+
+
 def _resolve_local(root: str, path: str) -> str:
-    if is_s3(path) or "\0" in path:
+    if is_s3(path):
         raise _outside(root, path)
     folder = os.path.realpath(root)
     location = os.path.realpath(os.path.join(folder, path))  # noqa: PTH118
@@ -224,8 +266,14 @@ def _resolve_s3(root: str, path: str) -> str:
     inner = path.removeprefix(folder)
     if is_s3(inner) or inner.startswith("/") or ".." in inner.split("/"):
         raise _outside(root, path)
+    if posixpath.basename(inner) in ("", "."):
+        raise _no_name(path, "names no file")
     key = posixpath.normpath(posixpath.join(prefix, inner))
     return _S3Location(bucket, key, options).text()
+
+
+def _no_name(path: str, fault: str) -> OutsideRootError:
+    return OutsideRootError(f"{path!r} {fault}; mend the annotations")
 
 
 def _outside(root: str, path: str, target: str = "") -> OutsideRootError:

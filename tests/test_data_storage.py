@@ -82,7 +82,6 @@ def test_a_path_inside_of_the_root(root: Path, path: str, place: str) -> None:
         "link.mp4",
         "here/../there/a.mp4",
         "s3://bucket/a.mp4",
-        "nul\0.mp4",
     ],
 )
 def test_a_path_that_leaves_the_root_is_refused(root: Path, path: str) -> None:

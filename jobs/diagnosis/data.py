@@ -119,7 +119,9 @@ def _read(source: ClipSource) -> dict[str, Any]:
     begun = time.perf_counter()
     for index in chosen:
         try:
-            with storage.open_stream(source.videos.location(index)) as stream:
+            location = source.videos.location(index)
+            storage.check_is_file(location)
+            with storage.open_stream(location) as stream:
                 size += len(stream.read(VIDEO_BYTES))
             whole += 1
         except (OSError, OutsideRootError) as error:
