@@ -26,12 +26,14 @@ from jobs.given_weights import address_of, find_weights
 from jobs.latents.config import EncodeConfig, parse
 from jobs.latents.decoding import DecodingTask, DecodingWorker
 from jobs.latents.encoding import EncodingTask, EncodingWorker, ShardDone
+from jobs.latents.names import names_of
 from jobs.latents.progress import VideoProgress
 from jobs.latents.shards import (
     INDEX,
     QUARANTINE,
     SHARDS,
     Settings,
+    claim_decoded,
     finished_shards,
     read_settings,
     read_summaries,
@@ -123,7 +125,8 @@ def decode(config: EncodeConfig) -> int:
     if settings is None:
         raise TrainingError(f"--decode {config.decode}: it holds no latents (no latents.json)")
     weights = find_weights(config.checkpoint)
-    if _digest(weights) != settings.weights_sha256:
+    digest = _digest(weights)
+    if digest != settings.weights_sha256:
         log.warning(
             "these latents were made by other weights (%s): what comes out may not be what went in",
             settings.checkpoint,
@@ -138,11 +141,18 @@ def decode(config: EncodeConfig) -> int:
             f"{weights}: its decoder gives back fewer or smaller frames than went in; choose "
             "weights with full upscaling"
         )
-    task = DecodingTask(
-        model, config.decode, config.output_dir, config.precision, config.decode_to == "png"
-    )
+    claim_decoded(RunFolder(config.output_dir), settings, digest, config.decode_to)
+    listed = (v.video for _, shard in read_summaries(latents, sorted(names)) for v in shard.videos)
+    targets = names_of(listed, settings.root, config.decode_to)
+    if targets.contested:
+        log.warning(
+            "some videos would have the same name, or one that differs in case alone (%d names): "
+            "they get a digest of their path beside it (NAME~0123456789abcdef)",
+            len(targets.contested),
+        )
+    task = DecodingTask(model, config.decode, config.output_dir, config.precision, targets)
     progress = VideoProgress(settings.videos, 0)
-    videos = frames = 0
+    videos = frames = refused = 0
     try:
         with (
             fan_out(config.ray) as workers,
@@ -150,12 +160,16 @@ def decode(config: EncodeConfig) -> int:
             closing(workers.each(DecodingWorker, task, numbers)) as results,
         ):
             for done in results:
-                progress.add(done.videos, done.frames, 0)
+                for entry in done.unusable:
+                    log.warning("video %s is left out: %s", entry["video"], entry["reason"])
+                progress.add(done.videos, done.frames, len(done.unusable))
                 videos, frames = videos + done.videos, frames + done.frames
+                refused += len(done.unusable)
     finally:
         progress.close()
     seconds = time.perf_counter() - begun
-    print(f"{videos} videos, {frames} frames; {seconds:.0f} s")
+    left_out = f", {refused} videos left out" if refused else ""
+    print(f"{videos} videos, {frames} frames{left_out}; {seconds:.0f} s")
     print(f"videos    {without_credentials(config.output_dir)}")
     return DONE
 

@@ -389,7 +389,7 @@ def test_data_and_latents_on_s3(
             ours, theirs = pq.read_table(encoded / name), pq.read_table(folder.retrieve(name))
             assert ours.equals(theirs)
         assert run(weights, listed, output, *home) == 0
-    assert len([*(tmp_path / "v").iterdir()]) == len(LENGTHS)
+    assert len([*(tmp_path / "v").glob("*.mp4")]) == len(LENGTHS)
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, expected_code: int = 1) -> str:
@@ -515,18 +515,6 @@ def test_latents_that_their_type_cannot_hold(
     assert not [*(tmp_path / "out" / "shards").iterdir()]
     more = ["--dtype", "bfloat16"]
     assert run(tmp_path / "w.pth", annotations, tmp_path / "other", *more) == 0
-
-
-def test_latents_of_others_write_nowhere_else() -> None:
-    from jobs.latents.decoding import target_name
-    from taehv.errors import TrainingError
-
-    assert target_name("a/b.mp4", pictures=False) == "a/b.mp4"
-    assert target_name("/data/b.mkv", pictures=False) == "data/b.mkv.mp4"
-    assert target_name("s3://bucket/b.mp4", pictures=True) == "bucket/b.mp4.frames"
-    for path in ("../b.mp4", "a/../../b.mp4", "/"):
-        with pytest.raises(TrainingError, match="is no path inside"):
-            target_name(path, pictures=False)
 
 
 def test_the_network_is_told_from_the_file(annotations: Path, tmp_path: Path) -> None:

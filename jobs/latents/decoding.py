@@ -6,7 +6,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.latents.encoding import ShardDone, autocast_dtype
+from jobs.latents.names import Names, UnnamedVideoError
 from jobs.latents.shards import EncodedVideo, open_shard, read_latents, shard_name
 from jobs.mp4 import Mp4Writer
 from taehv import distributed
@@ -22,6 +24,10 @@ from taehv.errors import TrainingError
 from taehv.model import TAEHV
 from taehv.run_folder import RunFolder
 from taehv.whole_video import stream_frames
+
+
+class OccupiedError(Exception):
+    """Something else lies where a video's pictures go."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +38,8 @@ class DecodingTask:
     latents: str
     output: str
     precision: str
-    pictures: bool
-    """Lossless pictures instead of H.264."""
+    names: Names
+    """Of what is written: H.264 or lossless pictures, by their form."""
 
 
 class DecodingWorker:
@@ -44,49 +50,69 @@ class DecodingWorker:
         self._device = distributed.device()
         self._model = task.model.to(self._device).eval()
         self._dtype = autocast_dtype(task.precision, self._device)
+        self._pictures = task.names.form == "png"
         self._latents, self._output = RunFolder(task.latents), RunFolder(task.output)
 
     def __call__(self, number: int) -> ShardDone:
-        """Shard `number`; what is there already is left."""
+        """Shard `number`; what is there already is left, what cannot be named or placed is told."""
         start = time.perf_counter()
         frames = 0
+        refused: list[dict[str, str]] = []
         with open_shard(self._latents, shard_name(number)) as (file, summary):
             for video in summary.videos:
-                name = target_name(video.video, self._task.pictures)
                 try:
-                    if not self._is_there(name):
-                        self._write(file, video, name)
+                    name = self._task.names.of(video.video)
+                    self._see_to(file, video, name)
+                except (UnnamedVideoError, OccupiedError) as error:
+                    refused.append({"video": video.video, "reason": str(error)})
+                    continue
                 except OSError as error:
                     raise TrainingError(
                         f"{self._output.address_of(name)} cannot be written: "
                         f"{error.strerror or error}"
                     ) from error
                 frames += video.frames
-        return ShardDone(number, len(summary.videos), frames, [], time.perf_counter() - start)
+        videos = len(summary.videos) - len(refused)
+        return ShardDone(number, videos, frames, refused, time.perf_counter() - start)
 
     def close(self) -> None:
         pass
 
-    def _is_there(self, name: str) -> bool:
-        if self._task.pictures:
-            return bool(self._output.entries(name))
-        return self._output.exists(name)
+    def _see_to(self, file: pq.ParquetFile, video: EncodedVideo, name: str) -> None:
+        """Write the video, unless all of it is there. Raises OccupiedError."""
+        if not self._pictures:
+            if not self._output.exists(name):
+                self._write(file, video, name)
+            return
+        there, wanted = {*self._output.entries(name)}, {*_picture_names(video)}
+        if wanted <= there:
+            return
+        if foreign := sorted(there - wanted):
+            raise OccupiedError(
+                f"{self._output.address_of(name)} holds {foreign[0]}, which is none of its "
+                f"pictures, and not all of those: move it away, and start again"
+            )
+        self._write(file, video, name)
 
     def _write(self, file: pq.ParquetFile, video: EncodedVideo, name: str) -> None:
         """To the side, then to its place."""
         target = self._output.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.unfinished")
+        # A name of its own length might be too long.
+        digest = blake2b(target.name.encode(), digest_size=8).hexdigest()
+        aside = target.with_name(f".{digest}.unfinished")
         frames = self._frames(file, video)
         try:
             names = [name]
-            if self._task.pictures:
+            if self._pictures:
                 shutil.rmtree(aside, ignore_errors=True)
                 aside.mkdir()
-                files = [f"{number:06d}.png" for number in range(video.frames)]
+                files = _picture_names(video)
                 for picture, frame in zip(files, frames, strict=True):
                     Image.fromarray(frame).save(aside / picture)
                 names = [f"{name}/{picture}" for picture in files]
+                # What is left of a folder that lost some of its pictures.
+                shutil.rmtree(target, ignore_errors=True)
             else:
                 with Mp4Writer(aside, video.fps, smallest=1) as writer:
                     for frame in frames:
@@ -114,14 +140,8 @@ def to_picture(frame: torch.Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def target_name(video: str, pictures: bool) -> str:
-    """Where a video goes in the output folder. Raises TrainingError for a path that leaves it."""
-    path = PurePosixPath(video.removeprefix("s3://").lstrip("/"))
-    if not path.parts or ".." in path.parts:
-        raise TrainingError(f"{video!r} is no path inside of a folder; these latents are not ours")
-    if pictures:
-        return f"{path}.frames"
-    return str(path) if path.suffix == ".mp4" else f"{path}.mp4"
+def _picture_names(video: EncodedVideo) -> list[str]:
+    return [f"{number:06d}.png" for number in range(video.frames)]
 
 
 def _remove(path: Path) -> None:

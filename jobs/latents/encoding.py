@@ -16,6 +16,7 @@ from data_pipeline.guard import WindowReader, outlive_deaths
 from data_pipeline.index import open_index
 from data_pipeline.storage import OutsideRootError, resolve
 from data_pipeline.whole import WholeRequest, WholeVideo
+from jobs.latents.names import UnnamedVideoError, plain_name
 from jobs.latents.shards import (
     DTYPES,
     ROW_BYTES,
@@ -101,9 +102,11 @@ class EncodingWorker:
             path = str(self._paths[row].as_py())
             try:
                 location = resolve(self._settings.root, path)
+                # What is encoded can be decoded.
+                plain_name(path, self._settings.root, "mp4")
                 encode = partial(self._encode, path, location, writer)
                 videos.append(outlive_deaths(encode))
-            except (UnusableVideoError, OutsideRootError) as error:
+            except (UnusableVideoError, OutsideRootError, UnnamedVideoError) as error:
                 unusable.append({"video": path, "reason": hide_credentials(str(error))})
         return Summary(videos, unusable)
 

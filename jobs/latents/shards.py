@@ -27,7 +27,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ from taehv.run_folder import RunFolder
 FORMAT, VERSION = "taehv-latents", 1
 SETTINGS, INDEX, QUARANTINE = "latents.json", "index.parquet", "quarantine.jsonl"
 SHARDS = "shards"
+
+DECODED = "decoded.json"
+"""What a folder of decoded videos is, so that no other videos are taken for them."""
 
 ROW_BYTES = 8 * 2**20
 """About the size of a row: what is in memory of a video, however long it is."""
@@ -172,6 +175,34 @@ def write_settings(folder: RunFolder, settings: Settings) -> None:
     shown = in_all_texts(without_credentials, asdict(settings))
     content = {"format": FORMAT, "version": VERSION, **shown}
     _write_whole(folder, SETTINGS, json.dumps(content, indent=1) + "\n")
+
+
+def claim_decoded(folder: RunFolder, settings: Settings, weights_sha256: str, form: str) -> None:
+    """Make the folder one of the videos or pictures that these latents and weights give.
+
+    Raises TrainingError where it holds something else, or cannot be written.
+    """
+    latents = {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
+    told = {"format": "taehv-decoded", "latents": latents, "weights": weights_sha256, "form": form}
+    text = json.dumps(told, indent=1) + "\n"
+    try:
+        if folder.exists(DECODED):
+            if folder.retrieve(DECODED).read_text() != text:
+                raise TrainingError(
+                    f"--output-dir {folder} holds the videos of other latents or weights, or in "
+                    f"another form (see {DECODED} there): choose another"
+                )
+            return
+        held = [name for name in folder.entries("") if not name.startswith(".")]
+        if held:
+            raise TrainingError(
+                f"--output-dir {folder} holds something else already ({held[0]}): choose another"
+            )
+        _write_whole(folder, DECODED, text)
+    except OSError as error:
+        raise TrainingError(
+            f"--output-dir {folder} cannot be written: {error.strerror or error}"
+        ) from error
 
 
 class ShardWriter:
