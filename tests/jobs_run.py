@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -52,13 +53,19 @@ def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int,
     return process.returncode, output
 
 
-def wait_for(condition: "object", process: "subprocess.Popen[str]", seconds: float = 120) -> None:
-    """Until `condition()` holds, while the job is running."""
-    assert callable(condition)
+def wait_for(
+    condition: Callable[[], object],
+    what: str,
+    process: "subprocess.Popen[str]",
+    seconds: float = 240,
+) -> None:
+    """Until `condition()` holds, while the job is running; `what` says what that is."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"the job ended early:\n{process.communicate()[0]}"
+        ended = process.poll() is not None
+        assert not ended, f"the job ended before {what}:\n{process.communicate()[0]}"
         if time.monotonic() > end:
             process.send_signal(signal.SIGKILL)
-            raise AssertionError(f"the job took too long:\n{process.communicate()[0]}")
+            output, _ = process.communicate()
+            raise AssertionError(f"waited {seconds:g} s in vain for {what}:\n{output}")
         time.sleep(0.2)

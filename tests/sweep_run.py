@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, environment
 
 TINY = """\
@@ -29,18 +30,22 @@ def write_sweep(folder: Path, text: str, steps: int = 6) -> Path:
     return path
 
 
-def start(home: Path, sweep: Path, sweep_dir: Path | str, *more: str) -> "subprocess.Popen[str]":
-    """`python jobs/tune.py sweep --sweep-dir sweep_dir`, its output captured."""
-    return start_line(home, str(sweep), "--sweep-dir", str(sweep_dir), *more)
+def start(
+    home: Path, sweep: Path, sweep_dir: Path | str, *more: str, hold: Hold | None = None
+) -> "subprocess.Popen[str]":
+    """`python jobs/tune.py sweep --sweep-dir sweep_dir`, its output captured; trials are held by
+    the names of their folders."""
+    return start_line(home, str(sweep), "--sweep-dir", str(sweep_dir), *more, hold=hold)
 
 
-def start_line(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start_line(home: Path, *arguments: str, hold: Hold | None = None) -> "subprocess.Popen[str]":
     """`python jobs/tune.py arguments`, its output captured."""
+    variables = hold.variables if hold else {}
     home.mkdir(exist_ok=True, parents=True)
     return subprocess.Popen(
         [sys.executable, "jobs/tune.py", *arguments],
         cwd=REPOSITORY,
-        env=environment(home),
+        env=environment(home, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -13,11 +13,17 @@ from jobs.bystanders import let_bystanders_give_way
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux alone has SCHED_IDLE")
 
-SLEEPS = "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start()"
+SLEEPS = (
+    "import threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); "
+    "print(flush=True)"
+)
+"""Says when all of its threads are there."""
+
 STARTS_ANOTHER = (
     "import subprocess, sys, time; "
-    "print(subprocess.Popen([sys.executable, '-c', sys.argv[1], 'ray::' + '_StatsActor']).pid, "
-    "flush=True); time.sleep(60)"
+    "below = subprocess.Popen([sys.executable, '-c', sys.argv[1], 'ray::' + '_StatsActor'], "
+    "stdout=subprocess.PIPE); below.stdout.readline(); "
+    "print(below.pid, flush=True); time.sleep(60)"
 )
 
 
@@ -42,8 +48,10 @@ def test_ray_s_bystanders_give_way_and_nobody_else(
     ):
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     decoder, statistics, parent = processes
-    assert parent.stdout is not None
-    below = int(parent.stdout.readline())
+    for process in processes:
+        assert process.stdout is not None
+        told = process.stdout.readline()
+    below = int(told)
     try:
         let_bystanders_give_way()
         check(decoder.pid, statistics.pid, parent.pid, below)

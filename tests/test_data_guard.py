@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -226,8 +226,7 @@ def test_a_child_that_died_between_two_reads_is_replaced(
     check_sound(reader, request_)
     child = child_of(reader)
     os.kill(child, signal.SIGKILL)
-    while is_running(child):
-        time.sleep(0.01)
+    wait_for(lambda: not is_running(child), "the child has ended")
     check_sound(reader, request_)
 
 
@@ -326,12 +325,25 @@ def test_the_child_ends_with_its_parent(request_: WindowRequest, last: str) -> N
     with parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
-        time.sleep(0.3)
+        if last == "hang":
+            wait_for(lambda: blocks_signals(child), "the child hangs")
+        else:
+            parent.stdout.readline()
         assert is_running(child)
         parent.kill()
-    deadline = time.monotonic() + 10
-    while is_running(child):
-        assert time.monotonic() < deadline
+    wait_for(lambda: not is_running(child), "the child has ended")
+
+
+def blocks_signals(process: int) -> bool:
+    """As `hang_in_c` does."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return int(status.split("SigBlk:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1 == 1
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, f"waited 60 s in vain until {what}"
         time.sleep(0.01)
 
 

@@ -28,6 +28,7 @@ from taehv.run_folder import RunFolder
 from taehv.weights import export_weights
 from tests.data_videos import moving_frames, sequential_frames, write_annotations, write_video
 from tests.evaluate_run import SMALL, export_small
+from tests.hold import READS, Hold
 from tests.jobs_run import REPOSITORY, environment, finish, wait_for
 from tests.s3_server import s3_server
 
@@ -292,11 +293,12 @@ def test_too_many_broken_videos_stop_the_job(
     assert run(weights, damaged, tmp_path / "l", "--data.max-bad-fraction", "0.7") == 0
 
 
-def start(home: Path, *arguments: str) -> "subprocess.Popen[str]":
+def start(home: Path, *arguments: str, hold: Hold | None = None) -> "subprocess.Popen[str]":
+    variables = hold.variables if hold else {}
     return subprocess.Popen(
         [sys.executable, "jobs/encode.py", *arguments],
         cwd=REPOSITORY,
-        env=environment(home, OMP_NUM_THREADS="1"),
+        env=environment(home, OMP_NUM_THREADS="1", **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -323,13 +325,15 @@ def test_a_job_that_was_ended_goes_on(
     for name in {*names}:
         shutil.copy(annotations.parent / name, tmp_path)
     ended, whole = tmp_path / "ended", tmp_path / "whole"
-    process = start(tmp_path / "home", *options(weights, listed, ended))
-    wait_for(lambda: len(stamps(ended)) >= 2 if ended.exists() else False, process)
+    # Of two videos a shard; the third begins with the fifth.
+    hold = Hold(tmp_path / "hold", **{READS: 4})
+    process = start(tmp_path / "home", *options(weights, listed, ended), hold=hold)
+    wait_for(lambda: hold.waits(READS), "the third shard", process)
     process.send_signal(number)
     found, output = finish(process)
     assert found == code, output
     before = stamps(ended)
-    assert 2 <= len(before) < 14
+    assert len(before) == 2
     assert not (ended / "index.parquet").exists()
     if code > 0:
         assert "the same command goes on" in output
@@ -351,8 +355,9 @@ def test_through_ray_data_the_shards_are_the_same(
     alone, spread = tmp_path / "alone", tmp_path / "spread"
     assert run(weights, listed, alone) == 0
     words = [*options(weights, listed, spread), "--ray.use", "yes", "--ray.workers", "2"]
-    process = start(tmp_path / "home", *words)
-    wait_for(lambda: len(stamps(spread)) >= 1 if spread.exists() else False, process)
+    hold = Hold(tmp_path / "hold", **{READS: 5})
+    process = start(tmp_path / "home", *words, hold=hold)
+    wait_for(lambda: len(stamps(spread)) >= 1 if spread.exists() else False, "a shard", process)
     process.terminate()
     code, output = finish(process)
     assert code == 143, output

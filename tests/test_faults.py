@@ -9,11 +9,11 @@ import pytest
 from tests.faults import test_checkpoints, test_disk, test_kills, test_numbers, test_store
 from tests.faults.bare_setting import STEPS, Setting, bare_setting
 from tests.faults.compare import assert_losses_agree
-from tests.faults.job import Job, make_videos, undisturbed
+from tests.faults.job import make_videos, undisturbed
 from tests.faults.leftovers import own_temp
 from tests.faults.proxy import proxy_to
 from tests.faults.test_ray_kills import assert_undisturbed as assert_job_undisturbed
-from tests.faults.test_ray_kills import kill_on_the_way
+from tests.faults.test_ray_kills import start_and_strike
 from tests.s3_server import s3_server
 
 
@@ -88,8 +88,6 @@ def test_a_job_through_ray(tmp_path: Path) -> None:
     undisturbed(videos, tmp_path / "reference")
     chance = random.Random(0)
     with own_temp(may_leave_folders=True) as temp:
-        job = Job.start(videos, tmp_path / "run", temp)
-        kill_on_the_way(job, "decoder", [0], chance)
-        kill_on_the_way(job, "decode task", [0], chance)
-        kill_on_the_way(job, "training worker", [5], chance)
+        blows = [("decoder", 2), ("decode task", 16), ("training worker", 5)]
+        job = start_and_strike(videos, tmp_path / "run", temp, blows, chance)
         assert_job_undisturbed(job, tmp_path / "reference")

@@ -62,7 +62,7 @@ def head(tmp_path: Path) -> Iterator[Head]:
             stderr=subprocess.DEVNULL,
         )
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 120
             while not _answers(int(dashboard)):
                 assert process.poll() is None, "ray start ended"
                 assert time.monotonic() < end, f"no dashboard: {_dashboards_words(session)}"

@@ -125,10 +125,10 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     rows_file = run_dir / "metrics.jsonl"
     line = f"{SOME_BAD} --data.annotations {videos} --train.run-dir {run_dir}".split()
     job = start(home, *TINY, *line, "--train.max-steps", "100000")
-    wait_for(lambda: len(journal.read(rows_file)) > 3, job)
+    wait_for(lambda: len(journal.read(rows_file)) > 3, "the third step", job)
     assert _listening_beyond_loopback(job.pid) == []
     job.send_signal(signal.SIGINT)
-    code, output = finish(job, 60)
+    code, output = finish(job)
     assert code == 130, output
     (printed,) = re.findall(r"^stopped at step \d+; go on with: (.*)$", output, re.M)
     newest = latest(run_dir)

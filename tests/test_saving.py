@@ -2,7 +2,9 @@
 
 import errno
 import json
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,9 +23,13 @@ from tests.small_run import latest, run, small_config
 from tests.workers import run_workers
 
 
-def snapshot(step: int, best: tuple[float, int] | None = None, seconds: float = 0.0) -> Snapshot:
+def snapshot(
+    step: int,
+    best: tuple[float, int] | None = None,
+    wait: Callable[[], object] = lambda: None,
+) -> Snapshot:
     def tensors() -> dict[str, torch.Tensor]:
-        time.sleep(seconds)
+        wait()
         return {"x": torch.full((1000,), float(step))}
 
     return Snapshot(step, {"step": step, "best": best}, {"generator": tensors}, {"note": "a"})
@@ -36,9 +42,11 @@ def save(saver: Saver, step: int, best: tuple[float, int] | None = None) -> None
 
 def test_a_save_goes_on_beside_the_training(tmp_path: Path) -> None:
     saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0)
-    saver.begin(snapshot(1, seconds=0.5))
+    may_write = threading.Event()
+    saver.begin(snapshot(1, wait=may_write.wait))
     assert not saver.has_written()
     assert latest(tmp_path) is None
+    may_write.set()
     while not saver.has_written():
         time.sleep(0.01)
     assert latest(tmp_path) is None

@@ -5,7 +5,6 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from jobs.config import flatten, read_yaml
 from taehv import checkpoint, journal
 from taehv.run_folder import RunFolder
 from tests import jobs_run
+from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, finish, wait_for
 from tests.sweep_run import mlflow_runs, records, start, start_line, statuses, write_sweep
 from tests.test_jobs_submit import RAY, Head, head  # noqa: F401
@@ -143,7 +143,7 @@ import time
 import ray
 from ray.util import placement_group_table
 ray.init(log_to_driver=False)
-end = time.monotonic() + 20
+end = time.monotonic() + 60
 while True:
     free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
     held = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
@@ -162,7 +162,6 @@ search: {algorithm: grid}
 
 
 LONG = 40
-"""Steps of which the most are still ahead, however fast the machine, when a sweep is stopped."""
 
 
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:
@@ -170,8 +169,9 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     home = tmp_path / "home"
     seldom = f"--train.validation-every {LONG // 2} --train.checkpoint-every {LONG // 2}"
     data = ["--data.annotations", annotations, *seldom.split()]
-    process = start(home, sweep, sweep_dir, *data)
-    wait_for(_in_the_middle_of(sweep_dir, trial=2), process, seconds=200)
+    hold = Hold(tmp_path / "hold", **{"002": 4})
+    process = start(home, sweep, sweep_dir, *data, hold=hold)
+    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process)
     process.send_signal(signal.SIGINT)
     code, said = finish(process)
     assert code == 130, said
@@ -202,11 +202,6 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     code, said = finish(jobs_run.start(home, *alone))
     assert code == 0, said
     assert _losses(tmp_path / "alone") == _losses(sweep_dir / "trials/003")
-
-
-def _in_the_middle_of(sweep_dir: Path, trial: int) -> Callable[[], bool]:
-    journal_file = sweep_dir / f"trials/{trial:03d}/metrics.jsonl"
-    return lambda: len(journal.read(journal_file)) > 3
 
 
 def _written(folder: Path) -> list[tuple[str, int]]:

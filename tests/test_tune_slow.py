@@ -16,6 +16,7 @@ from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
 from taehv import journal
 from taehv.run_folder import RunFolder
+from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, TINY, finish, wait_for
 from tests.s3_server import s3_server
 from tests.small_teacher import save_small_teacher
@@ -32,7 +33,7 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 LONG = 40
-"""Steps of a trial, some seconds, so that what is done to it in the midst comes before its end."""
+"""Steps of a trial that is struck in the midst, where it is held."""
 
 FOUR = """\
 space:
@@ -45,9 +46,9 @@ search: {algorithm: tpe, trials: 4, startup_trials: 2}
 def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> None:
     sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=LONG), tmp_path / "sweeps" / "four"
     home, data = tmp_path / "home", ("--data.annotations", annotations)
-    process = start(home, sweep, sweep_dir, *data)
-    rows = sweep_dir / "trials/002/metrics.jsonl"
-    wait_for(lambda: len(journal.read(rows)) > 5, process, seconds=400)
+    hold = Hold(tmp_path / "hold", **{"002": 6})
+    process = start(home, sweep, sweep_dir, *data, hold=hold)
+    wait_for(lambda: hold.waits("002"), "the second trial's step 6", process, seconds=400)
     family = psutil.Process(process.pid).children(recursive=True)
     kill_at_once(process)
     # Ray's own agents look only now and then whether they are still needed.
@@ -73,9 +74,10 @@ def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> No
 def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations: str) -> None:
     text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\nretries: 1\n"
     sweep, sweep_dir = write_sweep(tmp_path, text, steps=LONG), tmp_path / "sweeps" / "kills"
-    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    hold, home = Hold(tmp_path / "hold", **{"001": 6}), tmp_path / "home"
+    process = start(home, sweep, sweep_dir, "--data.annotations", annotations, hold=hold)
     rows = sweep_dir / "trials/001/metrics.jsonl"
-    wait_for(lambda: len(journal.read(rows)) > 5, process, seconds=400)
+    wait_for(lambda: hold.waits("001"), "the first trial's step 6", process, seconds=400)
     actors = [
         child
         for child in psutil.Process(process.pid).children(recursive=True)
@@ -84,6 +86,7 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
     ]
     assert actors
     os.kill(actors[0].pid, signal.SIGKILL)
+    hold.let_go("001")
     code, said = finish(process, seconds=600)
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished", "finished"]
@@ -95,8 +98,12 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
 def test_trials_side_by_side(tmp_path: Path, annotations: str) -> None:
     text = FOUR.replace("algorithm: tpe", "algorithm: random") + "concurrent: 2\n"
     sweep, sweep_dir = write_sweep(tmp_path, text), tmp_path / "sweeps" / "two_at_a_time"
-    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
-    wait_for(lambda: statuses(sweep_dir) == ["running", "running"], process, seconds=200)
+    hold, home = Hold(tmp_path / "hold", **{"001": 1, "002": 1}), tmp_path / "home"
+    process = start(home, sweep, sweep_dir, "--data.annotations", annotations, hold=hold)
+    wait_for(lambda: hold.waits("001") and hold.waits("002"), "both trials", process, seconds=400)
+    assert statuses(sweep_dir) == ["running", "running"]
+    hold.let_go("001")
+    hold.let_go("002")
     code, said = finish(process, seconds=600)
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished"] * 4
@@ -119,9 +126,10 @@ def test_a_terminated_driver_saves_and_lpips_is_scored(tmp_path: Path, annotatio
     text = "rows:\n  one: {loss.seraena: 0.1}\n  two: {loss.seraena: 0.2}\n"
     sweep, sweep_dir = write_sweep(tmp_path, text, steps=LONG), tmp_path / "sweeps" / "two"
     home, data = tmp_path / "home", ("--data.annotations", annotations)
-    process = start(home, sweep, sweep_dir, *data)
+    hold = Hold(tmp_path / "hold", **{"001": 4})
+    process = start(home, sweep, sweep_dir, *data, hold=hold)
     rows = sweep_dir / "trials/001/metrics.jsonl"
-    wait_for(lambda: len(journal.read(rows)) > 3, process, seconds=400)
+    wait_for(lambda: hold.waits("001"), "the first trial's step 4", process, seconds=400)
     process.terminate()
     code, said = finish(process, seconds=200)
     assert code == 143, said

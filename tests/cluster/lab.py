@@ -23,6 +23,8 @@ import yaml
 
 from tests.cluster.account import edited, make_stack
 from tests.doctor_report import worst_by_area
+from tests.held import job_gates
+from tests.hold import Hold
 from tests.jobs_run import REPOSITORY
 
 GATEWAY = "172.31.255.254"
@@ -72,7 +74,11 @@ class Lab:
         self.instances: dict[str, str] = {}
         self._events = 0
         (folder / "notices").mkdir()
-        (folder / "image.env").write_text(IMAGE)
+        self.hold = Hold(folder / "hold")
+        """Of the job, by the name of its run's folder: all machines see it."""
+        held = Path(job_gates.__file__).parent
+        exports = f"export {job_gates.FOLDER}={self.hold.folder} PYTHONPATH=$PYTHONPATH:{held}\n"
+        (folder / "image.env").write_text(IMAGE + exports)
         os.environ.update(
             AWS_ENDPOINT_URL=ENDPOINT,
             AWS_ACCESS_KEY_ID="admin",
@@ -255,18 +261,24 @@ class Watched:
                 return int(match[1])
         return 0
 
-    def wait_for(self, condition: str | Callable[[], Any], seconds: float) -> None:
-        """Until a line has these words, or a condition holds, while the command runs."""
-        words = condition if isinstance(condition, str) else ""
+    def wait_for(self, condition: Callable[[], Any], what: str, seconds: float) -> None:
+        """Until a condition holds, while the command runs; `what` says which."""
         end = time.monotonic() + seconds
-        while not (self.count(words) if isinstance(condition, str) else condition()):
-            assert self._process.poll() is None, f"ended early:\n{self.text()}"
-            assert time.monotonic() < end, f"not within {seconds:g} s: {words}\n{self.text()}"
+        while not condition():
+            assert self._process.poll() is None, f"ended before {what}:\n{self.text()}"
+            assert time.monotonic() < end, f"not within {seconds:g} s: {what}\n{self.text()}"
             time.sleep(0.3)
+
+    def wait_for_words(self, words: str, seconds: float) -> None:
+        """Until a line has them, while the command runs."""
+        self.wait_for(lambda: self.count(words), words, seconds)
 
     def finish(self, seconds: float) -> int:
         """Its exit code, once its last line has been read."""
-        code = self._process.wait(timeout=seconds)
+        try:
+            code = self._process.wait(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"no end within {seconds:g} s:\n{self.text()}") from None
         self._reader.join(timeout=30)
         return code
 

@@ -18,9 +18,15 @@ from jobs.config import read_yaml
 from tests.cluster.lab import DASHBOARD, JOB, Lab, Watched, answers, wait_for
 from tests.cluster.without_ray import train_here
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 STEPS = 60
+
+AT_START, AT_LOSS, AT_NOTICE = 1, 15, 35
+"""Steps at which the run waits for what is done to it next. It loses some more steps to each start
+of its workers: they make two before they wait again."""
+
+RUN = "story"
 IDLE_SECONDS = 60
 """Longer than a busy computer needs to bring a run from its nodes to their first work."""
 
@@ -37,7 +43,7 @@ RAYS_OWN = ("sshd", "ray::", "/site-packages/ray/", "python jobs/train.py")
 """Ray's servers, of which a driver is one, and the machine's."""
 
 STORY = JOB | {
-    "train": JOB["train"] | {"max_steps": STEPS, "run_dir": "runs/story"},
+    "train": JOB["train"] | {"max_steps": STEPS, "run_dir": f"runs/{RUN}"},
     "cluster": JOB["cluster"] | {"workers": "1-2"},
 }
 """The job of the cluster, which is given no option."""
@@ -72,6 +78,7 @@ def cluster(lab: Lab) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def job(lab: Lab, cluster: Path) -> Watched:
     """The literal command, which first makes its videos on the head."""
+    lab.hold.let_go(RUN, AT_START)
     return Watched(lab, SUBMIT)
 
 
@@ -126,9 +133,10 @@ def test_without_the_token_nothing_answers_but_the_pages_shell(lab: Lab, job: Wa
 
 def test_a_job_goes_on_over_lost_nodes(lab: Lab, job: Watched) -> None:
     """One node is ended, another is given notice; the run is the same."""
-    prefix = "taehv/runs/story"
-    job.wait_for("starting 2 training workers", 420)
-    job.wait_for(lambda: job.last_step() > 0, 60)
+    prefix = f"taehv/runs/{RUN}"
+    job.wait_for_words("starting 2 training workers", 420)
+    lab.hold.let_go(RUN, AT_LOSS)
+    job.wait_for(lambda: lab.hold.waits(RUN), f"step {AT_LOSS}", 300)
     train = lab.alive("g6.4xlarge")
     lab.say(f"training on {train}; decoding on {lab.alive('c6i.4xlarge')}")
     assert len(lab.alive("c6i.4xlarge")) >= 1
@@ -136,16 +144,24 @@ def test_a_job_goes_on_over_lost_nodes(lab: Lab, job: Watched) -> None:
     check_decoding(lab)
 
     lab.say(f"{train[0]} ends without notice")
+    lives = job.count("starting ")
     boto3.client("ec2").terminate_instances(InstanceIds=[train[0]])
-    lives, at = job.count("starting "), job.last_step()
-    job.wait_for(lambda: job.count("starting ") > lives and job.last_step() > at, 200)
+    # Its end comes a moment later, maybe in the midst of a step.
+    lab.hold.let_go(RUN, AT_NOTICE)
+    job.wait_for(lambda: job.count("starting ") > lives, "another start", 300)
+    # The last workers may have been there before their end; now it is the next ones that are.
+    lab.hold.let_go(RUN, AT_NOTICE)
+    job.wait_for(lambda: lab.hold.waits(RUN), f"step {AT_NOTICE}", 300)
 
     remaining = [i for i in lab.alive("g6.4xlarge") if i != train[0]]
     lab.say(f"{train[1]} is given notice; training nodes: {remaining}")
     lives, lost = job.count("starting "), job.count("nodes have gone")
     lab.give_notice(train[1])
     # It is told, unless the workers were making way for more just then.
-    job.wait_for(lambda: job.count("given notice") or job.count("starting ") > lives, 90)
+    job.wait_for(
+        lambda: job.count("given notice") or job.count("starting ") > lives, "the notice", 90
+    )
+    lab.hold.let_go(RUN)
     assert job.finish(300) == 0, job.text()
     assert job.count("nodes have gone") == lost
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -30,9 +31,14 @@ from taehv.saving import Saver
 from taehv.state import TrainState
 from taehv.training import train
 from tests.faults import changes
+from tests.held import job_gates
+from tests.hold import Hold
 from tests.moving_data import MovingData
 
 FINISHED, FAILED, STOPPED = 0, 1, 143
+
+STEP, SAVE = "step", "save"
+"""Names of a life's gates."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,10 @@ class Life:
     """A folder for what the life writes down."""
     pause: float = 0.0
     """Seconds to wait after every step, so that there is time for something to happen."""
-    slow_save: float = 0.0
-    """Seconds by which each of a checkpoint's files takes longer."""
+    hold: Hold | None = None
+    """Where it waits: after a step (`STEP`), or in a save (`SAVE`)."""
+    held_save: int = 0
+    """The step whose checkpoint has its `SAVE` held once its first tensors are written."""
     poison: tuple[int, int] | None = None
     """A step, and the worker whose loss is no number there, once."""
     in_double: bool = False
@@ -63,6 +71,7 @@ class Notes(Hooks):
     def __init__(self, life: Life) -> None:
         self._file = life.notes / "samples.jsonl"
         self._pause = life.pause
+        self._hold = life.hold
         self._stop = False
         signal.signal(signal.SIGTERM, self._on_signal)
 
@@ -74,6 +83,9 @@ class Notes(Hooks):
     def on_step(self, step: int, samples: Sequence[int]) -> None:
         self._write({"step": step, "samples": [sample for sample in samples if sample >= 0]})
         time.sleep(self._pause)
+        # The others wait for the main worker in the next step.
+        if self._hold and distributed.is_main():
+            job_gates.wait(self._hold.folder, STEP, step, leave=self.should_stop)
 
     def should_stop(self) -> bool:
         return self._stop
@@ -108,8 +120,9 @@ def _live(life: Life, rank: int, workers: int, store: str) -> int:
         dist.init_process_group("gloo", init_method=place, rank=rank, world_size=workers)
     run = RunFolder(life.run)
     with pytest.MonkeyPatch.context() as patch:
-        if life.slow_save:
-            changes.slow_saves(patch, life.slow_save)
+        if life.held_save and life.hold:
+            folder = checkpoint.name_of(life.held_save)
+            changes.hold_save(patch, folder, partial(job_gates.wait, life.hold.folder, SAVE, 1))
         if life.poison:
             changes.poison(patch, *life.poison, life.notes)
         if life.in_double:

@@ -14,6 +14,7 @@ from taehv.teacher import TeacherConfig
 from tests.faults.bare_run import Life
 from tests.faults.leftovers import environment_of, own_temp
 from tests.faults.lives import run_to_end
+from tests.hold import Hold
 from tests.small_run import small_config, with_train
 from tests.small_teacher import save_small_teacher
 
@@ -44,14 +45,13 @@ class Setting:
         """What the lives of the run `name` write down."""
         return self.folder / f"{name}_notes"
 
+    def hold(self, name: str, **limits: int) -> Hold:
+        """For lives of the run `name`: the names of limits are `STEP` and `SAVE`."""
+        return Hold(self.folder / f"{name}_hold", **limits)
+
     def configured(self, **train: Any) -> "Setting":
         """The same with other settings of the train section."""
         return dataclasses.replace(self, config=with_train(self.config, **train))
-
-    def steps_made(self, name: str) -> int:
-        """By all lives of a run together."""
-        file = self.notes(name) / "samples.jsonl"
-        return file.read_text().count('"step"') if file.exists() else 0
 
     def undisturbed(self, name: str = "reference", workers: int = 1, **more: Any) -> Path:
         """The folder of a run that nothing happened to; made at the first call."""

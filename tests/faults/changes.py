@@ -1,9 +1,8 @@
-"""Changes to the program, inside a process of a test: slow saves, a loss that is no number, more
-digits."""
+"""Changes to the program, inside a process of a test: a save that waits, a loss that is no number,
+more digits."""
 
 import math
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,15 @@ from taehv.step import StepOutcome, train_step
 from taehv.teacher import Teacher
 
 
-def slow_saves(patch: pytest.MonkeyPatch, seconds: float) -> None:
-    """Every tensor file of a checkpoint takes `seconds` longer."""
+def hold_save(patch: pytest.MonkeyPatch, name: str, wait: Callable[[], None]) -> None:
+    """Each worker waits after every tensor file of the checkpoint `name` that it has written."""
 
-    def slow(tensors: dict[str, Tensor], path: Path) -> None:
-        time.sleep(seconds)
+    def held(tensors: dict[str, Tensor], path: Path) -> None:
         save_file(tensors, path)
+        if path.parent.name == Path(name).name:
+            wait()
 
-    patch.setattr("taehv.checkpoint.save_file", slow)
+    patch.setattr("taehv.checkpoint.save_file", held)
 
 
 def poison(patch: pytest.MonkeyPatch, step: int, rank: int, notes: Path) -> None:

@@ -4,16 +4,16 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
-from taehv import journal
 from tests import jobs_run
 from tests.data_videos import moving_frames, write_annotations, write_video
 from tests.faults.leftovers import environment_of, own_temp, processes_of, wait_until_gone
+from tests.hold import Hold
 
 STEPS, SAVE_EVERY = 24, 3
 
@@ -32,9 +32,21 @@ class Job:
     run: Path
     temp: Path
     process: "subprocess.Popen[str]"
+    hold: Hold
 
     @classmethod
-    def start(cls, annotations: Path, run: Path, temp: Path, *more: str, **variables: str) -> "Job":
+    def start(
+        cls,
+        annotations: Path,
+        run: Path,
+        temp: Path,
+        *more: str,
+        limits: Mapping[str, int] | None = None,
+        **variables: str,
+    ) -> "Job":
+        """Begin it, or go on with it: limits of the hold, of which those of before stay."""
+        hold = Hold(temp / "hold", **(limits or {}))
+        variables = hold.variables | variables
         home = temp / "home"
         home.mkdir(exist_ok=True)
         told = (
@@ -54,7 +66,7 @@ class Job:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-        return cls(annotations, run, temp, process)
+        return cls(annotations, run, temp, process, hold)
 
     @property
     def output(self) -> str:
@@ -63,9 +75,6 @@ class Job:
     def wait(self, seconds: float = LONGEST) -> int:
         """The exit code."""
         return self.process.wait(seconds)
-
-    def rows(self) -> int:
-        return len(journal.read(self.run / journal.NAME))
 
     def find(self, kind: str) -> list[psutil.Process]:
         """Processes of the job of this kind: `KINDS` says how each is known."""
@@ -80,19 +89,20 @@ class Job:
             time.sleep(0.05)
         chance.choice(found).kill()
 
-    def wait_for_rows(self, count: int) -> None:
-        """Until metrics.jsonl has so many rows, while the job is running."""
-        self._wait_for(lambda: self.rows() >= count)
+    def wait_until_held(self, gate: str) -> None:
+        """Until the job waits at this gate: the name of its run, or `READS`."""
+        self._wait_for(lambda: self.hold.waits(gate), f"the {gate} to be held")
 
     def wait_for_words(self, words: str) -> None:
         """Until the job has said this, while it is running."""
-        self._wait_for(lambda: words in self.output)
+        self._wait_for(lambda: words in self.output, words)
 
-    def _wait_for(self, condition: Callable[[], bool], seconds: float = LONGEST) -> None:
-        end = time.monotonic() + seconds
+    def _wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + LONGEST
         while not condition():
-            assert self.process.poll() is None, f"the job ended early:\n{self.output}"
-            assert time.monotonic() < end, f"the job took too long:\n{self.output}"
+            assert self.process.poll() is None, f"ended, waited for {what}:\n{self.output}"
+            late = time.monotonic() > end
+            assert not late, f"waited {LONGEST:g} s in vain for {what}:\n{self.output}"
             time.sleep(0.05)
 
 

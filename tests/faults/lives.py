@@ -100,27 +100,43 @@ def run_as_script(life: Life) -> "subprocess.Popen[bytes]":
     )
 
 
-def wait_until(
-    condition: Callable[[], bool], workers: Workers | None = None, seconds: float = LONGEST
-) -> bool:
+def wait_until(condition: Callable[[], bool], what: str, workers: Workers) -> bool:
     """Whether `condition` came true before the workers ended."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + LONGEST
     while not condition():
-        if workers is not None and not workers.alive:
+        if not workers.alive:
             return condition()
-        assert time.monotonic() < end, f"waited for {seconds} s in vain"
+        assert time.monotonic() < end, f"waited {LONGEST:g} s in vain for {what}"
         time.sleep(0.002)
     return True
+
+
+def wait_until_held(life: Life, running: "Workers | subprocess.Popen[bytes]", gate: str) -> None:
+    """Until the life waits at this gate."""
+    assert life.hold is not None
+    end = time.monotonic() + LONGEST
+    while not life.hold.waits(gate):
+        alive = running.alive if isinstance(running, Workers) else running.poll() is None
+        assert alive, f"the life was over before its {gate} was held; {_last_lines(life)}"
+        late = time.monotonic() > end
+        assert not late, f"no {gate} was held in {LONGEST:g} s; {_last_lines(life)}"
+        time.sleep(0.002)
+
+
+def _last_lines(life: Life) -> str:
+    log = life.notes / "log.txt"
+    lines = log.read_text().splitlines()[-20:] if log.exists() else ["nothing"]
+    return "\n".join(["the last that it said:", *lines])
 
 
 def wait_for_a_moment(workers: Workers, folder: Path, chance: random.Random) -> None:
     """Until some moment of a life: by the clock, or about when a checkpoint is written."""
     if chance.random() < 0.5:
         moment = time.monotonic() + chance.uniform(0.0, 2.5)
-        wait_until(lambda: time.monotonic() > moment, workers)
+        wait_until(lambda: time.monotonic() > moment, "a moment", workers)
         return
     before = saved_steps(folder)
-    wait_until(lambda: saved_steps(folder) != before, workers)
+    wait_until(lambda: saved_steps(folder) != before, "the next checkpoint", workers)
     time.sleep(chance.uniform(0.0, 0.08))
 
 

@@ -9,10 +9,10 @@ import pytest
 from taehv import checkpoint
 from taehv.run_folder import RunFolder
 from tests.faults import record
-from tests.faults.bare_run import STOPPED
+from tests.faults.bare_run import SAVE, STEP, STOPPED
 from tests.faults.bare_setting import STEPS, Setting
 from tests.faults.compare import assert_same_end, last_checkpoint, surviving_samples
-from tests.faults.lives import run_to_end, saved_steps, start, wait_until
+from tests.faults.lives import run_to_end, saved_steps, start, wait_until_held
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -39,12 +39,17 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 
 def stop_during_a_save(setting: Setting, name: str, workers: int) -> None:
     """SIGTERM while a checkpoint's files are being written: it is finished, and one more is."""
-    group = start(setting.life(name, slow_save=0.2), workers)
-    target = setting.run(name) / checkpoint.name_of(setting.chance.choice([2, 4, 6]))
+    step = setting.chance.choice([2, 4, 6])
+    hold = setting.hold(name, save=0)
+    life = setting.life(name, hold=hold, held_save=step)
+    group = start(life, workers)
+    target = setting.run(name) / checkpoint.name_of(step)
     manifest = target / checkpoint.MANIFEST
-    assert wait_until(lambda: any(target.glob("*.safetensors")), group)
+    wait_until_held(life, group, SAVE)
+    assert any(target.glob("*.safetensors"))
     group.stop()
     assert not manifest.exists()
+    hold.let_go(SAVE)
     assert group.wait() == [STOPPED] * workers
     assert checkpoint.find_fault(last_checkpoint(setting.run(name))) is None
     assert last_checkpoint(setting.run(name)).name == Path(saved_steps(setting.run(name))[0]).name
@@ -54,11 +59,13 @@ def stop_during_a_save(setting: Setting, name: str, workers: int) -> None:
 
 def stop_early(setting: Setting, name: str) -> Path:
     """A run that has ended after its third checkpoint; its folder."""
-    group = start(setting.life(name, pause=0.2))
-    manifest = setting.run(name) / checkpoint.name_of(6) / checkpoint.MANIFEST
-    assert wait_until(manifest.exists, group)
+    # At the latest when the fourth one begins, the third is whole.
+    life = setting.life(name, hold=setting.hold(name, step=9))
+    group = start(life)
+    wait_until_held(life, group, STEP)
     group.kill()
     group.wait()
+    assert (setting.run(name) / checkpoint.name_of(6) / checkpoint.MANIFEST).exists()
     for later in saved_steps(setting.run(name)):
         if later > checkpoint.name_of(6):
             checkpoint.remove(RunFolder(str(setting.run(name))), later)

@@ -1,18 +1,30 @@
 """A disk that is full for a while, and one that stays full."""
 
+from collections.abc import Callable
+
 import pytest
 
 from taehv import checkpoint
 from tests.faults import record
-from tests.faults.bare_run import FAILED, FINISHED
+from tests.faults.bare_run import FAILED, FINISHED, STEP, Life
 from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting
 from tests.faults.compare import assert_same_end, last_checkpoint, surviving_samples
 from tests.faults.disk import small_disk
-from tests.faults.lives import run_to_end, saved_steps, start, wait_until
+from tests.faults.lives import Workers, run_to_end, saved_steps, start, wait_until_held
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 MEGABYTES = 64
+
+
+def hold_after_save(life: Life, group: Workers, step: int, saved: Callable[[], bool]) -> None:
+    """Until a life that is held at `step` has saved, and is held again."""
+    assert life.hold is not None
+    wait_until_held(life, group, STEP)
+    while not saved():
+        step += 1
+        life.hold.let_go(STEP, step)
+        wait_until_held(life, group, STEP)
 
 
 def full_for_a_while(setting: Setting, first: int, last: int) -> None:
@@ -20,11 +32,15 @@ def full_for_a_while(setting: Setting, first: int, last: int) -> None:
     name = f"full_{first}_{last}"
     with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
         run = disk.folder / "run"
-        group = start(setting.life(name, run=str(run), pause=0.15))
-        assert wait_until(lambda: setting.steps_made(name) >= first, group)
+        hold = setting.hold(name, step=first)
+        life = setting.life(name, run=str(run), hold=hold)
+        group = start(life)
+        wait_until_held(life, group, STEP)
         disk.fill()
-        assert wait_until(lambda: setting.steps_made(name) >= last, group)
+        hold.let_go(STEP, last)
+        wait_until_held(life, group, STEP)
         disk.empty()
+        hold.let_go(STEP)
         assert group.wait() == [FINISHED]
         log = (setting.notes(name) / "log.txt").read_text()
         assert "training goes on (failure 1 of 3 in a row)" in log
@@ -39,10 +55,12 @@ def full_for_good(setting: Setting, first: int) -> None:
     setting = setting.configured(max_failed_saves=1)
     with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
         run = disk.folder / "run"
-        group = start(setting.life(name, run=str(run), pause=0.15))
-        assert wait_until(lambda: setting.steps_made(name) >= first, group)
-        assert wait_until(lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}")), group)
+        hold = setting.hold(name, step=first)
+        life = setting.life(name, run=str(run), hold=hold)
+        group = start(life)
+        hold_after_save(life, group, first, lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}")))
         disk.fill()
+        hold.let_go(STEP)
         assert group.wait() == [FAILED]
         message = (setting.notes(name) / "error_0.txt").read_text()
         good = last_checkpoint(run)
@@ -61,10 +79,14 @@ def failures_in_a_row(setting: Setting) -> None:
     name = "failures_in_a_row"
     with small_disk(setting.folder / f"disk_{name}", MEGABYTES) as disk:
         run = disk.folder / "run"
-        life = setting.life(name, run=str(run), pause=0.15)
+        hold = setting.hold(name, step=SAVE_EVERY)
+        life = setting.life(name, run=str(run), hold=hold)
         group = start(life)
-        assert wait_until(lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}")), group)
+        hold_after_save(
+            life, group, SAVE_EVERY, lambda: any(run.glob(f"*/*/{checkpoint.MANIFEST}"))
+        )
         disk.fill()
+        hold.let_go(STEP)
         assert group.wait() == [FAILED]
         message = (setting.notes(name) / "error_0.txt").read_text()
         failures, kept = 4, setting.config.train.keep_checkpoints
@@ -74,11 +96,11 @@ def failures_in_a_row(setting: Setting) -> None:
         assert saved_steps(run) == [f"{checkpoint.FOLDER}/{good.name}"]
 
         disk.empty()
+        step = checkpoint.step_of(good) + SAVE_EVERY
+        first = checkpoint.step_folder(run, step)
+        hold.let_go(STEP, step)
         group = start(life)
-        first = checkpoint.step_folder(run, checkpoint.step_of(good) + SAVE_EVERY)
-        assert wait_until((first / checkpoint.MANIFEST).exists, group)
-        steps = setting.steps_made(name)
-        assert wait_until(lambda: setting.steps_made(name) > steps, group)
+        hold_after_save(life, group, step, (first / checkpoint.MANIFEST).exists)
         group.kill()
         group.wait()
         assert checkpoint.find_fault(good) is None

@@ -7,8 +7,8 @@ import torch
 
 from taehv import checkpoint
 from tests.faults import record
-from tests.faults.bare_run import FINISHED
-from tests.faults.bare_setting import STEPS, Setting
+from tests.faults.bare_run import FINISHED, STEP
+from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting
 from tests.faults.compare import (
     assert_equal,
     assert_losses_agree,
@@ -23,7 +23,7 @@ from tests.faults.lives import (
     start,
     unfinished_saves,
     wait_for_a_moment,
-    wait_until,
+    wait_until_held,
 )
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -34,7 +34,9 @@ EVERY_SAMPLE = list(range(8 * STEPS))
 def kill_until_done(setting: Setting, name: str, most: int, workers: int = 1) -> int:
     """Kill one worker of each life of the run, `most` times at most; how many times it was."""
     fault = f"kill -9 of {'the process' if workers == 1 else 'one of two workers'}"
-    life = setting.life(name, pause=0.05)
+    # The first life cannot be over before it is struck; later ones may end under the blow.
+    hold = setting.hold(name, step=STEPS - 1)
+    life = setting.life(name, pause=0.05, hold=hold)
     kills = 0
     while True:
         group = start(life, workers)
@@ -43,6 +45,7 @@ def kill_until_done(setting: Setting, name: str, most: int, workers: int = 1) ->
             return kills
         wait_for_a_moment(group, setting.run(name), setting.chance)
         group.kill(setting.chance.randrange(workers))
+        hold.let_go(STEP)
         # The other one fails at its next collective; only one that still waits for the dead to
         # join would wait for long.
         ended = group.wait_or_end(10)
@@ -88,7 +91,7 @@ def resize(setting: Setting, name: str, counts: list[int], in_double: bool = Fal
     What the new workers hold before their first step is gathered and compared with the checkpoint
     that they go on from, bit for bit.
     """
-    run = setting.run(name)
+    run, hold = setting.run(name), setting.hold(name)
     for number, workers in enumerate(counts):
         if number:
             gathered = f"{name}_gathered_{number}"
@@ -98,13 +101,20 @@ def resize(setting: Setting, name: str, counts: list[int], in_double: bool = Fal
             assert ours.name == last_checkpoint(run).name
             assert_equal(state(ours), state(last_checkpoint(run)))
             record.note("number of workers changed", "state gathered after it bit for bit")
-        group = start(setting.life(name, in_double=in_double, pause=0.1), workers)
-        if number == len(counts) - 1:
+        saved = 4 * (number + 1)
+        last = number == len(counts) - 1
+        # A checkpoint is whole, at the latest, when the next one begins.
+        hold.let_go(STEP, None if last else saved + SAVE_EVERY + 1)
+        life = setting.life(name, in_double=in_double, hold=hold)
+        group = start(life, workers)
+        if last:
             assert group.wait() == [FINISHED] * workers
             return
-        whole = run / checkpoint.name_of(4 * (number + 1)) / checkpoint.MANIFEST
-        assert wait_until(whole.exists, group)
+        wait_until_held(life, group, STEP)
+        assert (run / checkpoint.name_of(saved) / checkpoint.MANIFEST).exists()
         group.kill(workers - 1)
+        # The main worker notices the loss when it goes on.
+        hold.let_go(STEP)
         group.wait_or_end(10)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -15,6 +16,7 @@ from taehv import checkpoint, journal
 from tests.data_videos import write_dataset
 from tests.faults import record
 from tests.faults.compare import assert_losses_agree
+from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, TINY, environment, finish, start, wait_for
 from tests.local_ray import several_nodes, token_variables
 from tests.small_run import latest
@@ -23,7 +25,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
-STEPS = 120
+STEPS, SAVE_EVERY = 120, 5
 
 LONGEST = 600.0
 """Seconds for what a test waits for. Two workers start on a new node in one minute, or in three
@@ -31,9 +33,20 @@ where two slow cores do other things as well."""
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """One node with room for one training worker and its decoding."""
-    with several_nodes({"num_cpus": 1}) as cluster:
+def hold(tmp_path: Path) -> Hold:
+    """Of the job on the cluster."""
+    return Hold(tmp_path / "hold")
+
+
+def node_of(hold: Hold) -> dict[str, Any]:
+    """One with room for one training worker and its decoding."""
+    return {"num_cpus": 1, "env_vars": hold.variables}
+
+
+@pytest.fixture
+def cluster(hold: Hold) -> Iterator[Cluster]:
+    """One node."""
+    with several_nodes(node_of(hold)) as cluster:
         yield cluster
 
 
@@ -78,26 +91,33 @@ def reference(annotations: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.mark.parametrize("trial", range(3))
 def test_a_node_comes_and_is_lost(
-    cluster: Cluster, annotations: Path, reference: Path, tmp_path: Path, trial: int
+    cluster: Cluster, hold: Hold, annotations: Path, reference: Path, tmp_path: Path, trial: int
 ) -> None:
     """At random steps; with no failure allowed, since the loss of a node is none of the run's. The
     last time another node takes its place before anyone notices."""
     replaced = trial == 2
     chance = random.Random(int(os.environ.get("FAULTS_SEED", "0")) + trial)
     run_dir = tmp_path / "runs" / "a"
-    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --train.checkpoint-every 5"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir}"
+    line += f" --train.checkpoint-every {SAVE_EVERY}"
     size = "--cluster.workers 1-2 --cluster.resize-seconds 5 --cluster.max-failures 0"
-    job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
     comes = chance.randrange(1, 15)
-    wait_for(lambda: len(steps_made(run_dir)) >= comes, job, seconds=LONGEST)
-    node = cluster.add_node(num_cpus=1)
-    wait_for(lambda: workers_of(run_dir) == 2, job, seconds=LONGEST)
-    grown = _step_of_latest(run_dir)
-    goes = grown + chance.randrange(0, 15)
-    wait_for(lambda: max(steps_made(run_dir), default=0) >= goes, job, seconds=LONGEST)
+    hold.let_go("a", comes)
+    job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
+    wait_for(lambda: hold.waits("a"), f"step {comes}", job, LONGEST)
+    node = cluster.add_node(**node_of(hold))
+    # Held, it saves only in order to make way.
+    wait_for(lambda: _step_of_latest(run_dir) > comes, "way being made", job, LONGEST)
+    grown = _next_save(comes + 1)
+    goes = _next_save(grown) + 1 + chance.randrange(0, 15)
+    hold.let_go("a", goes)
+    wait_for(lambda: hold.waits("a"), f"step {goes}", job, LONGEST)
+    assert workers_of(run_dir) == 2
     cluster.remove_node(node, allow_graceful=False)
     if replaced:
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(**node_of(hold))
+        _hold_until_two_workers(hold, goes, run_dir, job)
+    hold.let_go("a")
     code, output = finish(job, LONGEST)
     assert code == 0, output
     assert "there is room for more workers" in output
@@ -111,8 +131,26 @@ def test_a_node_comes_and_is_lost(
 
 def _step_of_latest(run_dir: Path) -> int:
     folder = latest(run_dir)
-    assert folder is not None
-    return checkpoint.step_of(folder)
+    return 0 if folder is None else checkpoint.step_of(folder)
+
+
+def _next_save(step: int) -> int:
+    """After `step`; the one before it is whole by then."""
+    return (step // SAVE_EVERY + 1) * SAVE_EVERY
+
+
+def _hold_until_two_workers(
+    hold: Hold, lost: int, run_dir: Path, job: "subprocess.Popen[str]"
+) -> None:
+    """Before its end: it has gone on with as many, or makes way for the second once it sees it."""
+    later = _next_save(_next_save(lost)) + 1
+    hold.let_go("a", later)
+
+    def settled() -> bool:
+        step = _step_of_latest(run_dir)
+        return step > later or (step > lost and workers_of(run_dir) == 2)
+
+    wait_for(settled, "two workers on the new node", job, LONGEST)
 
 
 def test_waiting_for_workers_says_so_and_gives_up(
@@ -128,18 +166,20 @@ def test_waiting_for_workers_says_so_and_gives_up(
 
 @pytest.mark.parametrize("trial", range(3))
 def test_a_node_that_is_given_notice_is_left_in_time(
-    cluster: Cluster, annotations: Path, tmp_path: Path, trial: int
+    cluster: Cluster, hold: Hold, annotations: Path, tmp_path: Path, trial: int
 ) -> None:
     """At a random step, with no failure allowed: a notice is none."""
     chance = random.Random(int(os.environ.get("FAULTS_SEED", "0")) + trial)
-    leaving = cluster.add_node(num_cpus=1)
+    leaving = cluster.add_node(**node_of(hold))
     run_dir = tmp_path / "runs" / "c"
-    line = f"--data.annotations {annotations} --train.run-dir {run_dir} --train.checkpoint-every 5"
+    line = f"--data.annotations {annotations} --train.run-dir {run_dir}"
+    line += f" --train.checkpoint-every {SAVE_EVERY}"
     size = "--cluster.workers 1-2 --cluster.max-failures 0"
+    moment = 2 * SAVE_EVERY + 1 + chance.randrange(0, 30)
+    hold.let_go("c", moment)
     job = job_on(cluster, tmp_path / "home", *line.split(), *size.split())
-    wait_for(lambda: workers_of(run_dir) == 2, job, seconds=LONGEST)
-    moment = _step_of_latest(run_dir) + chance.randrange(0, 30)
-    wait_for(lambda: max(steps_made(run_dir), default=0) >= moment, job, seconds=LONGEST)
+    wait_for(lambda: hold.waits("c"), f"step {moment}", job, LONGEST)
+    assert workers_of(run_dir) == 2
     options = f"--address {cluster.address} --node-id {leaving.node_id}"
     options += " --reason DRAIN_NODE_REASON_PREEMPTION --deadline-remaining-seconds 300"
     drained = subprocess.run(
@@ -150,6 +190,9 @@ def test_a_node_that_is_given_notice_is_left_in_time(
         check=False,
     )
     assert drained.returncode == 0, drained.stderr
+    # Held, it saves only in order to make way.
+    wait_for(lambda: _step_of_latest(run_dir) > moment, "way being made", job, LONGEST)
+    hold.let_go("c")
     code, output = finish(job, LONGEST)
     assert code == 0, output
     assert "a node has been given notice" in output
@@ -165,12 +208,12 @@ def test_a_run_that_waits_can_be_stopped(
     run_dir = tmp_path / "runs" / "d"
     line = f"--data.annotations {annotations} --train.run-dir {run_dir} --cluster.workers 2"
     job = job_on(cluster, tmp_path / "home", *line.split())
-    wait_for((run_dir / "config.yaml").exists, job)
+    wait_for((run_dir / "config.yaml").exists, "its folder", job, LONGEST)
     # Handlers stand before the waiting begins, which is told first.
     assert job.stdout is not None
     while "workers that cluster.workers asks for can start" not in job.stdout.readline():
         assert job.poll() is None
     job.send_signal(signal.SIGTERM)
-    code, output = finish(job, 120)
+    code, output = finish(job, LONGEST)
     assert code == 143, output
     assert "stopped while waiting for workers; go on with: " in output

@@ -2,8 +2,7 @@
 
 import os
 import random
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from tests.faults import record
 from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
+from tests.hold import READS
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -33,21 +33,30 @@ def chance() -> random.Random:
     return random.Random(int(os.environ.get("FAULTS_SEED", "0")))
 
 
-def kill_on_the_way(job: Job, kind: str, rows: list[int], chance: random.Random) -> None:
-    """One process of the kind, each time that the run has so many rows."""
-    for count in rows:
-        job.wait_for_rows(count)
+def start_and_strike(
+    videos: Path, run: Path, temp: Path, blows: Sequence[tuple[str, int]], chance: random.Random
+) -> Job:
+    """A job of which processes are killed: for each blow, one of a kind, when the run has made so
+    many steps, or, for what decodes, when so many windows have been read."""
+    gates = [run.name if kind == "training worker" else READS for kind, _ in blows]
+    limits: dict[str, list[int]] = {gate: [] for gate in gates}
+    for gate, (_, moment) in zip(gates, blows, strict=True):
+        limits[gate].append(moment)
+    job = Job.start(videos, run, temp, limits={gate: limits[gate].pop(0) for gate in limits})
+    for gate, (kind, _) in zip(gates, blows, strict=True):
+        job.wait_until_held(gate)
         job.kill_one(kind, chance)
-        # Time for something to be decoded in between.
-        time.sleep(1.0)
+        job.hold.let_go(gate, limits[gate].pop(0) if limits[gate] else None)
+    return job
 
 
-def kill_the_driver(job: Job, rows: int) -> Job:
-    """Nothing of the job outlives it; a new one goes on."""
-    job.wait_for_rows(rows)
+def kill_the_driver(job: Job, next_step: int | None) -> Job:
+    """Nothing of the job outlives it; a new one goes on, to the next step that it is held at."""
+    job.wait_until_held(job.run.name)
     job.process.kill()
     job.wait()
     assert wait_until_gone(job.temp, GRACE) == []
+    job.hold.let_go(job.run.name, next_step)
     return Job.start(job.annotations, job.run, job.temp, "--train.resume", "latest")
 
 
@@ -60,9 +69,9 @@ def assert_undisturbed(job: Job, reference: Path) -> None:
 def test_training_workers(
     videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
 ) -> None:
-    job = Job.start(videos, tmp_path / "run", temp)
-    rows = sorted(chance.sample(range(1, STEPS - 2), 3))
-    kill_on_the_way(job, "training worker", rows, chance)
+    steps = sorted(chance.sample(range(1, STEPS - 2), 3))
+    blows = [("training worker", step) for step in steps]
+    job = start_and_strike(videos, tmp_path / "run", temp, blows, chance)
     assert_undisturbed(job, reference)
     record.note("kill -9 of a training worker", UNHARMED, 3)
 
@@ -76,8 +85,10 @@ def test_decoding(
     chance: random.Random,
     kind: str,
 ) -> None:
-    job = Job.start(videos, tmp_path / "run", temp)
-    kill_on_the_way(job, kind, [0, 0, 0], chance)
+    # A run's clips are those of 48 windows.
+    reads = [first + chance.randrange(8) for first in (0, 14, 28)]
+    blows = [(kind, read) for read in reads]
+    job = start_and_strike(videos, tmp_path / "run", temp, blows, chance)
     assert_undisturbed(job, reference)
     record.note(f"kill -9 of a {kind}", UNHARMED, 3)
 
@@ -85,8 +96,10 @@ def test_decoding(
 def test_the_driver(
     videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
 ) -> None:
-    job = Job.start(videos, tmp_path / "run", temp)
-    for rows in sorted(chance.sample(range(1, STEPS - 2), 3)):
-        job = kill_the_driver(job, rows)
+    first, *others = sorted(chance.sample(range(1, STEPS - 2), 3))
+    run = tmp_path / "run"
+    job = Job.start(videos, run, temp, limits={run.name: first})
+    for step in [*others, None]:
+        job = kill_the_driver(job, step)
     assert_undisturbed(job, reference)
     record.note("kill -9 of the driver", f"no process left; resumed, {UNHARMED}", 3)

@@ -8,10 +8,10 @@ import pytest
 from taehv import checkpoint, journal
 from taehv.run_folder import RunFolder
 from tests.faults import record
-from tests.faults.bare_run import FINISHED
+from tests.faults.bare_run import FINISHED, STEP
 from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting
 from tests.faults.compare import assert_same_end, surviving_samples
-from tests.faults.lives import LONGEST, run_as_script, wait_until
+from tests.faults.lives import LONGEST, run_as_script, wait_until_held
 from tests.faults.proxy import Proxy, proxy_to
 from tests.s3_server import S3Server, s3_server
 
@@ -55,11 +55,16 @@ def away_for_a_while(
     """From a step on, for so long, the store refuses or hangs."""
     name = f"{how}_{first}_{seconds:g}"
     address = address_of(server, proxy, name)
-    process = run_as_script(setting.life(name, run=address, pause=0.3))
-    assert wait_until(lambda: setting.steps_made(name) >= first)
+    hold = setting.hold(name, step=first)
+    life = setting.life(name, run=address, pause=0.3, hold=hold)
+    process = run_as_script(life)
+    wait_until_held(life, process, STEP)
     {"refuse": proxy.refuse, "hang": proxy.hang}[how]()
+    # Not to its end: there a store that is away ends the run.
+    hold.let_go(STEP, STEPS - 1)
     time.sleep(seconds)
     proxy.pass_on()
+    hold.let_go(STEP)
     back = time.monotonic()
     assert process.wait(LONGEST) == FINISHED
     assert time.monotonic() - back < LONGEST_SAVE
@@ -73,8 +78,10 @@ def killed_and_gone_on_with(setting: Setting, server: S3Server, proxy: Proxy, st
     """A new process, which has nothing but the store, goes on."""
     name = f"killed_{step}"
     address = address_of(server, proxy, name)
-    process = run_as_script(setting.life(name, run=address, pause=0.3))
-    assert wait_until(lambda: setting.steps_made(name) >= step)
+    hold = setting.hold(name, step=step)
+    life = setting.life(name, run=address, hold=hold)
+    process = run_as_script(life)
+    wait_until_held(life, process, STEP)
     process.kill()
     process.wait()
     # What it had for its files goes with the next process, or is seen at the end of the test.

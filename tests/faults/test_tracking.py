@@ -80,11 +80,12 @@ def temp() -> Iterator[Path]:
         yield folder
 
 
-def start(videos: Path, run: Path, temp: Path, proxy: Proxy) -> Job:
-    """A job that follows its run through the proxy, and does not wait long to try again."""
+def start(videos: Path, run: Path, temp: Path, proxy: Proxy, step: int) -> Job:
+    """A job that follows its run through the proxy, does not wait long to try again, and is held
+    at a step."""
     line = f"--tracking.uri http://{proxy.address} --tracking.retry-seconds 2"
     more = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "2", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    return Job.start(videos, run, temp, *line.split(), **more)
+    return Job.start(videos, run, temp, *line.split(), limits={run.name: step}, **more)
 
 
 def stored(server: str, run: Path) -> dict[tuple[str, int], float]:
@@ -132,21 +133,23 @@ def test_a_server_that_is_away(
     chance = random.Random(f"{os.environ.get('FAULTS_SEED', '0')} {how} {moment}")
     run = tmp_path / f"{how}_{moment.replace(' ', '_')}"
     leave = {"refuses": proxy.refuse, "hangs": proxy.hang}[how]
+    step = {
+        "at the start": chance.randrange(1, 6),
+        "on the way": chance.randrange(1, STEPS // 2),
+        "at the end": STEPS - 4,
+    }[moment]
     if moment == "at the start":
         leave()
-    job = start(videos, run, temp, proxy)
-    if moment == "at the start":
-        job.wait_for_rows(chance.randrange(1, 6))
-        proxy.pass_on()
-    elif moment == "on the way":
-        job.wait_for_rows(chance.randrange(1, STEPS // 2))
+    job = start(videos, run, temp, proxy, step)
+    job.wait_until_held(run.name)
+    if moment != "at the start":
         leave()
-        # Away until it is missed: how long the rest of the run takes is not known.
+    if moment != "at the end":
+        # Away until it is missed, which is at a row; the run is not over before.
+        job.hold.let_go(run.name, STEPS - 1)
         job.wait_for_words(MISSED)
         proxy.pass_on()
-    else:
-        job.wait_for_rows(STEPS - 4)
-        leave()
+    job.hold.let_go(run.name)
     assert job.wait() == 0, job.output
     assert_same_end(run, reference, besides=("decoded_frames_per_used_frame",))
     assert MISSED in job.output
