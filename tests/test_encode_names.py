@@ -207,7 +207,7 @@ def test_a_killed_decoding_goes_on(weights: Path, tmp_path: Path) -> None:
     assert encode.main(options(weights, listed, tmp_path / "latents")) == 0
     words = decoding(weights, tmp_path / "latents", tmp_path / "out", "png")
     process = start(tmp_path / "home", *words)
-    wait_for(lambda: len([*(tmp_path / "out").rglob("*.png")]) > 20, process)
+    wait_for(lambda: len([*(tmp_path / "out").rglob("*.png")]) > 20, "some pictures", process)
     process.send_signal(signal.SIGKILL)
     finish(process)
     assert len([*(tmp_path / "out").rglob("*.png")]) < 400

@@ -1,5 +1,6 @@
 """A disk that is full for a while, and one that stays full."""
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -25,6 +26,10 @@ def hold_after_save(life: Life, group: Workers, step: int, saved: Callable[[], b
         step += 1
         life.hold.let_go(STEP, step)
         wait_until_held(life, group, STEP)
+        # What a step has told the saving thread to write may be there in a moment.
+        moment = time.monotonic() + 1
+        while not saved() and time.monotonic() < moment:
+            time.sleep(0.01)
 
 
 def full_for_a_while(setting: Setting, first: int, last: int) -> None:
