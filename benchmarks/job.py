@@ -40,9 +40,9 @@ from jobs.config import parse
 from taehv import distributed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-LIMIT = 0.93
+LIMIT = 0.88
 """The job's steps per second, of the bare step's."""
-FIRST_STEP_LIMIT = 25.0
+FIRST_STEP_LIMIT = 30.0
 """Seconds from the command to the first step made, where the machine has run it before."""
 BARE_EVERY = 10.0
 """Seconds of the job between two looks at the bare step."""

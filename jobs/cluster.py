@@ -12,20 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import (
-    get_or_create_autoscaling_coordinator,
-)
-from ray.data._internal.stats import get_or_create_stats_actor
+import ray.data
 from ray.exceptions import AuthenticationError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from data_pipeline.cores import usable_cores
-from jobs import leftovers, own_node
+from jobs import autoscaling, own_node
 from jobs.config import ClusterConfig
-from jobs.orphans import HeldRoom
 from jobs.pool import Shares, label_selector
 from jobs.rendezvous import OnCluster, OnOneMachine, Rendezvous
 from jobs.shared import is_job_copy
@@ -87,18 +81,19 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         )
         with _refusals_told(address):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
+        # Two actors of Ray Data's outlive the job, on the node of who needs them first. That must
+        # be this one: a training node that has one would never be idle again. A dataset that is
+        # never read brings the actor of statistics here.
+        ray.data.from_items([0])
+        autoscaling.start_coordinator_here()
     try:
-        # Actors that Ray Train and Ray Data wait for when they are first used, each seconds in
-        # starting: they start beside what comes before. They outlive the job, on the node of
-        # whoever asks first; a training node that has one would never be idle again.
-        get_or_create_autoscaling_coordinator()
-        get_or_create_stats_actor()
         with _variables(NO_USAGE):
             yield own
     finally:
-        ours = leftovers.workers() if own else []
-        ray.shutdown()
-        leftovers.end(ours, seconds=10)
+        if own:
+            own_node.shut_down()
+        else:
+            ray.shutdown()
 
 
 @contextmanager
@@ -137,7 +132,7 @@ def make_trainer(
 ) -> TorchTrainer:
     """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
     what dies again, with as many workers as there is room for then."""
-    return _Trainer(
+    return TorchTrainer(
         # As part of the function, which Ray Train's controller hands on unseen: for a configuration
         # of its own it would import torch, which takes two seconds.
         partial(worker, settings),
@@ -163,17 +158,6 @@ def make_trainer(
             ),
         ),
     )
-
-
-class _Trainer(TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer without two processes that every start would wait for: the manager of
-    datasets, of which it is given none, and the one that frees what a killed controller held, which
-    jobs/orphans.py does here."""
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        usual = super()._create_default_callbacks()
-        return [*(c for c in usual if not isinstance(c, unused)), HeldRoom()]
 
 
 def _rendezvous(config: ClusterConfig, shares: Shares, own_ray: bool) -> Rendezvous:

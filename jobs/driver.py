@@ -1,4 +1,12 @@
-"""The driver's side of a run: it waits for the workers, shows, tracks, and passes on Ctrl-C."""
+"""The driver's side of a run: it waits for the workers, shows, tracks, and passes on Ctrl-C.
+
+Workers that die are started again here, with as many as there is room for. Ray Train can do that
+itself (`num_workers=(min, max)`, `max_preemption_failures`, `get_preemption_info()`), but Ray 2.60
+ends healthy workers, without asking them to save, when there is room for more; it counts the loss
+of a node that gave no notice as a failure of the run; and it places two workers of half a CPU each
+on one CPU. So `jobs/cluster.py` gives it a fixed number of workers and no restarts. What has become
+of this is worth a look at each newer Ray.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +21,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.train import Result
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.config import ClusterConfig, Config
 from jobs.console import stop_signals_to
-from jobs.orphans import free_orphans
 from jobs.pictures import comparison_mp4, side_by_side_png
 from jobs.pool import Pool, Shares, going_nodes
 from jobs.progress import Progress
@@ -38,9 +47,6 @@ the mailbox's own process, takes time from a step."""
 MOST_BARREN_LIVES = 10
 """In a row, which lost their nodes before they got further than the run had been: then it is the
 run that kills them."""
-
-ORPHAN_SECONDS = 5.0
-"""How often it is looked whether others have died and left their room taken."""
 
 VIDEO_FPS = 8.0
 """Of the comparison videos: slow enough to see what flickers."""
@@ -88,7 +94,6 @@ class Driver:
         tracking: gives MLflow, which may still be starting.
         progress: bar or lines.
         most_skipped: so many videos may turn out to be unusable.
-        under_way: called in each life once its first step is made.
     """
 
     def __init__(
@@ -98,20 +103,18 @@ class Driver:
         tracking: Callable[[], Tracker],
         progress: Progress,
         most_skipped: MostSkipped,
-        under_way: Callable[[], object] = lambda: None,
     ) -> None:
         self.run = run
         self.mailbox = mailbox
         self._tracking = tracking
         self.progress = progress
         self.most_skipped = most_skipped
-        self._under_way = under_way
-        self._is_under_way = False
         self.stopped_by: signal.Signals | None = None
         self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
         self._shortage: Mapping[str, Any] | None = None
         self._nodes: set[str] = set()
+        self._placement_group: PlacementGroup | None = None
         self._told_way = False
         self._step = self._furthest = 0
         self._barren_lives = 0
@@ -208,7 +211,7 @@ class Driver:
     ) -> Ending:
         """One life."""
         self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
-        self._is_under_way = False
+        self._placement_group = None
         ray.get(self.mailbox.begin_life.remote())
         # Only now: a signal that came before this call ended has had its request taken back by it.
         if self.stopped_by is not None:
@@ -217,13 +220,9 @@ class Driver:
         fit = Fit(trainer)
         fit.start()
         look_at = time.monotonic() + config.resize_seconds
-        free_at = time.monotonic()
         while fit.is_alive():
             self._deliver()
             pool.request(workers)
-            if time.monotonic() > free_at:
-                free_at = time.monotonic() + ORPHAN_SECONDS
-                free_orphans()
             if self._nodes & going_nodes():
                 self._make_way("a node has been given notice")
             elif time.monotonic() > look_at:
@@ -232,9 +231,19 @@ class Driver:
                     self._make_way("there is room for more workers")
             fit.join(POLL_SECONDS)
         self._deliver()
+        if fit.error is not None:
+            self._free_placement_group()
         error = "" if fit.error is None else _cause(fit.error)
         error = error or "they ended without a word; see the log above"
         return Ending(self._summary, error, self._shortage)
+
+    def _free_placement_group(self) -> None:
+        """Ray keeps the resources of a killed controller's workers until this job ends, and new
+        workers would wait for them (https://github.com/ray-project/ray/issues/65881). Ray Train's
+        own cleaner frees them only where there is a dashboard. Where they are free already, this
+        does nothing."""
+        if self._placement_group is not None:
+            remove_placement_group(self._placement_group)
 
     def _make_way(self, reason: str) -> None:
         """Ask the workers, once in their life, to save and end."""
@@ -250,9 +259,6 @@ class Driver:
     def _on_step(self, step: int) -> None:
         self._step = max(self._step, step)
         self.progress.step(step)
-        if step > 0 and not self._is_under_way:
-            self._is_under_way = True
-            self._under_way()
 
     def _on_row(self, row: Row) -> None:
         self._on_step(row["step"])
@@ -300,6 +306,9 @@ class Driver:
     def _on_node(self, node: str) -> None:
         self._nodes.add(node)
 
+    def _on_placement_group(self, group: PlacementGroup) -> None:
+        self._placement_group = group
+
     def _on_out_of_memory(self, shortage: Mapping[str, Any]) -> None:
         # Several workers may say so; all come to the same number.
         self._shortage = shortage
@@ -335,12 +344,13 @@ class Fit(threading.Thread):
         super().__init__(name="fit", daemon=True)
         self.trainer = trainer
         self.result: Result | None = None
-        self.error: TrainingFailedError | None = None
+        self.error: TrainingFailedError | RayError | None = None
 
     def run(self) -> None:
         try:
             self.result = self.trainer.fit()
-        except TrainingFailedError as error:
+        except (TrainingFailedError, RayError) as error:
+            # The latter where the controller itself has died.
             self.error = error
 
 
@@ -355,7 +365,7 @@ def _with_smaller_passes(config: Config, shortage: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def _cause(error: TrainingFailedError) -> str:
+def _cause(error: TrainingFailedError | RayError) -> str:
     """The last line that says something: Ray's message is a page of traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Pieces of work done in this process, or by Ray Data on the nodes of a cluster; the same results.
+"""Pieces of work done in this process, or by Ray on the nodes of a cluster; the same results.
 
 Work is a function of (what all pieces share, the piece). What they share, a network for instance,
 is put into the object store once.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,6 @@ log = logging.getLogger(__name__)
 Shared = TypeVar("Shared", contravariant=True)
 Piece = TypeVar("Piece", contravariant=True)
 Result = TypeVar("Result", covariant=True)
-
-MOST_BLOCKS = 4096
-"""Beyond it several pieces are one task, whose results come together."""
-
-RAY_DATA_THREADS = "iter_threaded"
-"""What Ray Data calls the threads in which it fetches results."""
 
 
 @dataclass(frozen=True)
@@ -138,66 +132,69 @@ class _RayFanOut(FanOut):
         shared: Shared,
         pieces: Sequence[Piece],
     ) -> Generator[Result]:
-        import numpy as np
         import ray
-        import ray.data
-        from ray.data import DataContext
 
-        context = DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # One long video may take hours.
-        context.execution_no_progress_timeout_s = -1
-        # What is left at WARNING is that progress bars are off.
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        blocks = np.array_split(np.arange(len(pieces)), min(len(pieces), MOST_BLOCKS))
-        rows = [{"pieces": pickle.dumps([pieces[k] for k in block])} for block in blocks]
         workers = min(self._workers, len(pieces))
+        if not workers:
+            return
         needs = f"{self._share:g} GPU and 1 CPU" if self.has_gpus else "1 CPU"
         log.info("asking Ray for up to %d workers with %s each", workers, needs)
-        with DataContext.current(context):
-            results = iter(
-                ray.data.from_items(rows, override_num_blocks=len(rows))
-                .map_batches(
-                    _Actor,
-                    fn_constructor_args=(worker, [ray.put(shared)]),
-                    batch_size=None,
-                    batch_format="pyarrow",
-                    concurrency=(1, workers) if workers > 1 else 1,
-                    num_cpus=1,
-                    **({"num_gpus": self._share} if self.has_gpus else {}),
-                )
-                .iter_rows()
-            )
+        # Who dies, with its node maybe, is started again, and does its piece again.
+        process = ray.remote(
+            num_cpus=1,
+            num_gpus=self._share if self.has_gpus else 0,
+            max_restarts=-1,
+            max_task_retries=-1,
+        )(_Process)
+        # Within a list, which Ray does not look into: the object stays where it is until a worker
+        # fetches it. Not given to the constructor: Ray warns of objects there.
+        lent = [ray.put(shared)]
+        todo = deque(pieces)
+        actors: dict[Future[Any], Any] = {}
+        """By what they are about to answer."""
+        starting = set()
+        for _ in range(workers):
+            actor = process.remote()
+            ready = actor.ready.remote().future()
+            actors[ready] = actor
+            starting.add(ready)
+        missing = len(pieces)
         try:
-            for row in results:
-                # Written by our own worker, on a cluster of our own.
-                result = pickle.loads(row["result"])
-                if isinstance(result, (TrainingError, DataError)):
-                    raise result
-                yield result
+            while missing:
+                # Python's own wait, which a signal ends.
+                for future in wait(actors, return_when=FIRST_COMPLETED).done:
+                    actor, result = actors.pop(future), future.result()
+                    if isinstance(result, (TrainingError, DataError)):
+                        raise result
+                    if todo:
+                        call = actor.work.remote(worker, lent, todo.popleft())
+                        actors[call.future()] = actor
+                    if future not in starting:
+                        missing -= 1
+                        yield result
         finally:
-            results.close()
-            # A thread that meets a Ray that is shut down takes the process with it.
-            for thread in threading.enumerate():
-                if thread.name == RAY_DATA_THREADS:
-                    thread.join(timeout=10)
+            for actor in actors.values():
+                ray.kill(actor)
 
 
-class _Actor:
+class _Process:
     """A worker in a process of Ray's. What only the user can mend travels as a result, since Ray
-    would wrap it and might try again."""
+    would wrap it."""
 
-    def __init__(self, worker: Callable[[Any], Worker[Any, Any]], shared: Sequence[Any]) -> None:
+    def __init__(self) -> None:
+        self._worker: Worker[Any, Any] | None = None
+
+    def ready(self) -> None:
+        """Answers once the process has started, which may have to wait for a node."""
+
+    def work(
+        self, worker: Callable[[Any], Worker[Any, Any]], lent: Sequence[Any], piece: Any
+    ) -> Any:
         import ray
 
-        self._worker = worker(ray.get(shared[0]))
-
-    def __call__(self, block: Any) -> dict[str, Any]:
-        results = []
-        for piece in pickle.loads(block.column("pieces")[0].as_py()):
-            try:
-                results.append(self._worker(piece))
-            except (TrainingError, DataError) as error:
-                results.append(error)
-        return {"result": [pickle.dumps(result) for result in results]}
+        try:
+            if self._worker is None:
+                self._worker = worker(ray.get(lent[0]))
+            return self._worker(piece)
+        except (TrainingError, DataError) as error:
+            return error

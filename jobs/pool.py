@@ -17,7 +17,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.autoscaling import Requests
 from jobs.config import ClusterConfig
-from jobs.orphans import free_orphans
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -93,7 +92,6 @@ class Pool:
         while True:
             now = time.monotonic()
             self.request(workers=0)
-            free_orphans()
             there, least = self.possible(), self._least()
             room = self._room()
             if room >= least:

@@ -402,6 +402,8 @@ def _quieten() -> None:
     # MLflow's own patience, 7 tries of 120 s each, would stop the driver for minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # The summary says where the run is to be seen.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
     import mlflow  # noqa: F401  (its import sets the levels below anew)
 

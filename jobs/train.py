@@ -21,7 +21,6 @@ from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
 from data_pipeline.synthetic import ensure_synthetic
 from jobs import cluster
-from jobs.bystanders import let_bystanders_give_way
 from jobs.checks import check, check_run_folder, check_workers
 from jobs.config import Config, ConfigError, flatten, parse
 from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
@@ -87,12 +86,7 @@ def run(config: Config) -> int:
             videos = len(training.videos) + len(validation.videos)
             most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
             driver = Driver(
-                run_folder,
-                mailbox,
-                lambda: tracking().result(),
-                progress,
-                most_skipped,
-                under_way=let_bystanders_give_way if own_ray else lambda: None,
+                run_folder, mailbox, lambda: tracking().result(), progress, most_skipped
             )
             pool = Pool(
                 config.cluster, config.data.decode_cpus, not own_ray, config.data.decode_nodes

@@ -67,7 +67,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     if ray.get(mailbox.has_failed.remote()):
         return
     _set_up_process(mailbox)
-    mailbox.put.remote("node", ray.get_runtime_context().get_node_id())
+    announce(mailbox)
     config: Config = settings["config"]
     run = RunFolder(settings["run_dir"])
     hooks = MailboxHooks(mailbox, distributed.is_main())
@@ -83,6 +83,12 @@ def train_worker(settings: dict[str, Any]) -> None:
         raise
     if distributed.is_main():
         ray.get(mailbox.put.remote("summary", dataclasses.asdict(summary)))
+
+
+def announce(mailbox: Any) -> None:
+    """Tell the driver where this worker is, and what it holds together with the others."""
+    mailbox.put.remote("node", ray.get_runtime_context().get_node_id())
+    mailbox.put.remote("placement_group", ray.util.get_current_placement_group())
 
 
 def _tell_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:

@@ -1,6 +1,7 @@
 """Runs the real job in a process of its own, in a HOME of its own."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -51,6 +52,25 @@ def finish(process: "subprocess.Popen[str]", seconds: float = 240) -> tuple[int,
         output, _ = process.communicate()
         raise AssertionError(f"the job did not end in {seconds} s:\n{output}") from None
     return process.returncode, output
+
+
+NOISE = re.compile(
+    r"""
+    ^\[?\d{4}-\d\d-\d\d[ T]     # a line of Ray's log, or of a library's that has times
+    | ^[WEF]\d{4}\s\d             # a line of gRPC's
+    | \((raylet|pid=|\w+\ pid=)   # what a process of Ray's has said
+    | core_worker\.cc | Token\ authentication
+    | \bWARNING[ :] | Warning:      # of a library: this project's own have no such word
+    | View\ (run|experiment)        # MLflow
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+"""What others say on the terminal, and a user can do nothing about."""
+
+
+def assert_quiet(output: str) -> None:
+    noise = [line for line in output.splitlines() if NOISE.search(line)]
+    assert not noise, "\n".join(noise)
 
 
 def wait_for(

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -47,6 +49,10 @@ def local_ray(cpus: int = 2) -> Iterator[None]:
 def several_nodes(*nodes: dict[str, Any]) -> Iterator[Cluster]:
     """Begin one of these nodes, of which the first is its head, and end it. Each: arguments of
     `Cluster.add_node`."""
+    if os.environ.get("RAY_AUTH_MODE") == "token":
+        # Its nodes want one, and make none.
+        command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]
+        subprocess.run(command, check=True, capture_output=True)
     # Ray writes here which cluster is the newest, into a folder that no Ray may have made yet.
     Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)
     cluster = Cluster()

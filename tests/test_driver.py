@@ -97,7 +97,6 @@ class FakeTrainer:
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> FakeMailbox:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(driver_module, "going_nodes", lambda: set())
-    monkeypatch.setattr(driver_module, "free_orphans", lambda: 0)
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
     return FakeMailbox()
 

@@ -29,7 +29,7 @@ from taehv.weights import export_weights
 from tests.data_videos import moving_frames, sequential_frames, write_annotations, write_video
 from tests.evaluate_run import SMALL, export_small
 from tests.hold import READS, Hold
-from tests.jobs_run import REPOSITORY, environment, finish, wait_for
+from tests.jobs_run import REPOSITORY, assert_quiet, environment, finish, wait_for
 from tests.s3_server import s3_server
 
 LENGTHS = (1, 13, 14, 21, 40)
@@ -346,7 +346,7 @@ def test_a_job_that_was_ended_goes_on(
     assert contents(ended) == contents(whole)
 
 
-def test_through_ray_data_the_shards_are_the_same(
+def test_through_ray_the_shards_are_the_same(
     weights: Path, annotations: Path, tmp_path: Path
 ) -> None:
     """Two workers of a Ray of this machine, which are stopped on the way, and go on."""
@@ -366,6 +366,7 @@ def test_through_ray_data_the_shards_are_the_same(
     assert len(before) < 14
     code, output = finish(start(tmp_path / "home", *words))
     assert code == 0, output
+    assert_quiet(output)
     after = stamps(spread)
     assert {name: after[name] for name in before} == before
     assert contents(spread) == contents(alone)

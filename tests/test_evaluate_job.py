@@ -29,7 +29,7 @@ from tests.evaluate_run import (
     run,
     words,
 )
-from tests.jobs_run import REPOSITORY, environment
+from tests.jobs_run import REPOSITORY, assert_quiet, environment
 from tests.s3_server import s3_server
 
 
@@ -397,6 +397,7 @@ def test_over_ray_the_figures_are_the_same(
         check=False,
     )
     assert process.returncode == 0, process.stderr
+    assert_quiet(process.stdout + process.stderr)
     alone, spread = read_metrics(tmp_path / "alone"), read_metrics(tmp_path / "spread")
     for results in (alone, spread):
         for name in ("created", "seconds", "cost"):

@@ -20,7 +20,7 @@ from jobs.config import read_yaml
 from taehv import checkpoint, journal
 from taehv.model import TAEHV
 from tests.data_videos import moving_frames, write_video
-from tests.jobs_run import REPOSITORY, TINY, finish, start, wait_for
+from tests.jobs_run import REPOSITORY, TINY, assert_quiet, finish, start, wait_for
 from tests.s3_server import s3_server
 from tests.small_run import latest
 
@@ -67,6 +67,7 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     more = ["--cluster.workers", "2", "--train.validation-clips", "4"]
     code, output = finish(start(home, *TINY, *line, *more))
     assert code == 0, output
+    assert_quiet(output)
 
     rows = journal.read(run_dir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(7))

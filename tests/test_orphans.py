@@ -1,60 +1,76 @@
-"""The room of a controller that was killed is free again; that of one that lives is not touched."""
+"""What the workers of a killed controller held is free for those that come in their place."""
 
 import time
 from collections.abc import Iterator
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
-from ray.util.placement_group import placement_group
 
-from jobs.orphans import HeldRoom, free_orphans
+from jobs import cluster, own_node
+from jobs.config import ClusterConfig, Config
+from jobs.driver import Driver, MostSkipped
+from jobs.mailbox import open_mailbox
+from jobs.pool import Pool, Shares
+from jobs.worker import announce
+from taehv.errors import TrainingError
+from taehv.run_folder import RunFolder
 from tests.local_ray import local_ray
 
 
-@pytest.fixture(scope="module", autouse=True)
-def own_ray() -> Iterator[None]:
-    with local_ray(cpus=3):
+@pytest.fixture(autouse=True)
+def full_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With room for one worker."""
+    for name, value in own_node.SETTINGS.items():
+        monkeypatch.setenv(name, value)
+    with local_ray(cpus=1):
         yield
 
 
-@ray.remote(num_cpus=0)
-class Controller:
-    """Holds a CPU for workers, as Ray Train's does."""
-
-    def hold(self) -> None:
-        self.group = placement_group([{"CPU": 1}])
-        ray.get(self.group.ready())
-        handle = SimpleNamespace(placement_group=self.group)
-        state = SimpleNamespace(placement_group_handle=handle)
-        workers: Any = SimpleNamespace(get_worker_group_state=lambda: state)
-        HeldRoom().after_worker_group_start(workers)
+def work(settings: dict[str, Any]) -> None:
+    """Kills its controller, in the midst of training."""
+    mailbox = settings["mailbox"]
+    announce(mailbox)
+    # All that was sent has arrived when this is answered.
+    ray.get(mailbox.has_failed.remote())
+    raylet = psutil.Process().parent()
+    assert raylet is not None
+    (controller,) = [p for p in raylet.children() if "TrainController" in " ".join(p.cmdline())]
+    controller.kill()
+    time.sleep(600)
 
 
 def free_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0))
 
 
-def wait_for_cpus(cpus: float) -> None:
-    end = time.monotonic() + 60
-    while free_cpus() != cpus:
-        assert time.monotonic() < end, f"{free_cpus()} CPUs are free, not {cpus}"
-        time.sleep(0.1)
+def test_what_a_killed_controller_s_workers_held_is_free(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = ClusterConfig(workers="1", gpu="no", max_failures=0)
+    mailbox = open_mailbox()
+    settings = {"mailbox": mailbox, "run_dir": str(tmp_path)}
 
+    def make_trainer(_: Config, shares: Shares) -> Any:
+        assert shares.cpus_per_worker == 1
+        return cluster.make_trainer(work, settings, shares, config, own_ray=True)
 
-def test_only_a_dead_controllers_room_is_freed() -> None:
-    killed, living = (Controller.remote() for _ in range(2))  # type: ignore[attr-defined]
-    ray.get([killed.hold.remote(), living.hold.remote()])
-    wait_for_cpus(1)
-    assert free_orphans() == 0
-    ray.kill(killed)
-    end = time.monotonic() + 60
-    while not free_orphans():
-        assert time.monotonic() < end, "the dead controller has not been noticed"
-        # So long as nobody looks, its room stays taken.
-        assert free_cpus() == 1
+    class Silent:
+        """No progress is shown."""
+
+    progress: Any = Silent()
+    nobody: Any = None
+    driver = Driver(
+        RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1)
+    )
+    pool = Pool(config, decode_cpus=0.0, may_grow=False)
+    with pytest.raises(TrainingError, match=r"failed: .*died"):
+        driver.drive(pool, Config(cluster=config), make_trainer)
+    deadline = time.monotonic() + 60
+    while free_cpus() < 1:
+        assert time.monotonic() < deadline, "its resources stay taken"
         time.sleep(0.1)
-    wait_for_cpus(2)
-    assert free_orphans() == 0
-    assert ray.get(living.hold.remote(), timeout=60) is None
+    # What has ended is told in a line, not by a thread's traceback.
+    assert "Exception in thread" not in capfd.readouterr().err

@@ -83,7 +83,6 @@ def held(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[s
         }
 
     monkeypatch.setattr(ray_state, "available_resources_per_node", available)
-    monkeypatch.setattr(pool_module, "free_orphans", lambda: 0)
     return held
 
 

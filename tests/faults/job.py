@@ -119,6 +119,7 @@ def _line(process: psutil.Process) -> str:
 
 KINDS: dict[str, Callable[[psutil.Process], bool]] = {
     "training worker": _is_titled("RayTrainWorker"),
+    "controller": _is_titled("ray::TrainController"),
     "decode task": _is_titled("ray::MapBatches", "_decode_block"),
     "decoder": _is_titled("data_pipeline.guarded"),
 }

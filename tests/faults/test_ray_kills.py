@@ -20,6 +20,8 @@ UNHARMED = "the job ends bit for bit as the undisturbed one"
 DECODED = ("decoded_frames_per_used_frame",)
 """What was in a killed life's segments is decoded again."""
 
+DECODERS = ("decode task", "decoder")
+
 
 @pytest.fixture
 def temp() -> Iterator[Path]:
@@ -38,7 +40,7 @@ def start_and_strike(
 ) -> Job:
     """A job of which processes are killed: for each blow, one of a kind, when the run has made so
     many steps, or, for what decodes, when so many windows have been read."""
-    gates = [run.name if kind == "training worker" else READS for kind, _ in blows]
+    gates = [READS if kind in DECODERS else run.name for kind, _ in blows]
     limits: dict[str, list[int]] = {gate: [] for gate in gates}
     for gate, (_, moment) in zip(gates, blows, strict=True):
         limits[gate].append(moment)
@@ -66,17 +68,19 @@ def assert_undisturbed(job: Job, reference: Path) -> None:
     assert wait_until_gone(job.temp, GRACE) == []
 
 
-def test_training_workers(
-    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random
+@pytest.mark.parametrize("kind", ["training worker", "controller"])
+def test_training(
+    videos: Path, reference: Path, temp: Path, tmp_path: Path, chance: random.Random, kind: str
 ) -> None:
+    """By the controller Ray Train starts and watches the workers, which die with it."""
     steps = sorted(chance.sample(range(1, STEPS - 2), 3))
-    blows = [("training worker", step) for step in steps]
+    blows = [(kind, step) for step in steps]
     job = start_and_strike(videos, tmp_path / "run", temp, blows, chance)
     assert_undisturbed(job, reference)
-    record.note("kill -9 of a training worker", UNHARMED, 3)
+    record.note(f"kill -9 of a {kind}", UNHARMED, 3)
 
 
-@pytest.mark.parametrize("kind", ["decode task", "decoder"])
+@pytest.mark.parametrize("kind", DECODERS)
 def test_decoding(
     videos: Path,
     reference: Path,
