@@ -51,7 +51,7 @@ def several_nodes(*nodes: dict[str, Any]) -> Iterator[Cluster]:
     `Cluster.add_node`."""
     if os.environ.get("RAY_AUTH_MODE") == "token":
         # Its nodes want one, and make none.
-        command = [Path(sys.executable).with_name("ray"), "get-auth-token", "--generate"]
+        command = [str(Path(sys.executable).with_name("ray")), "get-auth-token", "--generate"]
         subprocess.run(command, check=True, capture_output=True)
     # Ray writes here which cluster is the newest, into a folder that no Ray may have made yet.
     Path(get_ray_address_file(None)).parent.mkdir(exist_ok=True)
