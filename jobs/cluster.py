@@ -27,9 +27,10 @@ from taehv.errors import TrainingError
 from taehv.run_folder import RunFolder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+"""The folder of this project's packages: the checkout, or site-packages where it was installed."""
 
-NO_CODE = ["/runs", "/tests", "/docs", "/benchmarks", ".venv", ".git"]
-"""What is left behind when the code is sent to the nodes."""
+PACKAGES = ("data_pipeline", "jobs", "taehv")
+"""What is sent to the nodes."""
 
 NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
 """No statistics of how Ray Data is used: their actor would be one more process, started by a
@@ -76,9 +77,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
         # A submitted job that brought its code has sent it to all nodes; one that found it here has
         # not, and nodes may have an older one.
-        code = (
-            {} if is_job_copy(REPOSITORY) else {"working_dir": str(REPOSITORY), "excludes": NO_CODE}
-        )
+        code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
         with _refusals_told(address):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
         # Two actors of Ray Data's outlive the job, on the node of who needs them first. That must
@@ -94,6 +93,13 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             own_node.shut_down()
         else:
             ray.shutdown()
+
+
+def sent_code(folder: Path) -> dict[str, Any]:
+    """The part of Ray's runtime environment that sends the packages in `folder`, and nothing else
+    that lies beside them: runs in a checkout, or all of site-packages."""
+    beside = sorted(entry.name for entry in folder.iterdir() if entry.name not in PACKAGES)
+    return {"working_dir": str(folder), "excludes": [f"/{name}" for name in beside]}
 
 
 @contextmanager
