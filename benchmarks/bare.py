@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from taehv import distributed
 from taehv.interfaces import Batch
-from taehv.state import TrainState
-from taehv.step import train_step
+from taehv.training.state import TrainState
+from taehv.training.step import train_step
 
 BATCHES = 4
 

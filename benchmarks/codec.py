@@ -25,10 +25,10 @@ from torch import Tensor
 from benchmarks.counts import count, layer_table, least_seconds
 from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name, measure_machine, medians
 from benchmarks.plain import PlainTaehv, public_codec
-from taehv.compiling import Compiled
 from taehv.evaluation.timing import measure
 from taehv.model import TAEHV, ModelConfig, build_model
-from taehv.streaming import StreamingDecoder, StreamingEncoder
+from taehv.model.streaming import StreamingDecoder, StreamingEncoder
+from taehv.ops.compiling import Compiled
 
 Work = Callable[[], Tensor]
 LIMITS = {"cpu": 1.5, "cuda": 2.0}

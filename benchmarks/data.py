@@ -30,10 +30,10 @@ from PIL import Image, ImageEnhance
 from data_pipeline.batches import Samples, plan_steps
 from data_pipeline.clips import ClipSource, Window, WindowTask, load_window, open_sources
 from data_pipeline.config import DataConfig
-from data_pipeline.guard import WindowReader
+from data_pipeline.decoding.sandbox import WindowReader
+from data_pipeline.decoding.window import read_window
 from data_pipeline.plan import ClipPlan
 from data_pipeline.streaming import stream_batches
-from data_pipeline.window import read_window
 
 BATCH = 8
 FRAMES, SIZE = 12, 128

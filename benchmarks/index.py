@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.plan import visiting_order
-from data_pipeline.split import open_videos
+from data_pipeline.videos.split import open_videos
 
 ENTRY = {
     "path": "videos/{folder:06d}/clip_{number:07d}.mp4",

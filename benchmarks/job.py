@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.bare import bare_step
 from benchmarks.machine import machine_name, seconds
-from jobs.config import parse
+from jobs.cli.config import parse
 from taehv import distributed
 
 REPOSITORY = Path(__file__).resolve().parents[1]

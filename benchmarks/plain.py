@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taehv.blocks import MemBlock, TGrow, TPool
+from taehv.losses.seraena import group_frames
 from taehv.model import TAEHV
-from taehv.seraena import group_frames
+from taehv.model.blocks import MemBlock, TGrow, TPool
 
 Codec = Callable[[Tensor], Tensor]
 

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from taehv import distributed
-from taehv.config import TrainConfig, TrainingConfig
-from taehv.run_folder import RunFolder
-from taehv.saving import Saver
-from taehv.state import TrainState
-from taehv.step import train_step
+from taehv.run.run_folder import RunFolder
+from taehv.run.saving import Saver
+from taehv.training.config import TrainConfig, TrainingConfig
+from taehv.training.state import TrainState
+from taehv.training.step import train_step
 from tests.moving_data import MovingData
 
 BATCH = 2

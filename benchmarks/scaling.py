@@ -34,10 +34,10 @@ import torch.distributed as dist
 from benchmarks.bare import bare_step
 from benchmarks.counts import count
 from benchmarks.machine import machine_name, medians, seconds
-from jobs.config import Config, parse
+from jobs.cli.config import Config, parse
 from taehv import distributed
 from taehv.model import TAEHV
-from taehv.state import TrainState
+from taehv.training.state import TrainState
 from tests.workers import run_workers
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128)

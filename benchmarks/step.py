@@ -24,10 +24,10 @@ from benchmarks.bare import as_tensors, bare_step, make_batches
 from benchmarks.counts import count, layer_table, least_seconds
 from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name, measure_machine, medians
 from benchmarks.plain import PlainStep
-from jobs.config import Config, parse
+from jobs.cli.config import Config, parse
 from taehv import distributed
-from taehv.state import TrainState
-from taehv.step import train_step
+from taehv.training.state import TrainState
+from taehv.training.step import train_step
 
 LIMITS = {"cpu": 1.3, "cuda": 2.0}
 """A step: at least so many times as fast as the plain one; on a GPU in bf16, which is what its

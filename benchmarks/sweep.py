@@ -29,11 +29,11 @@ import torch
 
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import ClipSource, open_sources
-from jobs.config import Config, read_yaml
+from jobs.cli.config import Config, read_yaml
 from jobs.sweep.ledger import Ledger
 from jobs.train import with_places
 from taehv.interfaces import Batch, Hooks, Verdict
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 from taehv.training import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ from data_pipeline.clips import (
     load_window,
 )
 from data_pipeline.config import DataConfig
-from data_pipeline.guard import WindowReader
+from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.plan import SampleOrder, WindowKey
 
 SURPLUS = -1

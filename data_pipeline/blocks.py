@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.clips import ClipSource, Rejection, Window, WindowTask, load_window
+from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.errors import DataError
-from data_pipeline.guard import WindowReader
 from data_pipeline.plan import WindowKey
 
 

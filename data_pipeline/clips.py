@@ -4,13 +4,13 @@ import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from data_pipeline.augment import Frames
 from data_pipeline.config import DataConfig
+from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.window import WindowClips, WindowRequest
 from data_pipeline.errors import DataError, MomentaryError, UnusableVideoError
 from data_pipeline.plan import Place, SampleOrder, WindowKey
-from data_pipeline.split import VideoSet, open_videos
-from data_pipeline.storage import OutsideRootError
-from data_pipeline.window import WindowClips, WindowRequest
+from data_pipeline.videos.split import VideoSet, open_videos
+from data_pipeline.videos.storage import OutsideRootError
 
 logger = logging.getLogger(__name__)
 

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from data_pipeline.augment import Frames
 from data_pipeline.clips import Reader, Rejection
 from data_pipeline.config import DataConfig
+from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.whole_video import VideoFacts, look_at
+from data_pipeline.decoding.window import WindowRequest, place_clips
 from data_pipeline.plan import CENTRE, visiting_order
-from data_pipeline.split import VideoSet
-from data_pipeline.storage import OutsideRootError
-from data_pipeline.whole import VideoFacts, look_at
-from data_pipeline.window import WindowRequest, place_clips
+from data_pipeline.videos.split import VideoSet
+from data_pipeline.videos.storage import OutsideRootError
 
 
 @dataclass(frozen=True)

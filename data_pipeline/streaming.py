@@ -28,7 +28,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from data_pipeline.batches import Batch, Collector, Samples, Step, plan_steps
 from data_pipeline.blocks import decode_block, to_tasks, to_text, windows_of
 from data_pipeline.clips import ClipSource, Window, WindowTask
-from data_pipeline.cores import give_way
+from data_pipeline.decoding.cores import give_way
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor

@@ -21,8 +21,8 @@ from pathlib import Path
 # Run as a script, Python looks for imports in jobs/ alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.config import Config, ConfigError, parse
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.config import Config, ConfigError, parse
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.diagnosis.examination import Options, examine
 from jobs.diagnosis.finding import Finding, Level, worst
 from jobs.diagnosis.output import line, to_json, verdict, wants_colors

@@ -17,12 +17,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_pipeline.errors import DataError
-from data_pipeline.index import open_index
-from data_pipeline.storage import is_s3
-from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
-from jobs.fan_out import RayConfig, fan_out
-from jobs.given_weights import address_of, find_weights
+from data_pipeline.videos.index import open_index
+from data_pipeline.videos.storage import is_s3
+from jobs.cli.config import ConfigError
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
+from jobs.cli.weights import address_of, find_weights
+from jobs.cluster.fan_out import RayConfig, fan_out
 from jobs.latents.config import EncodeConfig, parse
 from jobs.latents.decoding import DecodingTask, DecodingWorker
 from jobs.latents.encoding import EncodingTask, EncodingWorker, ShardDone
@@ -44,8 +44,8 @@ from jobs.latents.shards import (
 from taehv.credentials import without_credentials
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, build_model
-from taehv.run_folder import RunFolder
-from taehv.variants import ModelConfig
+from taehv.model.variants import ModelConfig
+from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger("jobs.encode")
 

@@ -18,22 +18,22 @@ from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.held_out import HeldOutVideo, choose_videos
-from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly, refuse
+from jobs.cli.config import ConfigError
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly, refuse
+from jobs.cli.weights import find_weights, run_config
+from jobs.cluster.fan_out import FanOut, fan_out
 from jobs.evaluation.config import EvaluateConfig, parse, read_thresholds
 from jobs.evaluation.contestants import Contestants, load
 from jobs.evaluation.cost import Costs
 from jobs.evaluation.exhibits import worst_clips, write_samples
 from jobs.evaluation.measure import Sampling
 from jobs.evaluation.output import check_output, staged
+from jobs.evaluation.page import write_report
 from jobs.evaluation.publish import publish
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.results import assemble, write_json
 from jobs.evaluation.scoring import CostWorker, Scored, ScoringTask, ScoringWorker
 from jobs.evaluation.table import closing_table, sample_line
-from jobs.fan_out import FanOut, fan_out
-from jobs.given_weights import find_weights, run_config
-from jobs.report.page import write_report
 from taehv import distributed
 from taehv.errors import TrainingError
 

@@ -12,12 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from jobs.config import ConfigError
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
-from jobs.given_weights import checkpoint_of, find_weights, network_of
+from jobs.cli.config import ConfigError
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.weights import checkpoint_of, find_weights, network_of
 from taehv.errors import TrainingError
-from taehv.export import TOLERANCE, export_programs
 from taehv.model import ModelConfig, build_model
+from taehv.model.export import TOLERANCE, export_programs
 
 
 @dataclass(frozen=True)

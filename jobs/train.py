@@ -20,28 +20,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
 from data_pipeline.synthetic import ensure_synthetic
-from jobs import cluster
-from jobs.checks import check, check_run_folder, check_workers
-from jobs.config import Config, ConfigError, flatten, parse
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
-from jobs.driver import Driver, MostSkipped
-from jobs.mailbox import open_mailbox
-from jobs.nodes import check_nodes
-from jobs.own_config import FILE
-from jobs.pool import Pool, Shares
-from jobs.progress import Progress
-from jobs.resumed import judged_resume
-from jobs.shared import absolute, checkpoint_address, run_address, share
-from jobs.summary import closing_summary
-from jobs.tracking import Status, Tracker
-from jobs.worker import train_worker
-from taehv import journal
-from taehv.checkpoint import write_atomically
+from jobs.cli.config import Config, ConfigError, flatten, parse
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.own_config import FILE
+from jobs.cli.paths import absolute, checkpoint_address, run_address, share
+from jobs.cli.progress import Progress
+from jobs.cluster import connection
+from jobs.cluster.nodes import check_nodes
+from jobs.cluster.pool import Pool, Shares
+from jobs.tracking.tracker import Status, Tracker
+from jobs.training.checks import check, check_run_folder, check_workers
+from jobs.training.driver import Driver, MostSkipped
+from jobs.training.messages import open_mailbox
+from jobs.training.resumed import judged_resume
+from jobs.training.summary import closing_summary
+from jobs.training.worker import train_worker
 from taehv.errors import TrainingError
-from taehv.going_back import begin_from
-from taehv.run_folder import RunFolder, go_on_line
-from taehv.state import to_yaml
-from taehv.verdict import Thresholds
+from taehv.evaluation.verdict import Thresholds
+from taehv.run import journal
+from taehv.run.checkpoint import write_atomically
+from taehv.run.resume import begin_from
+from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.training.state import to_yaml
 
 log = logging.getLogger("jobs.train")
 
@@ -79,7 +79,7 @@ def run(config: Config) -> int:
     # MLflow takes seconds to start, and is not needed before the first row.
     tracking = cache(lambda: ThreadPoolExecutor(1).submit(_start_tracking, config, run_folder))
     try:
-        with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
+        with connection.connected(config.cluster, config.data.decode_cpus) as own_ray:
             keep_config(run_folder, config)
             tracking()
             mailbox = open_mailbox()
@@ -97,7 +97,9 @@ def run(config: Config) -> int:
                 if not own_ray:
                     check_nodes(config)
                 settings = worker_settings(config, mailbox, shares, training, validation)
-                return cluster.make_trainer(train_worker, settings, shares, config.cluster, own_ray)
+                return connection.make_trainer(
+                    train_worker, settings, shares, config.cluster, own_ray
+                )
 
             summary = driver.drive(pool, config, make_trainer)
     except BaseException as error:

@@ -24,11 +24,10 @@ import tyro
 
 from data_pipeline.clips import open_sources
 from data_pipeline.errors import DataError
-from jobs import cluster
-from jobs.checks import check
-from jobs.config import Config, ConfigError, flatten, read_defaults
-from jobs.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
-from jobs.shared import run_address
+from jobs.cli.config import Config, ConfigError, flatten, read_defaults
+from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.paths import run_address
+from jobs.cluster import connection
 from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import Board
@@ -40,13 +39,14 @@ from jobs.sweep.scoring import score_lpips, score_reference
 from jobs.sweep.session import Session, signals_stop
 from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
-from jobs.tracking import Tracker
+from jobs.tracking.tracker import Tracker
 from jobs.train import with_places
-from taehv.checkpoint import write_atomically
+from jobs.training.checks import check
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips
-from taehv.run_folder import RunFolder
+from taehv.run.checkpoint import write_atomically
+from taehv.run.run_folder import RunFolder
 
 BEGUN = "sweep.yaml"
 """In a sweep's folder: what it was begun with, from which it goes on."""
@@ -146,7 +146,7 @@ def run(plan: Plan, folder: RunFolder) -> int:
     status: Any = "FAILED"
     reference: Mapping[str, float] | None = None
     try:
-        with cluster.connected(_for_all(plan), base.data.decode_cpus) as own_ray:
+        with connection.connected(_for_all(plan), base.data.decode_cpus) as own_ray:
             desk = open_desk()
             session = Session(plan, ledger, desk, tracker, board)
             trial_plan = TrialPlan(

@@ -7,7 +7,7 @@ from typing import Protocol, TypedDict
 
 import numpy as np
 
-from taehv.journal import Row
+from taehv.run.journal import Row
 
 Verdict = tuple[int, ...]
 """A judgement on a video that depended on the moment, such as a time-out, in the data's own terms.

@@ -9,7 +9,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipeline.augment import ClipMaker
+from data_pipeline.decoding.augment import ClipMaker
 from data_pipeline.plan import ClipPlan
 
 Frames = NDArray[np.uint8]

@@ -10,7 +10,7 @@ import torch
 
 from jobs import evaluate
 from taehv.model import ModelConfig, build_model
-from taehv.weights import export_weights
+from taehv.model.weights import export_weights
 from tests.data_videos import write_dataset, write_video
 
 SMALL = ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
-from taehv import checkpoint, distributed
-from taehv.config import TrainConfig, TrainingConfig
+from taehv import distributed
 from taehv.interfaces import Hooks
+from taehv.losses.seraena import SeraenaConfig
 from taehv.model import ModelConfig
-from taehv.run_folder import RunFolder
-from taehv.seraena import SeraenaConfig
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
 from taehv.training import Summary, train
+from taehv.training.config import TrainConfig, TrainingConfig
 from tests.moving_data import MovingData
 
 SMALL_MODEL = ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))

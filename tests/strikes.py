@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 
 EVENTS = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir")
 

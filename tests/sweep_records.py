@@ -7,7 +7,7 @@ from typing import Any
 
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.ledger import Ledger, Status
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 
 SCORES = {"mse": 0.01, "psnr": 20.0, "ssim": 0.7, "temporal": 0.1, "sharpness": 0.5}
 

@@ -16,16 +16,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from taehv import recorded
+from taehv.ops import cuda_graphs
 
 T = TypeVar("T")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have `taehv.recorded` record on the CPU; how many operations each recording has."""
+    """Have `taehv.ops.cuda_graphs` record on the CPU; how many operations each recording has."""
     lengths: list[int] = []
 
-    def record(work: Callable[[], T], pool: object = None) -> tuple[T, recorded.Replay, object]:
+    def record(work: Callable[[], T], pool: object = None) -> tuple[T, cuda_graphs.Replay, object]:
         tape = _Tape()
         with tape:
             results = work()
@@ -33,9 +33,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         tape.forget()
         return results, tape.replay, pool
 
-    monkeypatch.setattr(recorded, "record", record)
-    monkeypatch.setattr(recorded, "can_record", lambda inputs: True)
-    monkeypatch.setattr(recorded, "_lack_of_memory", lambda: "")
+    monkeypatch.setattr(cuda_graphs, "record", record)
+    monkeypatch.setattr(cuda_graphs, "can_record", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "_lack_of_memory", lambda: "")
     return lengths
 
 

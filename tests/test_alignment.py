@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from taehv.alignment import FrameAlignment, frames_to_trim, pair, repeat_last_frame
+from taehv.model.alignment import FrameAlignment, frames_to_trim, pair, repeat_last_frame
 
 PUBLIC = FrameAlignment(4, 4)
 COGVIDEOX = FrameAlignment(4, 4, trims_even=False)

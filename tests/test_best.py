@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taehv import checkpoint, journal
-from taehv.config import TrainingConfig
 from taehv.interfaces import Hooks
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
 from taehv.training import train
-from taehv.validation import ValidationSet
+from taehv.training.config import TrainingConfig
+from taehv.training.validation import ValidationSet
 from tests.moving_data import MovingData
 from tests.small_run import small_config
 from tests.test_rollback import poison

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator, ValidationError
 
-from jobs.config import read_yaml
+from jobs.cli.config import read_yaml
 from tests.jobs_run import REPOSITORY
 
 MANIFEST: dict[str, Any] = yaml.safe_load((REPOSITORY / "kuberay" / "rayjob.yaml").read_text())

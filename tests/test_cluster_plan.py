@@ -13,8 +13,8 @@ from moto import mock_aws
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from jobs.config import read_yaml
-from jobs.repeated_keys import repeated_keys
+from jobs.cli.config import read_yaml
+from jobs.cli.yaml_file import repeated_keys
 from tests.cluster.account import ADMIN, TEMPLATE, edited, make_stack, volume_properties
 from tests.jobs_run import REPOSITORY
 

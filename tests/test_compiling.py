@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from taehv import journal
-from taehv.compiling import Compiled
+from taehv.ops.compiling import Compiled
+from taehv.run import journal
 from tests.small_run import run, small_config, with_train
 from tests.test_model_time import SMALL, random_model
 
@@ -29,7 +29,7 @@ def test_without_a_compiler_it_runs_as_it_is(
     with lacking, caplog.at_level(logging.WARNING):
         for _ in range(2):
             assert torch.equal(compiled(x), squares(x))
-    (record,) = (entry for entry in caplog.records if entry.name == "taehv.compiling")
+    (record,) = (entry for entry in caplog.records if entry.name == "taehv.ops.compiling")
     assert "the network runs without torch.compile, which failed: " in record.message
     assert "InvalidCxxCompiler" in record.message
 

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taehv import convolution_kernels
-from taehv.convolutions import convolve_relu, relu_convolution_of_two_steps
-from taehv.fused import convolve_steps_together, pool_and_convolve, stack_steps
-from taehv.group_norm import all_at_once, group_by_group
+from taehv.ops import convolution_kernels
+from taehv.ops.convolutions import convolve_relu, relu_convolution_of_two_steps
+from taehv.ops.fused import convolve_steps_together, pool_and_convolve, stack_steps
+from taehv.ops.group_norm import all_at_once, group_by_group
 
 
 @pytest.fixture(params=["plain", "as on a GPU"])

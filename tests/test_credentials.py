@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from data_pipeline.errors import DataError
-from data_pipeline.storage import open_stream
-from jobs.config import Config, flatten
-from jobs.console import log_plainly, log_without_credentials, refuse
+from data_pipeline.videos.storage import open_stream
+from jobs.cli.config import Config, flatten
+from jobs.cli.console import log_plainly, log_without_credentials, refuse
 from jobs.diagnosis import output
 from jobs.diagnosis.finding import Finding, Level
 from jobs.latents.shards import Settings, write_settings
@@ -21,9 +21,9 @@ from jobs.sweep.results import write_csv
 from jobs.tune import _keep_definition
 from taehv.credentials import hide_credentials, without_credentials
 from taehv.errors import TrainingError
-from taehv.quarantine import Quarantine
-from taehv.run_folder import RunFolder
-from taehv.state import to_yaml
+from taehv.run.quarantine import Quarantine
+from taehv.run.run_folder import RunFolder
+from taehv.training.state import to_yaml
 from tests.sweep_records import add_trial, made_plan
 
 ADDRESSES = {
@@ -148,8 +148,8 @@ def test_lines_of_the_log_and_errors(
     try:
         raise OSError(f"{STORE % 'run'} refuses")
     except OSError as error:
-        logging.getLogger("taehv.saving").info("%s is saved", STORE % "run")
-        logging.getLogger("taehv.saving").warning("it failed", exc_info=True)
+        logging.getLogger("taehv.run.saving").info("%s is saved", STORE % "run")
+        logging.getLogger("taehv.run.saving").warning("it failed", exc_info=True)
         refuse(error, 1)
         sys.excepthook(type(error), error, error.__traceback__)
     assert told.getvalue().count("s3://bucket/run?endpoint_override=127.0.0.1:9") == 4
@@ -159,7 +159,7 @@ def test_lines_of_the_log_and_errors(
 def test_records_that_others_write_down(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Ray does in a training worker, with a handler and a form of its own."""
     told = io.StringIO()
-    log = logging.getLogger("taehv.saving")
+    log = logging.getLogger("taehv.run.saving")
     handler = logging.StreamHandler(told)
     factory = logging.getLogRecordFactory()
     log.addHandler(handler)

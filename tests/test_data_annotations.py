@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.annotations import stream_paths
 from data_pipeline.errors import DataError
+from data_pipeline.videos.annotations import stream_paths
 
 
 def paths(content: Any) -> list[str]:

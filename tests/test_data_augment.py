@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline.augment import crop_box
-from data_pipeline.decode import VideoFile
+from data_pipeline.decoding.augment import crop_box
+from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import CENTRE
 from tests.data_videos import Frames, make_clip, moving_frames

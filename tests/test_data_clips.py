@@ -18,9 +18,9 @@ from data_pipeline.clips import (
     open_sources,
 )
 from data_pipeline.config import DataConfig
+from data_pipeline.decoding.sandbox import TimedOutError
+from data_pipeline.decoding.window import WindowClips, WindowRequest, read_window
 from data_pipeline.errors import DataError
-from data_pipeline.guard import TimedOutError
-from data_pipeline.window import WindowClips, WindowRequest, read_window
 from tests.data_videos import (
     moving_frames,
     sequential_frames,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline.augment import crop_box, jitter_colours
-from data_pipeline.decode import VideoFile
+from data_pipeline.decoding.augment import crop_box, jitter_colours
+from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import CENTRE, ClipPlan
 from tests.data_videos import make_clip, moving_frames

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.cores import usable_cores
+from data_pipeline.decoding.cores import usable_cores
 
 linux_alone = pytest.mark.skipif(sys.platform != "linux", reason="affinity and cgroups are Linux's")
 
@@ -72,7 +72,7 @@ def test_a_containers_quota_counts(
 @linux_alone
 def test_a_process_that_is_bound_to_one_core_has_one() -> None:
     program = (
-        "import os; from data_pipeline.cores import usable_cores;"
+        "import os; from data_pipeline.decoding.cores import usable_cores;"
         "os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}); print(usable_cores())"
     )
     told = subprocess.run(

@@ -15,10 +15,10 @@ import av
 import numpy as np
 import pytest
 
+from data_pipeline.decoding.sandbox import TimedOutError, WindowReader
+from data_pipeline.decoding.window import WindowRequest
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.guard import TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
-from data_pipeline.window import WindowRequest
 from tests.data_videos import moving_frames
 from tests.video_kinds import X264, Kind, make
 

@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline import decode
-from data_pipeline.decode import UnusableVideoError, VideoFile
+from data_pipeline.decoding import video_file
+from data_pipeline.decoding.video_file import UnusableVideoError, VideoFile
 from tests.data_videos import Frames, moving_frames, sequential_frames, write_video
 from tests.video_kinds import Kind, make
 
@@ -89,7 +89,7 @@ def test_a_file_object_is_read_like_a_path(tmp_path: Path, monkeypatch: pytest.M
         files.append(FileIO(tmp_path / Path(location).name))
         return files[-1]
 
-    monkeypatch.setattr(decode, "open_media", open_media)
+    monkeypatch.setattr(video_file, "open_media", open_media)
     frames = moving_frames(40)
     stamps = [k + k // 7 for k in range(40)]
     for name, path in (
@@ -119,7 +119,7 @@ def test_where_the_timeline_proves_wrong_half_way_all_frames_are_handed_out_agai
     def cut_short(self: VideoFile, *place: Any) -> Iterator[av.Packet]:
         for number, packet in enumerate(whole(self, *place)):
             if number == 15:
-                raise decode._MismatchError("the file has changed")
+                raise video_file._MismatchError("the file has changed")
             yield packet
 
     monkeypatch.setattr(VideoFile, "_packets_from", cut_short)

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import guard
-from data_pipeline.cores import UseOfCores, use_of_cores, wait_between
+from data_pipeline.decoding import sandbox
+from data_pipeline.decoding.cores import UseOfCores, use_of_cores, wait_between
+from data_pipeline.decoding.sandbox import MORE_READS, KilledError, TimedOutError, WindowReader
+from data_pipeline.decoding.window import WindowRequest, read_window
 from data_pipeline.errors import MomentaryError, UnusableVideoError
-from data_pipeline.guard import MORE_READS, KilledError, TimedOutError, WindowReader
 from data_pipeline.plan import CENTRE
-from data_pipeline.window import WindowRequest, read_window
 from tests.data_videos import moving_frames, write_video
 from tests.s3_server import s3_server
 
@@ -26,7 +26,7 @@ SECONDS = 30.0
 
 BROKEN_CHILD = """
 import os, signal, sys, time
-from data_pipeline import guarded
+from data_pipeline.decoding import sandbox_process
 
 def hang_in_c():
     # Nothing of Python runs while it waits, as inside of a decoder that holds the interpreter.
@@ -53,8 +53,8 @@ def break_down(request):
         case "print": print("something", flush=True)
     return read_window(request)
 
-read_window, guarded.read_window = guarded.read_window, break_down
-guarded.main()
+read_window, sandbox_process.read_window = sandbox_process.read_window, break_down
+sandbox_process.main()
 """
 """Breaks down for certain locations, in the ways that FFmpeg or a bug can bring about."""
 
@@ -233,7 +233,7 @@ def test_a_child_that_died_between_two_reads_is_replaced(
 def test_a_child_is_replaced_before_it_has_grown(
     request_: WindowRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "READS", 3)
+    monkeypatch.setattr(sandbox, "READS", 3)
     children = []
     with WindowReader() as reader:
         for _ in range(7):
@@ -247,7 +247,7 @@ def test_the_time_limit_covers_the_start_and_the_transfer(request_: WindowReques
     with WindowReader(slow) as reader, pytest.raises(TimedOutError):
         reader.read(request_, 0.3)
     half = (
-        "import os, time; from data_pipeline.guarded import CLIPS, REPLY\n"
+        "import os, time; from data_pipeline.decoding.sandbox_process import CLIPS, REPLY\n"
         "os.write(1, REPLY.pack(CLIPS, 9, 10**6) + bytes(1000)); time.sleep(1000)"
     )
     with WindowReader((sys.executable, "-c", half)) as reader, pytest.raises(TimedOutError):
@@ -299,7 +299,7 @@ def peak_memory(process: int) -> float:
 PARENT = """
 import pickle, sys
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.guard import WindowReader
+from data_pipeline.decoding.sandbox import WindowReader
 from tests.test_data_guard import BROKEN, child_of
 
 reader = WindowReader(BROKEN)
@@ -349,11 +349,11 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 PINNED_CHILD = """
 import os, sys
-from data_pipeline import guarded
+from data_pipeline.decoding import sandbox_process
 
 os.sched_setaffinity(0, {int(sys.argv[1])})
 os.nice(19)
-guarded.main()
+sandbox_process.main()
 """
 
 BURN = """

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import storage
-from data_pipeline.decode import VideoFile
+from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.storage import OutsideRootError, resolve
+from data_pipeline.videos import storage
+from data_pipeline.videos.storage import OutsideRootError, resolve
 from tests.data_videos import moving_frames, write_video
 from tests.s3_server import S3Server, s3_server
 

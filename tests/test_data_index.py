@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline import index as index_module
-from data_pipeline import storage
-from data_pipeline.annotations import stream_paths
 from data_pipeline.errors import DataError
-from data_pipeline.index import Index, open_index, path_hash
-from data_pipeline.json_stream import ByteStream
+from data_pipeline.videos import index as index_module
+from data_pipeline.videos import storage
+from data_pipeline.videos.annotations import stream_paths
+from data_pipeline.videos.index import Index, open_index, path_hash
+from data_pipeline.videos.json_stream import ByteStream
 from tests.data_videos import write_annotations
 
 REPOSITORY = Path(__file__).parents[1]
@@ -242,7 +242,7 @@ def test_a_long_read_says_how_far_it_is(
     file = write(tmp_path / "data", names(100))
     monkeypatch.setattr(index_module, "BATCH_ENTRIES", 10)
     clock = iter(np.arange(0.0, 1000.0, 2.5))
-    monkeypatch.setattr("data_pipeline.index.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("data_pipeline.videos.index.time.monotonic", lambda: next(clock))
     with caplog.at_level(logging.INFO):
         open_index(str(file))
     said = [message for message in caplog.messages if message.startswith("reading")]
@@ -257,7 +257,7 @@ def test_a_long_read_says_how_far_it_is(
 OPEN = """
 import logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from data_pipeline.index import open_index
+from data_pipeline.videos.index import open_index
 print(len(open_index(sys.argv[1])))
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.json_stream import JsonStream, JsonStreamError
+from data_pipeline.videos.json_stream import JsonStream, JsonStreamError
 
 VALUES = [
     "{}",
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_the_document(skipped: bool) -> None:
 
 
 def test_a_value_without_an_end_is_not_read_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_pipeline.json_stream.MAX_VALUE_LENGTH", 10_000)
+    monkeypatch.setattr("data_pipeline.videos.json_stream.MAX_VALUE_LENGTH", 10_000)
     document = LongDocument('{"list": \n["', "x" * 100, 10_000, '"]}')
     stream = JsonStream(document, chunk_bytes=2000)
     with pytest.raises(JsonStreamError, match="without an end starts at line 2, column 2"):

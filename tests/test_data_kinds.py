@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline.decode import VideoFile
+from data_pipeline.decoding.video_file import VideoFile
 from tests.data_videos import Frames
 from tests.video_kinds import (
     UNEVEN,

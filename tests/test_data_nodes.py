@@ -35,7 +35,7 @@ def two_nodes() -> Iterator[dict[str, int]]:
 def decoders_below(raylet: int) -> int:
     """Decoding processes of a node."""
     family = psutil.Process(raylet).children(recursive=True)
-    return sum("data_pipeline.guarded" in process.cmdline() for process in family)
+    return sum("data_pipeline.decoding.sandbox_process" in process.cmdline() for process in family)
 
 
 def test_a_label_says_where_to_decode(tmp_path: Path, two_nodes: dict[str, int]) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import split
+from data_pipeline.decoding.window import span_frames
 from data_pipeline.errors import DataError
-from data_pipeline.split import VideoSet, open_videos
-from data_pipeline.storage import OutsideRootError
-from data_pipeline.window import span_frames
+from data_pipeline.videos import split
+from data_pipeline.videos.split import VideoSet, open_videos
+from data_pipeline.videos.storage import OutsideRootError
 from tests.data_videos import write_annotations
 
 REPOSITORY = Path(__file__).parents[1]
@@ -92,8 +92,8 @@ def test_the_batches_of_the_index_play_no_part(
     expected = [list(side) for side in divide(tmp_path, names(200), 0.2, 5)]
     (tmp_path / "annotations.json.index.arrow").unlink()
     split._open_split.cache_clear()
-    monkeypatch.setattr("data_pipeline.index.BATCH_ENTRIES", 7)
-    monkeypatch.setattr("data_pipeline.split.BATCH_ENTRIES", 11)
+    monkeypatch.setattr("data_pipeline.videos.index.BATCH_ENTRIES", 7)
+    monkeypatch.setattr("data_pipeline.videos.split.BATCH_ENTRIES", 11)
     training, validation = divide(tmp_path, names(200), 0.2, 5)
     assert training.paths.num_chunks > 20
     assert [list(training), list(validation)] == expected

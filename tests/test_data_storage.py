@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from data_pipeline import split, storage
 from data_pipeline.errors import DataError
-from data_pipeline.index import open_index
-from data_pipeline.split import open_videos
-from data_pipeline.storage import (
+from data_pipeline.videos import split, storage
+from data_pipeline.videos.index import open_index
+from data_pipeline.videos.split import open_videos
+from data_pipeline.videos.storage import (
     BLOCK_BYTES,
     OutsideRootError,
     RangeReader,
@@ -276,7 +276,7 @@ def test_a_data_set_on_s3(s3: S3Server, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_small_processes_do_without_pyarrow() -> None:
-    program = "import sys, data_pipeline.storage; print('pyarrow' in sys.modules)"
+    program = "import sys, data_pipeline.videos.storage; print('pyarrow' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, check=True
     )

@@ -141,7 +141,7 @@ def test_a_stream_that_gives_way_is_the_same(source: ClipSource) -> None:
 def test_who_gives_way_runs_after_all_others_and_so_do_its_children() -> None:
     ask = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     script = (
-        "import subprocess, sys; from data_pipeline.cores import give_way; give_way(); "
+        "import subprocess, sys; from data_pipeline.decoding.cores import give_way; give_way(); "
         f"{ask}; sys.stdout.flush(); subprocess.run([sys.executable, '-c', {ask!r}])"
     )
     told = subprocess.run(

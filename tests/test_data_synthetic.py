@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import synthetic
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
-from data_pipeline.scene import Scene
-from data_pipeline.synthetic import SyntheticConfig, ensure_synthetic, main, write_video
+from data_pipeline.synthetic import SyntheticConfig, dataset, ensure_synthetic
+from data_pipeline.synthetic.dataset import main, write_video
+from data_pipeline.synthetic.scene import Scene
 from tests.data_videos import sequential_frames
 
 TINY = {"frames": 6, "height": 48, "width": 64}
@@ -80,7 +80,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
         (folder / "half.mp4").write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr(synthetic, "write_synthetic", fail)
+    monkeypatch.setattr(dataset, "write_synthetic", fail)
     with pytest.raises(OSError, match="disk full"):
         ensure_synthetic(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.decoding.window import WindowRequest, place_clips, read_window, span_frames
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import CENTRE, ClipPlan
-from data_pipeline.window import WindowRequest, place_clips, read_window, span_frames
 from tests.data_videos import Frames, moving_frames, sequential_frames, write_video
 
 REQUEST = WindowRequest(
@@ -153,7 +153,7 @@ def test_a_video_that_cannot_be_used_says_why(tmp_path: Path) -> None:
 
 def test_little_is_loaded() -> None:
     script = (
-        "import sys, data_pipeline.guarded\n"
+        "import sys, data_pipeline.decoding.sandbox_process\n"
         "print([name for name in ('ray', 'torch', 'pyarrow', 'pandas') if name in sys.modules])"
     )
     loaded = subprocess.run(

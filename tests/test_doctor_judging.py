@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import DataConfig
-from jobs.config import ClusterConfig, Config
+from jobs.cli.config import ClusterConfig, Config
 from jobs.diagnosis.autoscaler import Autoscaler, Launch, NodeType, judge_autoscaler
 from jobs.diagnosis.capacity import count_workers, judge_workers
 from jobs.diagnosis.collective import MESSAGE_BYTES, Reduction, judge_collective
@@ -25,7 +25,7 @@ from jobs.diagnosis.results import StoreTest, judge_shared, judge_store
 from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
-from taehv.footprint import Footprint
+from taehv.training.footprint import Footprint
 
 GIB = 2**30
 VERSIONS = {"ray": "2.60.0", "torch": "2.13.0", "python": "3.11.9", PROGRAM: "0123abcd"}

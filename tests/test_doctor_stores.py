@@ -34,7 +34,7 @@ from jobs.diagnosis.finding import Level
 from jobs.diagnosis.machine import PROGRAM, describe
 from jobs.diagnosis.results import mark, try_store
 from jobs.diagnosis.words import plain_error
-from jobs.tracking import TrackingConfig, find_fault
+from jobs.tracking.tracker import TrackingConfig, find_fault
 from tests.data_videos import write_dataset
 from tests.jobs_run import REPOSITORY
 from tests.s3_server import S3Server, s3_server

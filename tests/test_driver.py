@@ -15,14 +15,14 @@ import ray
 import torch
 from ray.train.v2.api.exceptions import WorkerGroupError
 
-from jobs import driver as driver_module
-from jobs import worker
-from jobs.config import ClusterConfig, Config
-from jobs.driver import Driver, MostSkipped
-from jobs.pool import Shares
-from taehv.config import TrainConfig
+from jobs.cli.config import ClusterConfig, Config
+from jobs.cluster.pool import Shares
+from jobs.training import driver as driver_module
+from jobs.training import worker
+from jobs.training.driver import Driver, MostSkipped
 from taehv.errors import MemoryShortageError, TrainingError
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
+from taehv.training.config import TrainConfig
 
 SHORT = {"shortage": "a pass of 8 clips is too large", "clips_per_pass": 4}
 FINISHED = {"finished": True, "step": 6, "baselines": {}}
@@ -233,7 +233,7 @@ def test_a_worker_computes_on_the_cores_that_it_may_use(
     mailbox: FakeMailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = SimpleNamespace(get_local_rank=lambda: 0, get_local_world_size=lambda: 1)
-    monkeypatch.setattr("jobs.worker.ray_train.get_context", lambda: alone)
+    monkeypatch.setattr("jobs.training.worker.ray_train.get_context", lambda: alone)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     monkeypatch.setattr(os, "cpu_count", lambda: 64)

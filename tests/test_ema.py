@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taehv import ema
-from taehv.ema import Ema
+from taehv.training import ema
+from taehv.training.ema import Ema
 
 TAKEN, REFUSED = torch.tensor(0.0), torch.tensor(1.0)
 

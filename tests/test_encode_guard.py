@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline import whole
+from data_pipeline.decoding import whole_video
+from data_pipeline.decoding.sandbox import CrashedError, TimedOutError, WindowReader
+from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.guard import CrashedError, TimedOutError, WindowReader
-from data_pipeline.whole import WholeRequest, plan_whole, whole_frames
 from tests.data_videos import moving_frames, write_video
 
 SECONDS = 30.0
 
 BROKEN = """
 import os, signal, time
-from data_pipeline import guarded
+from data_pipeline.decoding import sandbox_process
 
 def break_down(request, video):
     pieces = whole_frames(request, video)
@@ -29,8 +29,8 @@ def break_down(request, video):
     if fault.startswith("bug"): {}["no such key"]
     yield from pieces
 
-whole_frames, guarded.whole_frames = guarded.whole_frames, break_down
-guarded.main()
+whole_frames, sandbox_process.whole_frames = sandbox_process.whole_frames, break_down
+sandbox_process.main()
 """
 """Breaks down after the first piece of a video of certain names."""
 
@@ -47,8 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def reader(monkeypatch: pytest.MonkeyPatch) -> Iterator[WindowReader]:
     # The child has its own copy of the module, with pieces of the usual size.
-    small = f"from data_pipeline import whole; whole.PIECE_BYTES = {7 * 3 * 48 * 64}"
-    monkeypatch.setattr(whole, "PIECE_BYTES", 7 * 3 * 48 * 64)
+    small = "from data_pipeline.decoding import whole_video"
+    small += f"; whole_video.PIECE_BYTES = {7 * 3 * 48 * 64}"
+    monkeypatch.setattr(whole_video, "PIECE_BYTES", 7 * 3 * 48 * 64)
     with WindowReader((sys.executable, "-c", f"{small}\n{BROKEN}")) as made:
         yield made
 

@@ -17,15 +17,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.guard import WindowReader
-from data_pipeline.whole import WholeRequest, plan_whole, whole_frames
+from data_pipeline.decoding.sandbox import WindowReader
+from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
 from jobs import encode, evaluate
 from jobs.latents import encoding, shards
 from jobs.latents.config import EncodeConfig
 from jobs.latents.shards import DTYPES, open_shard, read_latents
 from taehv.model import TAEHV, ModelConfig, build_model
-from taehv.run_folder import RunFolder
-from taehv.weights import export_weights
+from taehv.model.weights import export_weights
+from taehv.run.run_folder import RunFolder
 from tests.data_videos import moving_frames, sequential_frames, write_annotations, write_video
 from tests.evaluate_run import SMALL, export_small
 from tests.hold import READS, Hold
@@ -250,8 +250,9 @@ def test_broken_videos_are_listed(
 ) -> None:
     """Nothing is left of one that turned out to be broken when half of it had been written."""
     monkeypatch.setattr(encoding, "ROW_BYTES", 1)
-    small = f"from data_pipeline import guarded, whole; whole.PIECE_BYTES = {7 * 3 * 48 * 64}"
-    child = (sys.executable, "-c", f"{small}; guarded.main()")
+    small = "from data_pipeline.decoding import sandbox_process, whole_video"
+    small += f"; whole_video.PIECE_BYTES = {7 * 3 * 48 * 64}"
+    child = (sys.executable, "-c", f"{small}; sandbox_process.main()")
     monkeypatch.setattr(encoding, "WindowReader", lambda: WindowReader(child))
     kept: list[int] = []
     give_up = shards.ShardWriter.give_up

@@ -13,7 +13,7 @@ from pyarrow import fs
 from jobs import encode
 from jobs.latents.names import MOST_BYTES, UnnamedVideoError, names_of, plain_name
 from taehv.model import TAEHV
-from taehv.weights import export_weights
+from taehv.model.weights import export_weights
 from tests.data_videos import moving_frames, sequential_frames, write_annotations, write_video
 from tests.evaluate_run import SMALL
 from tests.jobs_run import finish, wait_for

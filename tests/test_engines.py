@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from taehv import distributed
-from taehv.engines import (
+from taehv.training.engines import (
     MOMENTS,
     Engine,
     build_engine,

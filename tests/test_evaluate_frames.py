@@ -8,7 +8,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from taehv import metrics
+from taehv.evaluation import metrics
 from taehv.evaluation.frames import STILL, FrameScorer, FrameTable
 from taehv.evaluation.lpips import CONVOLUTIONS, Lpips
 from taehv.evaluation.scores import (

@@ -15,9 +15,9 @@ from PIL import Image
 
 from jobs import evaluate
 from jobs.evaluation.output import staged
-from taehv import metrics
+from taehv.evaluation import metrics
 from taehv.model import build_model
-from taehv.variants import ModelConfig
+from taehv.model.variants import ModelConfig
 from tests.data_videos import sequential_frames, write_annotations
 from tests.evaluate_run import (
     SMALL,
@@ -80,7 +80,7 @@ def test_the_scores_are_those_of_the_reconstruction(
     evaluated: tuple[Path, Path], weights: Path, annotations: Path
 ) -> None:
     """Of one clip of known frames, decoded, scaled and reconstructed without the evaluation."""
-    from data_pipeline.augment import ClipMaker
+    from data_pipeline.decoding.augment import ClipMaker
     from data_pipeline.plan import CENTRE
 
     video = read_metrics(evaluated[0])["videos"][0]

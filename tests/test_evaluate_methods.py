@@ -9,9 +9,9 @@ from taehv.evaluation.judgement import AgainstTeacher, Speed, judge_evaluation
 from taehv.evaluation.methods import NetworkMethod, TeacherMethod, no_network
 from taehv.evaluation.rate import LatentStatistics, Rate, int8_round_trip
 from taehv.evaluation.timing import measure
+from taehv.evaluation.verdict import Thresholds
+from taehv.losses.teacher import Teacher
 from taehv.model import ModelConfig, build_model
-from taehv.teacher import Teacher
-from taehv.verdict import Thresholds
 
 LIMITS = Thresholds()
 

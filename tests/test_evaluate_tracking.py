@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from jobs.evaluate import main
-from jobs.tracking import Tracker, TrackingConfig
+from jobs.tracking.tracker import Tracker, TrackingConfig
 from tests.evaluate_run import CLIPS, export_small, make_videos, read_metrics
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from taehv import footprint as module
-from taehv.config import TrainingConfig
-from taehv.discriminator import Discriminator
-from taehv.footprint import BUCKETS, footprint
+from taehv.losses.discriminator import Discriminator
 from taehv.model import TAEHV
+from taehv.training import footprint as module
+from taehv.training.config import TrainingConfig
+from taehv.training.footprint import BUCKETS, footprint
 from tests.small_run import small_config
 
 SHAPE = (5, 3, 32, 32)

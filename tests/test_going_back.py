@@ -10,14 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.train import with_places
-from jobs.worker import _resume_from
-from taehv import checkpoint, journal
+from jobs.training.worker import _resume_from
 from taehv.errors import TrainingError
-from taehv.going_back import BEST, SET_ASIDE, begin_from
 from taehv.interfaces import Hooks
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint, journal
+from taehv.run.resume import BEST, SET_ASIDE, begin_from
+from taehv.run.run_folder import RunFolder
 from taehv.training import train
 from tests.moving_data import MovingData
 from tests.s3_server import s3_server

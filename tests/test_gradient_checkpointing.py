@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from taehv import checkpoint as checkpoint_folder
-from taehv import timesteps
-from taehv.config import TrainingConfig
-from taehv.model import TAEHV, ModelConfig
+from taehv.model import TAEHV, ModelConfig, timesteps
+from taehv.run import checkpoint as checkpoint_folder
+from taehv.training.config import TrainingConfig
 from tests.jobs_run import REPOSITORY
 from tests.small_run import run, small_config
 from tests.test_model_time import SMALL, random_model

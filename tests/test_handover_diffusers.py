@@ -20,9 +20,9 @@ from diffusers import (
 )
 from PIL import Image
 
-from taehv.diffusers_vae import DiffusersVAE, read_teacher_config
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, ModelConfig
+from taehv.model.diffusers_vae import DiffusersVAE, read_teacher_config
 from tests.evaluate_run import export_small
 from tests.small_teacher import save_small_teacher
 

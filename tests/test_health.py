@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
-from taehv.config import TrainingConfig
-from taehv.health import RECOVERY_STEPS, REMIND_STEPS, Finding, Health
-from taehv.health_checks import fitted_fall
+from taehv.training.config import TrainingConfig
+from taehv.training.health import RECOVERY_STEPS, REMIND_STEPS, Finding, Health
+from taehv.training.health_checks import fitted_fall
 
 Curve = Callable[[int], float]
 Row = dict[str, Any]

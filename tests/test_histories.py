@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from taehv import checkpoint
 from taehv.errors import TrainingError
-from taehv.going_back import begin_from
 from taehv.model import TAEHV, ModelConfig
-from taehv.run_folder import RunFolder
-from taehv.saving import Saver, Snapshot
+from taehv.run import checkpoint
+from taehv.run.resume import begin_from
+from taehv.run.run_folder import RunFolder
+from taehv.run.saving import Saver, Snapshot
 from tests.s3_server import s3_server
 from tests.strikes import Killed, Strikes, StruckFolder, strikes_below
 
@@ -194,7 +194,7 @@ class History:
                     step, mark = history._under_way
                     history.reported[step] = mark
 
-        logger, listener = logging.getLogger("taehv.saving"), Listener(logging.INFO)
+        logger, listener = logging.getLogger("taehv.run.saving"), Listener(logging.INFO)
         level = logger.level
         logger.setLevel(logging.INFO)
         logger.addHandler(listener)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import Config, ConfigError, flatten, parse, read_yaml
-from taehv.state import to_yaml
+from jobs.cli.config import Config, ConfigError, flatten, parse, read_yaml
+from taehv.training.state import to_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"
 

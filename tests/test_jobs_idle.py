@@ -14,9 +14,9 @@ from ray.cluster_utils import Cluster
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
-from jobs.cluster import connected
-from jobs.config import ClusterConfig
-from jobs.pool import Pool
+from jobs.cli.config import ClusterConfig
+from jobs.cluster.connection import connected
+from jobs.cluster.pool import Pool
 from tests.data_videos import write_dataset
 from tests.local_ray import demanded, several_nodes
 

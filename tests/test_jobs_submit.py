@@ -14,8 +14,8 @@ import psutil
 import pytest
 import yaml
 
-from taehv import journal
-from taehv.run_folder import go_on_line
+from taehv.run import journal
+from taehv.run.run_folder import go_on_line
 from tests.jobs_run import REPOSITORY, TINY, environment
 from tests.local_ray import temporary_folder
 

@@ -16,9 +16,9 @@ import torch
 import yaml
 from pyarrow import fs
 
-from jobs.config import read_yaml
-from taehv import checkpoint, journal
+from jobs.cli.config import read_yaml
 from taehv.model import TAEHV
+from taehv.run import checkpoint, journal
 from tests.data_videos import moving_frames, write_video
 from tests.jobs_run import REPOSITORY, TINY, assert_quiet, finish, start, wait_for
 from tests.s3_server import s3_server

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from taehv import journal
-from taehv.run_folder import RunFolder
+from taehv.run import journal
+from taehv.run.run_folder import RunFolder
 from tests.s3_server import s3_server
 
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from taehv import journal
-from taehv.latent_cache import LatentCache, process_cache
-from taehv.teacher import Teacher, TeacherConfig
+from taehv.losses.latent_cache import LatentCache, process_cache
+from taehv.losses.teacher import Teacher, TeacherConfig
+from taehv.run import journal
 from tests.small_run import run, small_config
 from tests.small_teacher import save_small_teacher
 

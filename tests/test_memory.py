@@ -17,16 +17,17 @@ import torch
 import yaml
 from torch import Tensor
 
-from taehv import checkpoint, distributed, journal
-from taehv.config import TrainingConfig
+from taehv import distributed
 from taehv.errors import MemoryShortageError, TrainingError
 from taehv.interfaces import Hooks
-from taehv.memory import DeviceMemory, Shortage, halved_pass, requested_bytes
+from taehv.losses.teacher import TeacherConfig
 from taehv.model import TAEHV
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
 from taehv.slots import SlotLayout
-from taehv.teacher import TeacherConfig
 from taehv.training import train
+from taehv.training.config import TrainingConfig
+from taehv.training.memory import DeviceMemory, Shortage, halved_pass, requested_bytes
 from tests.moving_data import MovingData
 from tests.small_run import run, small_config
 from tests.test_training import assert_close

@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from taehv import baselines, metrics
+from taehv.evaluation import baselines, metrics
 
 Array = NDArray[np.float64]
 CLIPS = 3

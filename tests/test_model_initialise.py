@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taehv.model import TAEHV, ModelConfig, build_model, initialise_near_identity
-from taehv.variants import VARIANTS
+from taehv.model.variants import VARIANTS
 
 SMALL = ModelConfig("taehv", encoder_width=16, decoder_widths=(24, 16, 16, 16))
 

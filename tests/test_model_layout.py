@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from taehv.model import TAEHV, ModelConfig
-from taehv.shapes import expected_shapes
-from taehv.variants import VARIANTS
+from taehv.model.shapes import expected_shapes
+from taehv.model.variants import VARIANTS
 
 Shapes = dict[str, tuple[int, ...]]
 

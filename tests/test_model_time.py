@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taehv.model import TAEHV, ModelConfig
-from taehv.streaming import StreamingDecoder, StreamingEncoder
+from taehv.model.streaming import StreamingDecoder, StreamingEncoder
 
 SMALL: dict[str, ModelConfig] = {
     "taehv": ModelConfig("taehv", encoder_width=8, decoder_widths=(12, 10, 8, 6)),

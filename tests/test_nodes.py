@@ -9,12 +9,12 @@ import pytest
 import ray
 from ray.exceptions import AuthenticationError
 
-from jobs import cluster, nodes
-from jobs.config import ClusterConfig, Config
-from jobs.nodes import NodeFacts, check_nodes
-from jobs.versions import version_of
-from taehv.config import TrainConfig
+from jobs.cli.config import ClusterConfig, Config
+from jobs.cluster import connection, nodes
+from jobs.cluster.nodes import NodeFacts, check_nodes
+from jobs.cluster.versions import version_of
 from taehv.errors import TrainingError
+from taehv.training.config import TrainConfig
 
 
 def here(*missing: str, **versions: str) -> NodeFacts:
@@ -97,7 +97,7 @@ def test_a_cluster_that_refuses_the_driver(
     monkeypatch.setattr(ray, "init", init)
     with (
         pytest.raises(TrainingError, match=r"the cluster at 10\.0\.0\.1:6379") as raised,
-        cluster.connected(ClusterConfig(), 1.0),
+        connection.connected(ClusterConfig(), 1.0),
     ):
         pass
     assert told in str(raised.value)

@@ -9,14 +9,15 @@ import psutil
 import pytest
 import ray
 
-from jobs import cluster, own_node
-from jobs.config import ClusterConfig, Config
-from jobs.driver import Driver, MostSkipped
-from jobs.mailbox import open_mailbox
-from jobs.pool import Pool, Shares
-from jobs.worker import announce
+from jobs.cli.config import ClusterConfig, Config
+from jobs.cluster import connection
+from jobs.cluster import local_ray as own_node
+from jobs.cluster.pool import Pool, Shares
+from jobs.training.driver import Driver, MostSkipped
+from jobs.training.messages import open_mailbox
+from jobs.training.worker import announce
 from taehv.errors import TrainingError
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 from tests.local_ray import local_ray
 
 
@@ -55,7 +56,7 @@ def test_what_a_killed_controller_s_workers_held_is_free(
 
     def make_trainer(_: Config, shares: Shares) -> Any:
         assert shares.cpus_per_worker == 1
-        return cluster.make_trainer(work, settings, shares, config, own_ray=True)
+        return connection.make_trainer(work, settings, shares, config, own_ray=True)
 
     class Silent:
         """No progress is shown."""

@@ -14,9 +14,9 @@ from tests.local_ray import temporary_folder
 
 TASKS = """
 import json, os
-from jobs.cluster import connected
+from jobs.cluster.connection import connected
 import ray
-from jobs.config import ClusterConfig
+from jobs.cli.config import ClusterConfig
 
 @ray.remote(num_cpus=0.5)
 def double(n):

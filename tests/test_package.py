@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pathspec import PathSpec
 
-from jobs.cluster import sent_code
+from jobs.cluster.connection import sent_code
 from tests.jobs_run import REPOSITORY, environment
 
 PACKAGES = ("taehv", "data_pipeline", "jobs")
@@ -71,7 +71,7 @@ from taehv.model import TAEHV, ModelConfig, build_model
 model = build_model(ModelConfig(encoder_width=8, decoder_widths=(8, 8, 8, 8)))
 assert isinstance(model, TAEHV)
 print(tuple(model.encode_video(torch.zeros(1, 9, 3, 32, 32)).shape))
-print(taehv.model.__file__)
+print(taehv.model.network.__file__)
 """
     shape, file = _run(installed, tmp_path, sys.executable, "-c", program).splitlines()
     # 9 frames are extended to 12; the strides are 4 in time and 8 in space.

@@ -6,10 +6,10 @@ import pytest
 import ray
 from ray._private.state import state as ray_state
 
-from jobs import autoscaling
-from jobs import pool as pool_module
-from jobs.config import ClusterConfig
-from jobs.pool import Pool, Shares, label_selector
+from jobs.cli.config import ClusterConfig
+from jobs.cluster import autoscaling
+from jobs.cluster import pool as pool_module
+from jobs.cluster.pool import Pool, Shares, label_selector
 from taehv.errors import TrainingError
 
 

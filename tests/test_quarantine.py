@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from taehv.interfaces import RejectedVideo
-from taehv.quarantine import NAME, Quarantine
-from taehv.run_folder import RunFolder
+from taehv.run.quarantine import NAME, Quarantine
+from taehv.run.run_folder import RunFolder
 
 
 def test_a_later_life_knows_what_is_listed(

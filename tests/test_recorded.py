@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from taehv import journal, recorded
-from taehv.recorded import Recorded
-from taehv.streaming import StreamingDecoder, StreamingEncoder
+from taehv.model.streaming import StreamingDecoder, StreamingEncoder
+from taehv.ops import cuda_graphs
+from taehv.ops.cuda_graphs import Recorded
+from taehv.run import journal
 from tests.small_run import run, small_config
 from tests.taped import stand_in
 from tests.test_model_time import SMALL, random_model
@@ -112,13 +113,13 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
     def refuse(work: object, pool: object = None) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(recorded, "record", refuse)
+    monkeypatch.setattr(cuda_graphs, "record", refuse)
     call = Recorded(torch.neg, "negation")
     x = torch.rand(3)
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
             assert torch.equal(call(x), -x)
-    (entry,) = (entry for entry in caplog.records if entry.name == "taehv.recorded")
+    (entry,) = (entry for entry in caplog.records if entry.name == "taehv.ops.cuda_graphs")
     assert entry.message == (
         "the negation runs without a CUDA graph: operation not permitted when stream is capturing"
     )
@@ -129,7 +130,7 @@ def test_where_memory_is_short_nothing_is_recorded(
 ) -> None:
     lengths = stand_in(monkeypatch)
     monkeypatch.undo()
-    monkeypatch.setattr(recorded, "can_record", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "can_record", lambda inputs: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 2**30, 16 * 2**30))

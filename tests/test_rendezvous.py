@@ -12,10 +12,11 @@ import ray
 import torch
 import torch.distributed as dist
 
-from jobs import cluster, rendezvous
-from jobs.config import ClusterConfig
-from jobs.pool import Shares
-from jobs.rendezvous import OnCluster
+from jobs.cli.config import ClusterConfig
+from jobs.cluster import connection
+from jobs.cluster.pool import Shares
+from jobs.training import process_group
+from jobs.training.process_group import OnCluster
 
 ADDRESS = "127.0.0.3"
 """Of this machine, and no other process's."""
@@ -37,7 +38,7 @@ class Workers:
 
 def _on_worker(function: Callable[..., Any], *more: Any) -> Any:
     ray.util.get_node_ip_address = lambda: ADDRESS
-    rendezvous._interface = lambda address: "lo"
+    process_group._interface = lambda address: "lo"
     return function(*more)
 
 
@@ -71,15 +72,15 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        rendezvous.join_at_address(0, 1, (ADDRESS, 1), "nccl")
+        process_group.join_at_address(0, 1, (ADDRESS, 1), "nccl")
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        rendezvous.join_by_file(0, 1, "store", "nccl")
+        process_group.join_by_file(0, 1, "store", "nccl")
 
 
 def test_the_interface_of_an_address() -> None:
-    assert rendezvous._interface("127.0.0.1") == "lo"
+    assert process_group._interface("127.0.0.1") == "lo"
     with pytest.raises(RuntimeError, match=r"has 192\.0\.2\.99"):
-        rendezvous._interface("192.0.2.99")
+        process_group._interface("192.0.2.99")
 
 
 @pytest.mark.parametrize("own_ray", [True, False])
@@ -91,4 +92,4 @@ def test_workers_meet_over_what_they_were_given(own_ray: bool) -> None:
         ("no", on_cpu, "gloo"),
     ]:
         config: Any = ClusterConfig(gpu=gpu)  # type: ignore[arg-type]
-        assert cluster._rendezvous(config, shares, own_ray).backend == backend
+        assert connection._rendezvous(config, shares, own_ray).backend == backend

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.config import Config, ConfigError, parse, read_yaml
-from jobs.resumed import judged_resume
+from jobs.cli.config import Config, ConfigError, parse, read_yaml
 from jobs.train import main, with_places
-from taehv import checkpoint
+from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError
-from taehv.run_folder import RunFolder, go_on_line
-from taehv.state import to_yaml
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.training.state import to_yaml
 from tests.s3_server import s3_server
 
 GIVEN = "--data.height 64 --data.width 96 --loss.encoder 0.3 --train.global-batch-size 4"

@@ -8,14 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from taehv import checkpoint, distributed, journal
-from taehv import step as one_step
-from taehv.config import TrainingConfig
+from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
-from taehv.losses import squared_error
-from taehv.run_folder import RunFolder
+from taehv.losses.reconstruction import squared_error
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
+from taehv.training import step as one_step
 from taehv.training import train
+from taehv.training.config import TrainingConfig
 from tests.moving_data import MovingData
 from tests.small_run import latest, small_config
 from tests.workers import run_workers

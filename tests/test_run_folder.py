@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from jobs.shared import share
-from taehv.run_folder import RunFolder
+from jobs.cli.paths import share
+from taehv.run.run_folder import RunFolder
 from tests.jobs_run import REPOSITORY
 from tests.s3_server import S3Server, s3_server
 
@@ -90,7 +90,7 @@ def test_the_end_of_the_process_sends_nothing_more(s3: S3Server, ending: str) ->
     program = f"""
 import io, sys
 from pyarrow import fs
-from taehv.run_folder import send
+from taehv.run.run_folder import send
 class Failing(io.RawIOBase):
     left = {LARGE}
     def readable(self): return True
@@ -118,7 +118,7 @@ def test_a_fetch_that_fails_leaves_nothing(s3: S3Server) -> None:
     s3.put("bucket/fetched/step/weights", bytes(SMALL))
     program = f"""
 import resource
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 folder = RunFolder("s3://bucket/fetched{s3.options}")
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 for name in ("step/weights", "step"):

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from taehv import checkpoint, distributed, journal
+from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
-from taehv.replay import ReplayBuffer
-from taehv.run_folder import RunFolder
-from taehv.saving import Saver, Snapshot
+from taehv.losses.replay import ReplayBuffer
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
+from taehv.run.saving import Saver, Snapshot
 from taehv.training import train
 from tests.moving_data import MovingData
 from tests.small_run import latest, run, small_config
@@ -169,7 +170,7 @@ def test_early_stopping(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def score(*_: object) -> dict[str, float]:
         return {"psnr": next(values)}
 
-    monkeypatch.setattr("taehv.validation.ValidationSet.score", score)
+    monkeypatch.setattr("taehv.training.validation.ValidationSet.score", score)
     # The samples are what is scored.
     config = small_config(
         max_steps=50, validation_every=1, early_stopping_validations=3, sample_clips=0
@@ -190,7 +191,7 @@ def refusing(patch: pytest.MonkeyPatch, *steps: int) -> None:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         save_file(tensors, path)
 
-    patch.setattr("taehv.checkpoint.save_file", full)
+    patch.setattr("taehv.run.checkpoint.save_file", full)
 
 
 def whole_steps(run_dir: Path) -> list[int]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from taehv.scratch import ScratchFolder
+from taehv.run.scratch import ScratchFolder
 from tests.jobs_run import REPOSITORY
 
 HOLD = """
 import sys
-from taehv.scratch import ScratchFolder
+from taehv.run.scratch import ScratchFolder
 folder = ScratchFolder("scratch_test")
 (folder.path / "large").write_text("x")
 print(folder.path, flush=True)

@@ -5,10 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from taehv.discriminator import Discriminator, GroupBatchNorm2d, batch_norms, commit_statistics
 from taehv.errors import TrainingError
-from taehv.replay import ReplayBuffer
-from taehv.seraena import (
+from taehv.losses.discriminator import (
+    Discriminator,
+    GroupBatchNorm2d,
+    batch_norms,
+    commit_statistics,
+)
+from taehv.losses.replay import ReplayBuffer
+from taehv.losses.seraena import (
     FAKE,
     REAL,
     SeraenaConfig,

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from taehv.seraena import SeraenaConfig
-from taehv.weights import read_weights
+from taehv.losses.seraena import SeraenaConfig
+from taehv.model.weights import read_weights
 from tests.small_run import latest, run, small_config, with_train
 
 STEPS = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pyarrow import fs
 
-from jobs.shared import placed, share
+from jobs.cli.paths import placed, share
 from tests.s3_server import s3_server
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.plain import PlainTaehv
 from taehv.model import TAEHV
-from taehv.timesteps import TimeStepper
+from taehv.model.timesteps import TimeStepper
 from tests.jobs_run import REPOSITORY
 from tests.test_model_time import SMALL, random_model
 

@@ -11,9 +11,9 @@ import torch
 
 from taehv import distributed
 from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 from taehv.slots import SlotLayout
-from taehv.supply import Supply
+from taehv.training.supply import Supply
 from tests.moving_data import MovingData
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from taehv.errors import TrainingError
-from taehv.teacher import (
+from taehv.losses.teacher import (
     Teacher,
     TeacherConfig,
     check_teacher,

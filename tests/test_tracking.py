@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking import Tracker, TrackingConfig, find_fault
+from jobs.tracking.tracker import Tracker, TrackingConfig, find_fault
 
 NO_WAIT = TrackingConfig(retry_seconds=0)
 
@@ -373,7 +373,7 @@ def test_switched_off_it_touches_nothing(run_dir: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from jobs.tracking import Tracker, TrackingConfig
+from jobs.tracking.tracker import Tracker, TrackingConfig
 
 tracker = Tracker.start(TrackingConfig(enabled=False), Path({str(run_dir)!r}), {{"a": 1}})
 tracker.log({{"train/loss": 1.0}}, 1)
@@ -393,7 +393,7 @@ def test_a_new_store_is_made_without_a_word(run_dir: Path) -> None:
     program = f"""
 import logging, os
 from pathlib import Path
-from jobs.tracking import Tracker, TrackingConfig
+from jobs.tracking.tracker import Tracker, TrackingConfig
 
 logging.basicConfig(level=logging.INFO)
 tracker = Tracker.start(TrackingConfig(), Path({str(run_dir)!r}), {{"a": 1}})

@@ -13,19 +13,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from taehv import checkpoint, distributed, journal
-from taehv import step as one_step
-from taehv.config import TrainingConfig
+from taehv import distributed
 from taehv.errors import TrainingError
+from taehv.evaluation.metrics import psnr
 from taehv.interfaces import Hooks
-from taehv.losses import LossConfig, squared_error
-from taehv.metrics import psnr
+from taehv.losses.reconstruction import LossConfig, squared_error
+from taehv.losses.teacher import TeacherConfig
 from taehv.model import TAEHV
-from taehv.run_folder import RunFolder
-from taehv.step import LOSSES
-from taehv.teacher import TeacherConfig
+from taehv.model.weights import load_weights
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
+from taehv.training import step as one_step
 from taehv.training import train
-from taehv.weights import load_weights
+from taehv.training.config import TrainingConfig
+from taehv.training.step import LOSSES
 from tests.moving_data import MovingData
 from tests.small_run import latest, run, samples_by_step, small_config, with_train
 from tests.small_teacher import save_small_teacher

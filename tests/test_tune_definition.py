@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import tune
-from jobs.config import Config, ConfigError, flatten
+from jobs.cli.config import Config, ConfigError, flatten
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.space import with_settings
 

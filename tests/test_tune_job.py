@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from data_pipeline.synthetic import ensure_synthetic
-from jobs.config import flatten, read_yaml
-from taehv import checkpoint, journal
-from taehv.run_folder import RunFolder
+from jobs.cli.config import flatten, read_yaml
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
 from tests import jobs_run
 from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, finish, wait_for

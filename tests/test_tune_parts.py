@@ -12,15 +12,15 @@ import torch
 from ray._private.state import state as ray_state
 from rich.console import Console
 
-from jobs.config import ClusterConfig
-from jobs.pool import Shares
+from jobs.cli.config import ClusterConfig
+from jobs.cluster.pool import Shares
 from jobs.sweep import scoring, search
 from jobs.sweep.board import Board
 from jobs.sweep.ledger import Record
 from jobs.sweep.trial import ShareOfPool
-from taehv.metrics import score_clips
-from taehv.teacher import Teacher, TeacherConfig
-from taehv.validation import ValidationSet
+from taehv.evaluation.metrics import score_clips
+from taehv.losses.teacher import Teacher, TeacherConfig
+from taehv.training.validation import ValidationSet
 from tests.moving_data import MovingData
 from tests.small_teacher import save_small_teacher
 from tests.sweep_records import made_plan
@@ -145,7 +145,7 @@ def test_trials_share_the_gpus(
     available = {"n": gpus | {"GPU": float(free)}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: available)
-    monkeypatch.setattr("jobs.pool.going_nodes", set)
+    monkeypatch.setattr("jobs.cluster.pool.going_nodes", set)
     pool = object.__new__(ShareOfPool)
     pool._trials, pool._crew = trials, FakeCrew(crew)  # type: ignore[assignment]
     pool._config, pool._may_grow = ClusterConfig(workers=workers, gpu="yes"), True
@@ -156,7 +156,7 @@ def test_trials_share_the_gpus(
 
 def test_trials_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Shares(1, False, 1.0, 3.0)
-    monkeypatch.setattr("jobs.pool.Pool.wait", lambda self, cancelled: whole)
+    monkeypatch.setattr("jobs.cluster.pool.Pool.wait", lambda self, cancelled: whole)
     pool = object.__new__(ShareOfPool)
     pool._trials, pool._decode_cpus = 2, 0.5
     shares = pool.wait(lambda: False)

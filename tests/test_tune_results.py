@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jobs.config import flatten, read_yaml
+from jobs.cli.config import flatten, read_yaml
 from jobs.sweep import plots, results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger, Status
 from jobs.sweep.report import render
 from taehv.errors import TrainingError
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 from tests.sweep_records import add_trial, empty_ledger, made_plan
 
 SPACE = """\

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from data_pipeline.synthetic import ensure_synthetic
-from jobs.config import read_yaml
+from jobs.cli.config import read_yaml
 from jobs.sweep.definition import make_plan, read_sweep
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
-from taehv import journal
-from taehv.run_folder import RunFolder
+from taehv.run import journal
+from taehv.run.run_folder import RunFolder
 from tests.hold import Hold
 from tests.jobs_run import REPOSITORY, TINY, finish, wait_for
 from tests.s3_server import s3_server

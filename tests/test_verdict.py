@@ -6,8 +6,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from taehv.losses import LossConfig
-from taehv.verdict import Finding, Level, Thresholds, format_verdict, judge, overall
+from taehv.evaluation.verdict import Finding, Level, Thresholds, format_verdict, judge, overall
+from taehv.losses.reconstruction import LossConfig
 
 GOOD = {"mse": 0.002, "psnr": 30.0, "ssim": 0.95}
 BASELINES = {"mean_colour": 14.9, "down_and_up": 24.1}

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, ModelConfig, build_model
-from taehv.shapes import expected_shapes, infer_config
-from taehv.variants import VARIANTS
-from taehv.weights import export_weights, load_weights
+from taehv.model.shapes import expected_shapes, infer_config
+from taehv.model.variants import VARIANTS
+from taehv.model.weights import export_weights, load_weights
 
 SMALL = ModelConfig("taehv", encoder_width=8, decoder_widths=(12, 10, 8, 6))
 State = dict[str, Tensor]

@@ -18,11 +18,11 @@ import psutil
 import ray
 import yaml
 
+from jobs.cluster.nodes import on_node
+from jobs.cluster.pool import has_label
 from jobs.diagnosis.cloud_errors import explain
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
-from jobs.nodes import on_node
-from jobs.pool import has_label
 
 AREA = "autoscaler"
 

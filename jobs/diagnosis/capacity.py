@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler, NodeType
 from jobs.diagnosis.finding import Finding, Level
 from jobs.diagnosis.nodes import Node
@@ -36,7 +36,8 @@ class Workers:
 
 
 def count_workers(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler) -> Workers:
-    """By the same rule as jobs/pool.py: a GPU each, or, on CPUs, the CPUs beside its decoding."""
+    """By the same rule as jobs/cluster/pool.py: a GPU each, or, on CPUs, the CPUs beside its
+    decoding."""
     label, cluster = config.cluster.train_nodes, config.cluster
     places = [node for node in nodes if node.has(label)]
     on_gpus = cluster.gpu in ("yes", "pretend") or (

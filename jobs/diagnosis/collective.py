@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
-from jobs.config import Config
+from jobs.cli.config import Config
+from jobs.cluster.nodes import on_node
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
-from jobs.nodes import on_node
-from jobs.rendezvous import join_at_address, open_store
+from jobs.training.process_group import join_at_address, open_store
 
 AREA = "all-reduce"
 

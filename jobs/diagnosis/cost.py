@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler, NodeType
 from jobs.diagnosis.capacity import Workers
 from jobs.diagnosis.data import Sample

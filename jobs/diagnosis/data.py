@@ -12,17 +12,17 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from data_pipeline import storage
 from data_pipeline.batches import plan_steps
 from data_pipeline.clips import ClipSource, WindowTask, load_window
+from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.errors import DataError
-from data_pipeline.guard import WindowReader
-from data_pipeline.storage import OutsideRootError
-from jobs.config import Config
+from data_pipeline.videos import storage
+from data_pipeline.videos.storage import OutsideRootError
+from jobs.cli.config import Config
+from jobs.cluster.nodes import on_node
 from jobs.diagnosis.finding import Finding, Level
 from jobs.diagnosis.nodes import Node
 from jobs.diagnosis.words import plain_error
-from jobs.nodes import on_node
 
 LIST, READING, DECODING = "data list", "reading", "decoding"
 

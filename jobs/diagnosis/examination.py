@@ -14,9 +14,11 @@ import ray
 
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
-from jobs import cluster
-from jobs.checks import check, check_run_folder
-from jobs.config import Config, ConfigError
+from jobs.cli.config import Config, ConfigError
+from jobs.cli.paths import placed
+from jobs.cluster import connection
+from jobs.cluster.nodes import local_inputs
+from jobs.cluster.pool import Pool
 from jobs.diagnosis.autoscaler import Autoscaler, judge_autoscaler, look_at_autoscaler
 from jobs.diagnosis.capacity import Workers, count_workers, judge_workers
 from jobs.diagnosis.collective import judge_collective, look_at_collective
@@ -39,14 +41,12 @@ from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
 from jobs.diagnosis.words import plain_error
-from jobs.nodes import local_inputs
-from jobs.pool import Pool
-from jobs.resumed import judged_resume
-from jobs.shared import placed
-from jobs.tracking import find_fault
+from jobs.tracking.tracker import find_fault
 from jobs.train import with_places
+from jobs.training.checks import check, check_run_folder
+from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def examine(config: Config, options: Options) -> Iterator[Finding]:
     yield from judge_tracking(config.tracking.enabled, place, fault)
     try:
         _knock(os.environ.get("RAY_ADDRESS", ""))
-        with cluster.connected(config.cluster, config.data.decode_cpus) as own_ray:
+        with connection.connected(config.cluster, config.data.decode_cpus) as own_ray:
             yield from _Cluster(config, options, source, own_ray).examine()
     except (TrainingError, ray.exceptions.RayError, OSError) as error:
         yield _failed("cluster", error, "correct RAY_ADDRESS, or start the cluster")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
 

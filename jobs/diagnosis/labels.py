@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from jobs.config import Config
+from jobs.cli.config import Config
+from jobs.cluster.pool import label_selector
 from jobs.diagnosis.autoscaler import Autoscaler
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
-from jobs.pool import label_selector
 
 AREA = "labels"
 

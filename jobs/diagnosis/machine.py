@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.versions import installed_versions
+from jobs.cluster.versions import installed_versions
 
 PROGRAM = "this program"
 """Among the versions: a digest of its code."""

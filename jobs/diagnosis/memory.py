@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.diagnosis.finding import Finding, Level, gib
 from jobs.diagnosis.nodes import Node
-from taehv.footprint import Footprint, footprint
-from taehv.memory import USABLE
+from taehv.training.footprint import Footprint, footprint
+from taehv.training.memory import USABLE
 
 AREA = "batch memory"
 

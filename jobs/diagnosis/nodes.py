@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import RayError
 
+from jobs.cluster.nodes import on_node
+from jobs.cluster.pool import going_nodes, has_label
+from jobs.cluster.versions import PACKAGES
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import Machine, describe
-from jobs.nodes import on_node
-from jobs.pool import going_nodes, has_label
-from jobs.versions import PACKAGES
 
 ANSWER_SECONDS = 90.0
 """A node's first process has to import Ray."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
+from jobs.cluster.nodes import on_node
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
 from jobs.diagnosis.words import plain_error
-from jobs.nodes import on_node
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 
 AREA = "checkpoint store"
 SHARED = "shared folders"

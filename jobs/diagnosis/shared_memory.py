@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data_pipeline.streaming import MOST_STEPS, SEGMENT_BYTES
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.diagnosis.finding import Finding, Level, gib, mib, number_of
 from jobs.diagnosis.nodes import Node
 

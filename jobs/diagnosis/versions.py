@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from jobs.cluster.versions import differences
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import PROGRAM
 from jobs.diagnosis.nodes import ANSWER_SECONDS, Node
-from jobs.versions import differences
 
 AREA = "versions"
 

@@ -13,16 +13,16 @@ import tyro
 from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
-from data_pipeline.storage import is_s3
-from jobs.config import ConfigError, load_yaml
-from jobs.fan_out import RayConfig, check_lasting
-from jobs.given_weights import checkpoint_of, find_weights, run_config
-from jobs.tracking import TrackingConfig
-from taehv.shapes import infer_config
-from taehv.teacher import TeacherConfig
-from taehv.variants import ModelConfig
-from taehv.verdict import Thresholds
-from taehv.weights import read_weights
+from data_pipeline.videos.storage import is_s3
+from jobs.cli.config import ConfigError, load_yaml
+from jobs.cli.weights import checkpoint_of, find_weights, run_config
+from jobs.cluster.fan_out import RayConfig, check_lasting
+from jobs.tracking.tracker import TrackingConfig
+from taehv.evaluation.verdict import Thresholds
+from taehv.losses.teacher import TeacherConfig
+from taehv.model.shapes import infer_config
+from taehv.model.variants import ModelConfig
+from taehv.model.weights import read_weights
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class EvaluateConfig:
     fail_on_verdict: bool = False
     """Exit with 3 where the verdict is a failure."""
     thresholds: str = ""
-    """YAML file of limits, by the names in `taehv.verdict.Thresholds`; what it leaves out holds."""
+    """YAML file of limits, by the names in `taehv.evaluation.verdict.Thresholds`; what it leaves
+    out holds."""
 
     num_videos: int = 3
     """Samples that comparison videos and latent pictures are written of."""

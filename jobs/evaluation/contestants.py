@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
+from jobs.cli.weights import address_of, find_weights, network_of
 from jobs.evaluation.config import EvaluateConfig
-from jobs.given_weights import address_of, find_weights, network_of
 from taehv.evaluation.lpips import Lpips
 from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, no_network
 from taehv.evaluation.rate import int8_round_trip
+from taehv.losses.teacher import Teacher, check_teacher
 from taehv.model import TAEHV, build_model
-from taehv.teacher import Teacher, check_teacher
-from taehv.variants import ModelConfig
+from taehv.model.variants import ModelConfig
 
 
 @dataclass

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from data_pipeline.held_out import HeldOutVideo, fixed_clips
 from jobs.evaluation.contestants import Contestants
-from jobs.evaluation.latent_picture import latent_png
 from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
 from jobs.evaluation.reading import VideoReader
-from jobs.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
+from jobs.media.latents import latent_png
+from jobs.media.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
 from taehv.evaluation.methods import Method
 
 CLIP_FPS = 8.0

@@ -12,8 +12,8 @@ from typing import Any
 
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.output import RESULTS
-from jobs.tensorboard import EventFile
-from jobs.tracking import Tracker
+from jobs.tracking.tensorboard import EventFile
+from jobs.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from data_pipeline.augment import Frames
-from data_pipeline.guard import WindowReader
-from data_pipeline.whole import WholeRequest, WholeVideo
-from data_pipeline.window import WindowClips, WindowRequest
+from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.sandbox import WindowReader
+from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
+from data_pipeline.decoding.window import WindowClips, WindowRequest
 
 
 class VideoReader:

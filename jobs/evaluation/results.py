@@ -44,12 +44,11 @@ from typing import Any
 
 import torch
 
-from data_pipeline.storage import parent
+from data_pipeline.videos.storage import parent
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.cost import Costs
 from jobs.evaluation.measure import Sampling, VideoResult
-from taehv import journal
 from taehv.credentials import hide_credentials, in_all_texts
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
@@ -62,9 +61,10 @@ from taehv.evaluation.judgement import (
 )
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
 from taehv.evaluation.scores import METRICS, Scores, broken_scores, value_of
-from taehv.journal import Row
-from taehv.run_folder import RunFolder
-from taehv.verdict import Finding, Level, Thresholds, overall
+from taehv.evaluation.verdict import Finding, Level, Thresholds, overall
+from taehv.run import journal
+from taehv.run.journal import Row
+from taehv.run.run_folder import RunFolder
 
 SCHEMA, VERSION = "taehv-evaluation", 1
 

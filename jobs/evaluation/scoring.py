@@ -38,7 +38,7 @@ class Scored:
 
 
 class ScoringWorker:
-    """Scores one video after the other; see `jobs.fan_out.Worker`."""
+    """Scores one video after the other; see `jobs.cluster.fan_out.Worker`."""
 
     def __init__(self, task: ScoringTask) -> None:
         self._task = task

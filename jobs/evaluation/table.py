@@ -9,7 +9,7 @@ from typing import Any
 from jobs.evaluation.measure import VideoResult
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS, mean_scores
-from taehv.verdict import Finding, format_verdict
+from taehv.evaluation.verdict import Finding, format_verdict
 
 
 def sample_line(number: int, of: int, result: VideoResult, seconds: float) -> str:

@@ -9,11 +9,11 @@ from typing import Literal
 
 import tyro
 
-from data_pipeline.storage import absolute, parent
-from jobs.config import ConfigError
-from jobs.fan_out import RayConfig, check_lasting
-from jobs.given_weights import checkpoint_of, find_weights, network_of, run_config
-from taehv.variants import ModelConfig
+from data_pipeline.videos.storage import absolute, parent
+from jobs.cli.config import ConfigError
+from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
+from jobs.cluster.fan_out import RayConfig, check_lasting
+from taehv.model.variants import ModelConfig
 
 
 @dataclass(frozen=True)

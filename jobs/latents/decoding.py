@@ -18,12 +18,12 @@ from PIL import Image
 from jobs.latents.encoding import ShardDone, autocast_dtype
 from jobs.latents.names import Names, UnnamedVideoError
 from jobs.latents.shards import EncodedVideo, open_shard, read_latents, shard_name
-from jobs.mp4 import Mp4Writer
+from jobs.media.mp4 import Mp4Writer
 from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
-from taehv.run_folder import RunFolder
-from taehv.whole_video import stream_frames
+from taehv.model.whole_video import stream_frames
+from taehv.run.run_folder import RunFolder
 
 
 class OccupiedError(Exception):
@@ -43,7 +43,7 @@ class DecodingTask:
 
 
 class DecodingWorker:
-    """Decodes one shard after the other; see `jobs.fan_out.Worker`."""
+    """Decodes one shard after the other; see `jobs.cluster.fan_out.Worker`."""
 
     def __init__(self, task: DecodingTask) -> None:
         self._task = task

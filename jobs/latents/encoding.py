@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from data_pipeline.augment import Frames
+from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.sandbox import WindowReader, outlive_deaths
+from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
 from data_pipeline.errors import DataError, UnusableVideoError
-from data_pipeline.guard import WindowReader, outlive_deaths
-from data_pipeline.index import open_index
-from data_pipeline.storage import OutsideRootError, resolve
-from data_pipeline.whole import WholeRequest, WholeVideo
+from data_pipeline.videos.index import open_index
+from data_pipeline.videos.storage import OutsideRootError, resolve
 from jobs.latents.names import UnnamedVideoError, plain_name
 from jobs.latents.shards import (
     DTYPES,
@@ -32,8 +32,8 @@ from taehv import distributed
 from taehv.credentials import hide_credentials
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
-from taehv.run_folder import RunFolder
-from taehv.whole_video import stream_latents
+from taehv.model.whole_video import stream_latents
+from taehv.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ShardDone:
 
 
 class EncodingWorker:
-    """Makes one shard after the other; see `jobs.fan_out.Worker`."""
+    """Makes one shard after the other; see `jobs.cluster.fan_out.Worker`."""
 
     def __init__(self, task: EncodingTask) -> None:
         self._settings = task.settings

@@ -36,10 +36,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from data_pipeline.storage import open_media
+from data_pipeline.videos.storage import open_media
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 
 FORMAT, VERSION = "taehv-latents", 1
 SETTINGS, INDEX, QUARANTINE = "latents.json", "index.parquet", "quarantine.jsonl"

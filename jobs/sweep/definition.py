@@ -13,9 +13,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config, ConfigError, read_cluster_sections, read_defaults
-from jobs.own_config import as_defaults
-from jobs.shared import absolute
+from jobs.cli.config import Config, ConfigError, read_cluster_sections, read_defaults
+from jobs.cli.own_config import as_defaults
+from jobs.cli.paths import absolute
 from jobs.sweep.lines import Lines, Place, read
 from jobs.sweep.space import (
     Domain,
@@ -27,7 +27,7 @@ from jobs.sweep.space import (
     with_settings,
 )
 from taehv.credentials import in_all_texts, without_credentials
-from taehv.state import to_yaml
+from taehv.training.state import to_yaml
 
 SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
 METRICS = tuple(f"{prefix}/{score}" for prefix in ("val_ema", "val") for score in SCORES)

@@ -56,7 +56,7 @@ class Voice(logging.Handler):
         super().__init__(logging.INFO)
         self.desk, self.number = desk, number
         # Of what is no warning, only what is being waited for is worth a line in a sweep.
-        self.addFilter(lambda r: r.levelno >= logging.WARNING or r.name == "jobs.pool")
+        self.addFilter(lambda r: r.levelno >= logging.WARNING or r.name == "jobs.cluster.pool")
 
     def say(self, kind: str, content: Any) -> None:
         self.desk.put.remote(kind, self.number, content)

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from jobs.sweep.space import frozen
-from taehv import journal
-from taehv.checkpoint import write_atomically
 from taehv.credentials import hide_credentials, in_all_texts
 from taehv.errors import TrainingError
-from taehv.journal import Row
-from taehv.run_folder import RunFolder
+from taehv.run import journal
+from taehv.run.checkpoint import write_atomically
+from taehv.run.journal import Row
+from taehv.run.run_folder import RunFolder
 
 Status = Literal["running", "finished", "pruned", "failed", "interrupted"]
 Stage = Literal["search", "confirm"]

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from jobs.config import ConfigError
-from jobs.repeated_keys import repeated_keys
+from jobs.cli.config import ConfigError
+from jobs.cli.yaml_file import repeated_keys
 
 Place = tuple[Any, ...]
 """The keys that lead to a value, from the top."""

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from data_pipeline.clips import open_sources
-from jobs.config import Config
+from jobs.cli.config import Config
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.space import with_settings
-from jobs.worker import RayClips
+from jobs.training.worker import RayClips
 from taehv import distributed
-from taehv.alignment import repeat_last_frame
-from taehv.checkpoint import write_atomically
 from taehv.evaluation.lpips import Lpips
+from taehv.losses.teacher import FRAME_BLOCK, Teacher
 from taehv.model import build_model
-from taehv.run_folder import RunFolder
-from taehv.teacher import FRAME_BLOCK, Teacher
-from taehv.validation import ValidationSet
+from taehv.model.alignment import repeat_last_frame
+from taehv.run.checkpoint import write_atomically
+from taehv.run.run_folder import RunFolder
+from taehv.training.validation import ValidationSet
 
 log = logging.getLogger(__name__)
 

@@ -15,16 +15,16 @@ import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from jobs.config import flatten
-from jobs.console import stop_signals_to
+from jobs.cli.config import flatten
+from jobs.cli.console import stop_signals_to
 from jobs.sweep.board import Board
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger, Status
 from jobs.sweep.trial import trial_config
-from jobs.tracking import Tracker
-from taehv import journal
-from taehv.run_folder import RunFolder
-from taehv.verdict import Thresholds, judge, overall
+from jobs.tracking.tracker import Tracker
+from taehv.evaluation.verdict import Thresholds, judge, overall
+from taehv.run import journal
+from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

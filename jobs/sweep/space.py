@@ -17,7 +17,7 @@ from optuna.distributions import (
 )
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.config import Config, flatten
+from jobs.cli.config import Config, flatten
 
 Settings = dict[str, Any]
 """Values by dotted config keys, such as {"loss.encoder": 0.1}."""

@@ -17,20 +17,20 @@ import ray
 from ray import tune
 
 from data_pipeline.clips import open_sources
-from jobs.checks import check, check_workers
-from jobs.config import Config
-from jobs.console import log_without_credentials
-from jobs.driver import Driver, MostSkipped
-from jobs.nodes import check_nodes
-from jobs.pool import Pool, Shares
+from jobs.cli.config import Config
+from jobs.cli.console import log_without_credentials
+from jobs.cluster.nodes import check_nodes
+from jobs.cluster.pool import Pool, Shares
 from jobs.sweep.crew import Crew
 from jobs.sweep.desk import Voice
 from jobs.sweep.space import Settings, with_settings
 from jobs.train import keep_config, worker_settings
-from taehv import journal
+from jobs.training.checks import check, check_workers
+from jobs.training.driver import Driver, MostSkipped
 from taehv.credentials import hide_credentials
-from taehv.journal import Row
-from taehv.run_folder import RunFolder
+from taehv.run import journal
+from taehv.run.journal import Row
+from taehv.run.run_folder import RunFolder
 
 STOP_SECONDS = 0.3
 """A trial asks no more often than this whether it is to stop."""

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taehv import metrics
+from taehv.evaluation import metrics
 from taehv.evaluation.structure import fits, ms_ssim, ssim
 
 FrameTable = dict[str, NDArray[np.float64]]
@@ -37,7 +37,7 @@ class FrameScorer:
     Columns, T being the frames so far:
 
     - `mse`, `ssim`, `ms_ssim` (NaN below 176 pixels), `lpips` (where weights were given): of the
-      frame; see `taehv.metrics`.
+      frame; see `taehv.evaluation.metrics`.
     - `temporal`: MSE between the two frame differences x[t] - x[t - 1]. It sees what moves wrongly
       and what flickers, and is blind to an error that stands still.
     - `flicker`: mean |y[t] - y[t - 1]| of the reconstruction over the pixels where the original

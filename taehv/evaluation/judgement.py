@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taehv.evaluation.scores import METRICS
-from taehv.verdict import Finding, Level, Thresholds, judge_scores, judge_training, level_of
+from taehv.evaluation.verdict import (
+    Finding,
+    Level,
+    Thresholds,
+    judge_scores,
+    judge_training,
+    level_of,
+)
 
 MOST_NAMED = 3
 """Clips that a finding names; all are in metrics.json."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taehv.errors import TrainingError
-from taehv.weights import read_weights
+from taehv.model.weights import read_weights
 
 CONVOLUTIONS = (
     ("net.slice1.0", 4, 2),

@@ -13,12 +13,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from taehv import baselines
-from taehv.engines import autocast
 from taehv.errors import TrainingError
+from taehv.evaluation import baselines
+from taehv.losses.teacher import Teacher
 from taehv.model import TAEHV
-from taehv.teacher import Teacher
-from taehv.whole_video import num_latents, stream_frames, stream_latents
+from taehv.model.whole_video import num_latents, stream_frames, stream_latents
+from taehv.training.engines import autocast
 
 TEACHER_STRETCH = 49
 """Frames of a long video that the teacher is given at once: 8k + 1, and what its pipeline makes."""

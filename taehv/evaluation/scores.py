@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taehv.evaluation.frames import FrameTable
-from taehv.metrics import FLAT_ENERGY, SMALLEST_MSE
+from taehv.evaluation.metrics import FLAT_ENERGY, SMALLEST_MSE
 
 Scores = dict[str, float]
 """Score -> value. NaN where a clip lacks a score, or the reconstruction is not a number: `value_of`
@@ -72,13 +72,14 @@ def broken_scores(clip: Mapping[str, float]) -> list[str]:
 
 
 def psnr_of(mse: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """dB of an MSE, at most 100: see `taehv.metrics.psnr`."""
+    """dB of an MSE, at most 100: see `taehv.evaluation.metrics.psnr`."""
     result: NDArray[np.float64] = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
     return result
 
 
 def clip_scores(table: FrameTable) -> Scores:
-    """The scores of a clip or video from its frames, by the definitions of `taehv.metrics`.
+    """The scores of a clip or video from its frames, by the definitions of
+    `taehv.evaluation.metrics`.
 
     PSNR is that of the clip's MSE. Flicker is weighted by the part of each frame that stands still.
     A broken network's NaN stays one.

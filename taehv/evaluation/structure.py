@@ -1,7 +1,7 @@
 """Structural similarity frame by frame: SSIM, and over five scales where pictures are large enough.
 
-The same figure as `taehv.metrics.ssim`, several times as fast: of a whole video it is most of the
-work.
+The same figure as `taehv.evaluation.metrics.ssim`, several times as fast: of a whole video it is
+most of the work.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taehv.metrics import SSIM_SIGMA, SSIM_WINDOW
+from taehv.evaluation.metrics import SSIM_SIGMA, SSIM_WINDOW
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the five scales, the finest first: the paper's."""
@@ -29,8 +29,8 @@ def fits(height: int, width: int) -> bool:
 def ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
     """Structural similarity, mean over R, G, B. [T, 3, H, W] x2 in [0, 1] -> [T], 1 is right.
 
-    By the definition of `taehv.metrics.ssim`: every pixel counts, the picture being reflected
-    beyond its border. Raises ValueError for pictures smaller than the window.
+    By the definition of `taehv.evaluation.metrics.ssim`: every pixel counts, the picture being
+    reflected beyond its border. Raises ValueError for pictures smaller than the window.
     """
     if min(original.shape[-2:]) < SSIM_WINDOW:
         raise ValueError(f"SSIM needs {SSIM_WINDOW} pixels a side, got {tuple(original.shape)}")

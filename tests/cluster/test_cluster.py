@@ -14,7 +14,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from jobs.config import read_yaml
+from jobs.cli.config import read_yaml
 from tests.cluster.lab import DASHBOARD, JOB, Lab, Watched, answers, wait_for
 from tests.cluster.without_ray import train_here
 
@@ -93,7 +93,10 @@ def listeners(lab: Lab, instance: str) -> list[tuple[str, str]]:
 def check_decoding(lab: Lab) -> None:
     """It is done on the nodes that are there for it, and nowhere else."""
     running = {
-        kind: any("data_pipeline.guarded" in lab.on(i, "ps -eo args") for i in lab.alive(kind))
+        kind: any(
+            "data_pipeline.decoding.sandbox_process" in lab.on(i, "ps -eo args")
+            for i in lab.alive(kind)
+        )
         for kind in ("c6i.4xlarge", "g6.4xlarge", "m6i.xlarge")
     }
     assert running == {"c6i.4xlarge": True, "g6.4xlarge": False, "m6i.xlarge": False}

@@ -9,9 +9,9 @@ import numpy as np
 
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import ClipSource, open_sources
-from jobs.config import Config
+from jobs.cli.config import Config
 from taehv.interfaces import Hooks, Verdict
-from taehv.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder
 from taehv.training import train
 
 

@@ -22,14 +22,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from taehv import checkpoint, distributed
-from taehv.config import TrainingConfig
+from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
-from taehv.run_folder import RunFolder
-from taehv.saving import Saver
-from taehv.state import TrainState
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
+from taehv.run.saving import Saver
 from taehv.training import train
+from taehv.training.config import TrainingConfig
+from taehv.training.state import TrainState
 from tests.faults import changes
 from tests.held import job_gates
 from tests.hold import Hold

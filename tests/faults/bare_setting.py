@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from taehv.config import TrainingConfig
-from taehv.teacher import TeacherConfig
+from taehv.losses.teacher import TeacherConfig
+from taehv.training.config import TrainingConfig
 from tests.faults.bare_run import Life
 from tests.faults.leftovers import environment_of, own_temp
 from tests.faults.lives import run_to_end

@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from taehv import distributed, training
-from taehv import step as one_step
+from taehv import distributed
 from taehv.errors import DivergedError
-from taehv.losses import squared_error
-from taehv.state import TrainState
-from taehv.step import StepOutcome, train_step
-from taehv.teacher import Teacher
+from taehv.losses.reconstruction import squared_error
+from taehv.losses.teacher import Teacher
+from taehv.training import loop
+from taehv.training import step as one_step
+from taehv.training.state import TrainState
+from taehv.training.step import StepOutcome, train_step
 
 
 def hold_save(patch: pytest.MonkeyPatch, name: str, wait: Callable[[], None]) -> None:
@@ -28,7 +29,7 @@ def hold_save(patch: pytest.MonkeyPatch, name: str, wait: Callable[[], None]) ->
         if path.parent.name == Path(name).name:
             wait()
 
-    patch.setattr("taehv.checkpoint.save_file", held)
+    patch.setattr("taehv.run.checkpoint.save_file", held)
 
 
 def poison(patch: pytest.MonkeyPatch, step: int, rank: int, notes: Path) -> None:
@@ -57,7 +58,7 @@ def poison(patch: pytest.MonkeyPatch, step: int, rank: int, notes: Path) -> None
             raise
 
     patch.setattr(one_step, "squared_error", poisoned)
-    patch.setattr(training, "train_step", watched)
+    patch.setattr(loop, "train_step", watched)
 
 
 def weights(state: TrainState) -> Mapping[str, Tensor]:

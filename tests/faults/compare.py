@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from taehv import checkpoint, journal
-from taehv.run_folder import RunFolder
-from taehv.step import LOSSES
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
+from taehv.training.step import LOSSES
 
 TIMING = ("_memory_gb", "_seconds", "clips_per_second", "data_wait_fraction")
 """Ends of the names of metrics that depend on the machine and the moment."""

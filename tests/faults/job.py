@@ -121,7 +121,7 @@ KINDS: dict[str, Callable[[psutil.Process], bool]] = {
     "training worker": _is_titled("RayTrainWorker"),
     "controller": _is_titled("ray::TrainController"),
     "decode task": _is_titled("ray::MapBatches", "_decode_block"),
-    "decoder": _is_titled("data_pipeline.guarded"),
+    "decoder": _is_titled("data_pipeline.decoding.sandbox_process"),
 }
 """Ray gives its processes the name of what they run."""
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from taehv import checkpoint
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
 from tests.faults.bare_run import FINISHED, Life, live
 from tests.jobs_run import REPOSITORY
 

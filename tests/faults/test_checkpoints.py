@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from taehv import checkpoint
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
 from tests.faults import record
 from tests.faults.bare_run import SAVE, STEP, STOPPED
 from tests.faults.bare_setting import STEPS, Setting

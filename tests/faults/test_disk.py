@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from taehv import checkpoint
+from taehv.run import checkpoint
 from tests.faults import record
 from tests.faults.bare_run import FAILED, FINISHED, STEP, Life
 from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting

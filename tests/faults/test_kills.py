@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from taehv import checkpoint
+from taehv.run import checkpoint
 from tests.faults import record
 from tests.faults.bare_run import FINISHED, STEP
 from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from taehv import checkpoint, journal
+from taehv.run import checkpoint, journal
 from tests.data_videos import write_dataset
 from tests.faults import record
 from tests.faults.compare import assert_losses_agree

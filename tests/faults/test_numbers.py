@@ -2,7 +2,7 @@
 
 import pytest
 
-from taehv import checkpoint
+from taehv.run import checkpoint
 from tests.faults import record
 from tests.faults.bare_run import FAILED, FINISHED
 from tests.faults.bare_setting import STEPS, Setting

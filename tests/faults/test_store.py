@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from taehv import checkpoint, journal
-from taehv.run_folder import RunFolder
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
 from tests.faults import record
 from tests.faults.bare_run import FINISHED, STEP
 from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting

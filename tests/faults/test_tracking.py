@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from taehv import journal
+from taehv.run import journal
 from tests.faults import record
 from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job

@@ -47,12 +47,12 @@ def install() -> None:
         return
     place = Path(folder)
     changes: dict[str, Callable[[ModuleType], None]] = {
-        "taehv.training": lambda module: _hold_training(module, place)
+        "taehv.training.loop": lambda module: _hold_training(module, place)
     }
-    if "data_pipeline.guarded" in sys.orig_argv:
+    if "data_pipeline.decoding.sandbox_process" in sys.orig_argv:
         for name, function in (
-            ("data_pipeline.window", "read_window"),
-            ("data_pipeline.whole", "plan_whole"),
+            ("data_pipeline.decoding.window", "read_window"),
+            ("data_pipeline.decoding.whole_video", "plan_whole"),
         ):
             changes[name] = lambda module, function=function: _hold_reads(  # type: ignore[misc]
                 module, function, place

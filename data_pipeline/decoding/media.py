@@ -1,0 +1,85 @@
+"""Opening a video file: the container, its stream of moving pictures, and a decoder for it."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import av
+from av.container import Flags
+
+from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.videos.storage import NotAFileError
+
+MAX_PIXELS = 2**26
+"""Of a frame; 8K has half as many. A damaged header may claim any size."""
+
+
+def open_video(media: str | io.IOBase) -> tuple[av.container.InputContainer, av.VideoStream]:
+    """A path, or a seekable file, at its first frame. The container is to be closed.
+
+    Raises UnusableVideoError where there is no such file, no video in it, or a video that no
+    decoder can or should be set to.
+    """
+    if not isinstance(media, str):
+        media.seek(0)
+    with verdict("cannot be opened"):
+        container = av.open(
+            media,
+            options={"max_pixels": str(MAX_PIXELS)},
+            # Titles in a broken encoding are no reason to refuse a video.
+            metadata_errors="replace",
+        )
+        try:
+            stream = _video_stream(container)
+            # Some decoders keep to the `skip_frame` that they were opened with.
+            stream.codec_context.open()
+        except (UnusableVideoError, av.FFmpegError):
+            container.close()
+            raise
+    # For files without stamps FFmpeg makes some up: wrong ones where the frames are not shown in
+    # the order that they are decoded in.
+    container.flags &= ~Flags.gen_pts.value
+    return container, stream
+
+
+@contextmanager
+def verdict(fault: str) -> Iterator[None]:
+    """FFmpeg's and the file system's errors as a verdict on the video."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UnusableVideoError("missing") from error
+    except NotAFileError as error:
+        raise UnusableVideoError(str(error)) from error
+    except MemoryError as error:
+        raise UnusableVideoError("needs too much memory") from error
+    except av.FFmpegError as error:
+        raise UnusableVideoError(f"{fault}: {error.strerror or error}") from error
+    except OSError as error:
+        raise MomentaryError(f"{fault}: {error.strerror or error}") from error
+
+
+def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    if not streams:
+        raise UnusableVideoError("has no video stream")
+    stream = streams[0]
+    context = stream.codec_context
+    if context is None:
+        raise UnusableVideoError("has no codec that is known")
+    # FFmpeg sets a size to 0 that is beyond `max_pixels`.
+    width, height = context.width, context.height
+    if min(width, height) <= 0 or width * height > MAX_PIXELS:
+        raise UnusableVideoError(f"has frames of no size, or of more than {MAX_PIXELS} pixels")
+    if not (stream.average_rate or stream.base_rate or stream.guessed_rate):
+        raise UnusableVideoError("has no frame rate")
+    # Parallelism is over tasks: a decoder with threads of its own would take CPUs that the
+    # scheduler gave to somebody else.
+    context.thread_type = "NONE"
+    context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_PIXELS)}
+    return stream

@@ -1,0 +1,84 @@
+"""The process that reads videos for a `guard.WindowReader`, and may hang or crash at one.
+
+It loads little, starts fast and keeps no state. Over its standard input come requests: a length and
+a pickle. Over its standard output go replies: a kind, a number and a length, and that many bytes,
+of clips or of a text. A whole video has many replies: a description of it, and pieces of its
+frames.
+"""
+
+import ctypes
+import os
+import pickle
+import resource
+import signal
+import struct
+import sys
+import traceback
+
+from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
+from data_pipeline.decoding.window import WindowRequest, read_window
+from data_pipeline.errors import MomentaryError, UnusableVideoError
+
+REQUEST = struct.Struct("<q")
+REPLY = struct.Struct("<cqq")
+CLIPS, WHOLE, PIECE, UNUSABLE, MOMENTARY, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
+"""Kinds of replies. The number is that of decoded frames for clips, of frames for a piece of a
+whole video, and 0 in the others."""
+
+MEMORY_BYTES = 8 * 2**30
+"""Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    _confine()
+    requests, replies = sys.stdin.buffer, os.dup(1)
+    # What else is printed must not mix with the replies.
+    os.dup2(2, 1)
+    sys.excepthook = lambda *error: _reply(
+        replies, BUG, 0, "".join(traceback.format_exception(*error)).encode()
+    )
+    while header := requests.read(REQUEST.size):
+        request = pickle.loads(requests.read(*REQUEST.unpack(header)))
+        try:
+            _answer(replies, request)
+        except MomentaryError as error:
+            _reply(replies, MOMENTARY, 0, str(error).encode())
+        except UnusableVideoError as error:
+            _reply(replies, UNUSABLE, 0, str(error).encode())
+        except MemoryError:
+            _reply(replies, UNUSABLE, 0, b"needs too much memory")
+
+
+def _answer(pipe: int, request: WindowRequest | WholeRequest) -> None:
+    if isinstance(request, WindowRequest):
+        clips = read_window(request)
+        _reply(pipe, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
+        return
+    video = plan_whole(request)
+    _reply(pipe, WHOLE, 0, pickle.dumps(video))
+    for piece in whole_frames(request, video):
+        _reply(pipe, PIECE, len(piece), piece.reshape(-1).data)
+
+
+def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> None:
+    for part in (REPLY.pack(kind, number, len(body)), body):
+        view = memoryview(part)
+        while view:
+            view = view[os.write(pipe, view) :]
+
+
+def _confine() -> None:
+    """Limit what a broken file can do, and end with the parent even while FFmpeg hangs."""
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

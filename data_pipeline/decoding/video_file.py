@@ -1,0 +1,275 @@
+"""Chosen frames of a video file, bit for bit as a decode from its first frame gives them.
+
+Frame k of a video is the k-th that a decode from the start yields. The timeline tells where
+frame k is, so that decoding can begin at the key frame before it. Where the timeline cannot be
+known, or the file or the decoder delivers something else than it says, the file is decoded from
+the start: slower and always right.
+"""
+
+import logging
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain, islice
+from types import TracebackType
+from typing import Self
+
+import av
+
+from data_pipeline.decoding.media import open_video, verdict
+from data_pipeline.decoding.timeline import Timeline, header_timeline, scan_timeline
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.videos.storage import open_media
+
+__all__ = ["Sink", "UnusableVideoError", "VideoFile"]
+
+logger = logging.getLogger(__name__)
+
+MAX_KEYS = 3
+"""Key frames tried for a read: the nearest in decoding order may be shown after the frame."""
+
+Sink = Callable[[int, av.VideoFrame], None]
+"""Takes the index of a frame, and the frame as the decoder gives it."""
+
+
+class _MismatchError(Exception):
+    """The file or the decoder delivers something else than the timeline says."""
+
+
+class VideoFile:
+    """One video opened for reading; a context manager.
+
+    Raises UnusableVideoError, here and in every method, where the file is missing, has no video
+    stream, has frames that are too large, or cannot be decoded.
+    """
+
+    decoded: int
+    """Frames that came out of the decoder so far, wanted or not."""
+
+    def __init__(self, location: str) -> None:
+        """Open a path or s3://bucket/key."""
+        self.decoded = 0
+        with verdict("cannot be opened"):
+            self._media = open_media(location)
+        try:
+            self._container, self._stream = open_video(self._media)
+        except UnusableVideoError:
+            self._close_media()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._container.close()
+        self._close_media()
+
+    @property
+    def pixel_aspect(self) -> float:
+        """Width of a pixel over its height; 1.0 for nearly every video."""
+        return float(self._stream.sample_aspect_ratio or 1)
+
+    @cached_property
+    def num_frames(self) -> int:
+        """Number of frames of the video: the file's own, never an annotation's."""
+        if self._timeline is not None:
+            return len(self._timeline.stamps)
+        with verdict("cannot be decoded"):
+            return sum(1 for _ in self._decode_all())
+
+    def read(self, indices: Sequence[int], sink: Sink) -> None:
+        """Hand the frames at `indices` (increasing, at least one) to `sink`, one by one.
+
+        No more than one of them is held here. Where the way by a key frame fails half-way, all
+        are handed out again from the first: a later frame of the same index replaces the earlier
+        one. FFmpeg's errors in `sink` count as the video's.
+        """
+        with verdict("cannot be decoded"):
+            if self._timeline is not None and indices[-1] < len(self._timeline.stamps):
+                try:
+                    self._read_by_key_frame(self._timeline, indices, sink)
+                except (_MismatchError, av.FFmpegError) as error:
+                    logger.debug("decoding from the start: %r", error)
+                else:
+                    return
+            self._read_from_start(indices, sink)
+
+    def walk(self, frames: range) -> Iterator[av.VideoFrame]:
+        """The frames of a range, one by one, by one decode from the first frame of the video.
+
+        For long stretches; `read` is the way to a few frames far into a file.
+        """
+        with verdict("cannot be decoded"):
+            for _, frame in self._walk(frames):
+                yield frame
+
+    def _reopen(self) -> None:
+        """Back to the first frame, also in formats that cannot seek."""
+        self._container.close()
+        self._container, self._stream = open_video(self._media)
+
+    def _close_media(self) -> None:
+        if not isinstance(self._media, str):
+            self._media.close()
+
+    @cached_property
+    def _timeline(self) -> Timeline | None:
+        """None where it cannot be known, or is not that of the frames that the decoder gives."""
+        with verdict("cannot be decoded"):
+            timeline = header_timeline(self._stream)
+            if timeline is not None and self._begins_as(timeline):
+                return timeline
+            self._reopen()
+            timeline = scan_timeline(self._stream, self._demux())
+            if timeline is None:
+                return None
+            self._reopen()
+            return timeline if self._begins_as(timeline) else None
+
+    def _begins_as(self, timeline: Timeline) -> bool:
+        """Whether the file's first two packets are the timeline's first two frames.
+
+        Decoders drop frames that refer to some that the file lacks, and a packet may hold half a
+        frame, or two: then the frames cannot be numbered by their packets.
+        """
+        stamps: list[int | None] = []
+        frames: list[int | None] = []
+        context = self._stream.codec_context
+        try:
+            for place, packet in enumerate(self._demux()):
+                if packet.size > 0 and place not in timeline.hidden:
+                    stamps.append(packet.pts)
+                frames += [frame.pts for frame in self._counted(packet.decode())]
+                if len(stamps) == 2:
+                    frames += [frame.pts for frame in self._counted(context.decode(None))]
+                    break
+        except av.FFmpegError:
+            return False
+        finally:
+            context.flush_buffers()
+        return frames[:1] == stamps[:1] == [timeline.stamps[0]] and set(frames) == set(stamps)
+
+    def _read_by_key_frame(self, timeline: Timeline, indices: Sequence[int], sink: Sink) -> None:
+        """By way of the key frame before the first one. Raises _MismatchError."""
+        wanted = frozenset(timeline.stamps[list(indices)].tolist())
+        pending = deque(indices)
+        for index, frame in self._frames_from_key(timeline, indices[0], wanted):
+            if index > pending[0]:
+                raise _MismatchError("a frame is left out")
+            if index == pending[0]:
+                sink(pending.popleft(), frame)
+            if not pending:
+                return
+        raise _MismatchError("the file ends too early")
+
+    def _frames_from_key(
+        self, timeline: Timeline, first: int, wanted: frozenset[int]
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Frames and their indices, from a key frame on that is frame `first` or before it.
+
+        Those that no other one refers to are left out unless their stamp is in `wanted`. An index
+        is the number of packets that are shown before: those that come before the key frame in
+        the file, and those from there on that have an earlier stamp.
+        """
+        for place, stamp in islice(timeline.keys_before(first), MAX_KEYS):
+            packets = self._packets_from(timeline, place, stamp)
+            head = next(packets)
+            if head.pts <= timeline.stamps[first]:
+                break
+        else:
+            raise _MismatchError("no key frame")
+
+        context = self._stream.codec_context
+        before, stamps = timeline.shown_before(place), list[int]()
+        last: int | None = None
+        for number, packet in enumerate(chain([head], packets), start=place):
+            if packet.size > 0 and number not in timeline.hidden:
+                if last is not None and packet.pts <= last:
+                    raise _MismatchError("a packet comes after it should be shown")
+                insort(stamps, packet.pts)
+            needed = packet is head or packet.size == 0 or packet.pts in wanted
+            context.skip_frame = "DEFAULT" if needed else "NONREF"
+            for frame in self._counted(packet.decode()):
+                if frame.pts is None:
+                    raise _MismatchError("a frame has no stamp")
+                if frame.pts < head.pts and last is None:
+                    # Decoded after the key frame and shown before it.
+                    continue
+                if last is None and not (frame.key_frame and frame.pts == head.pts):
+                    raise _MismatchError("the key frame does not come first")
+                if frame.is_corrupt or (last is not None and frame.pts <= last):
+                    raise _MismatchError("a frame is damaged or out of order")
+                last = frame.pts
+                yield before + bisect_left(stamps, frame.pts), frame
+
+    def _packets_from(self, timeline: Timeline, place: int, stamp: int) -> Iterator[av.Packet]:
+        """The packets from `place` on, at `stamp`, and the empty one at the end of the file."""
+        self._container.seek(stamp, stream=self._stream)
+        begun = False
+        for packet in self._demux():
+            found = packet.pts is not None and timeline.is_packet(place, packet)
+            if begun and packet.size > 0 and not found:
+                raise _MismatchError("a packet is not the one that follows")
+            begun = begun or found
+            if begun:
+                place += packet.size > 0
+                yield packet
+        if not begun:
+            raise _MismatchError("the key frame's packet is not found")
+
+    def _read_from_start(self, indices: Sequence[int], sink: Sink) -> None:
+        """By counting from the first frame."""
+        for index, frame in self._walk(indices):
+            sink(index, frame)
+
+    def _walk(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        wanted = frozenset(indices)
+        count, damaged = 0, False
+        for count, frame in enumerate(self._decode_all(), start=1):
+            # Damage spreads to the frames that follow, up to the next one that refers to none.
+            damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+            if count - 1 in wanted:
+                if damaged:
+                    raise UnusableVideoError(f"frame {count - 1} is damaged")
+                yield count - 1, frame
+            if count - 1 == indices[-1]:
+                return
+        raise UnusableVideoError(
+            f"ends after {count} frames where its header promises {self.num_frames}"
+        )
+
+    def _decode_all(self) -> Iterator[av.VideoFrame]:
+        self._reopen()
+        begun, failure = False, None
+        for packet in self._demux():
+            try:
+                frames = packet.decode()
+            except av.InvalidDataError as error:
+                # A recording may begin with frames that refer to some before it.
+                if begun:
+                    raise
+                failure = error
+                continue
+            begun = begun or bool(frames)
+            yield from self._counted(frames)
+        if failure is not None and not begun:
+            raise failure
+
+    def _demux(self) -> Iterator[av.Packet]:
+        """The stream's packets from here on, and an empty one at the end of the file."""
+        for packet in self._container.demux(self._stream):
+            yield packet
+            # PyAV fails behind it where the file has come up with more streams on the way.
+            if packet.size == 0 and packet.dts is None:
+                return
+
+    def _counted(self, frames: Iterable[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        for frame in frames:
+            self.decoded += 1
+            yield frame

@@ -1,0 +1,142 @@
+"""Every frame of a video, and what its file says of it.
+
+This runs in a small process of its own, too: nothing that is imported here loads PyArrow (which an
+S3 location needs and gets), Ray, pandas or torch.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.decoding.augment import ClipMaker, Frames
+from data_pipeline.decoding.media import open_video, verdict
+from data_pipeline.decoding.video_file import VideoFile
+from data_pipeline.decoding.window import span_frames
+from data_pipeline.errors import UnusableVideoError
+from data_pipeline.plan import CENTRE
+from data_pipeline.videos.storage import open_media
+
+PIECE_BYTES = 8 * 2**20
+"""About the size of a piece of a video's frames."""
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a file says of itself."""
+
+    frames: int
+    height: int
+    width: int
+    """As shown: turned upright, with square pixels."""
+    fps: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class WholeRequest:
+    """A video, all of whose frames are wanted."""
+
+    location: str
+    """An absolute path or an S3 location."""
+
+    multiple: int
+    """H and W are cut, about the middle, to multiples of this; nothing is scaled."""
+
+    height: int = 0
+    """With `width`: the largest crop of that shape in the middle, scaled to it. 0: not scaled."""
+
+    width: int = 0
+
+    span: tuple[float, float] = (0.0, 1.0)
+    """First and last point of the part of the file that is wanted, as fractions of its frames."""
+
+    limit: int = 0
+    """At most so many frames; 0: all."""
+
+
+@dataclass(frozen=True)
+class WholeVideo:
+    """What a request comes to, before any of it is decoded."""
+
+    facts: VideoFacts
+    first_frame: int
+    """Of the file."""
+    frames: int
+    """T."""
+    height: int
+    width: int
+
+
+def plan_whole(request: WholeRequest, facts: VideoFacts | None = None) -> WholeVideo:
+    """Which frames a request means, and their size. Raises UnusableVideoError."""
+    facts = facts or look_at(request.location)
+    begin, end = span_frames(request.span, facts.frames)
+    end = min(end, begin + request.limit) if request.limit else end
+    shown = (facts.height, facts.width)
+    wanted = (request.height, request.width)
+    multiple = request.multiple
+    height, width = wanted if all(wanted) else (side // multiple * multiple for side in shown)
+    if end <= begin or min(height, width) < multiple:
+        raise UnusableVideoError(
+            f"has {max(end - begin, 0)} frames of {facts.height}x{facts.width} pixels: "
+            f"at least one of {multiple}x{multiple} is needed"
+        )
+    return WholeVideo(facts, begin, end - begin, height, width)
+
+
+def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
+    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces.
+
+    The video is decoded once, from its start. Raises UnusableVideoError.
+    """
+    facts, (height, width) = video.facts, (video.height, video.width)
+    plan = CENTRE
+    if not (request.height and request.width):
+        # `crop_box` takes a part of the largest crop of the wanted shape; this is all its size.
+        largest = min(facts.height, facts.width * height / width)
+        plan = replace(CENTRE, crop_scale=min(1.0, height / largest))
+    length = max(1, PIECE_BYTES // (3 * height * width))
+    with VideoFile(request.location) as file:
+        frames = file.walk(range(video.first_frame, video.first_frame + video.frames))
+        for first in range(0, video.frames, length):
+            piece = np.empty((min(length, video.frames - first), 3, height, width), np.uint8)
+            maker = ClipMaker(plan, piece, file.pixel_aspect)
+            for place in range(len(piece)):
+                maker.put(place, next(frames))
+            yield piece
+
+
+def look_at(location: str) -> VideoFacts:
+    """Size, rate and length. The first frame is decoded. Raises UnusableVideoError."""
+    with verdict("cannot be opened"):
+        media = open_media(location)
+    try:
+        container, stream = open_video(media)
+        with verdict("cannot be decoded"), container:
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise UnusableVideoError("has no frame")
+            height, width = first.height, first.width
+            width = round(width * float(stream.sample_aspect_ratio or 1))
+            if round(first.rotation / 90) % 2:
+                height, width = width, height
+            rate = stream.average_rate or stream.guessed_rate or Fraction(24)
+    finally:
+        if not isinstance(media, str):
+            media.close()
+    with VideoFile(location) as video:
+        frames = video.num_frames
+    return VideoFacts(frames, height, width, float(rate), _size(location))
+
+
+def _size(location: str) -> int:
+    """Bytes of the file."""
+    media = open_media(location)
+    if isinstance(media, str):
+        return Path(media).stat().st_size
+    with media:
+        return media.seek(0, io.SEEK_END)

@@ -1,0 +1,115 @@
+"""What a MiniDataset file says: `{"total": N, "list": [{"path": "x.mp4"}, ...]}`."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from data_pipeline.errors import DataError
+from data_pipeline.videos.json_stream import ByteStream, JsonStream, JsonStreamError
+
+logger = logging.getLogger(__name__)
+
+EXPECTED = 'expected {"total": N, "list": [{"path": "video.mp4"}, ...]}'
+EXAMPLE_KEYS = 5
+"""Keys that a message shows of an object: there may be millions."""
+
+
+def stream_paths(stream: ByteStream, file: str) -> Iterator[str]:
+    """The paths of all entries, in the file's order, in bounded memory. No video is touched.
+
+    A path is the entry's `path`, or its `full_path` where it has no `path`. `file` is the name
+    that messages call the file by.
+
+    Raises DataError, from the iteration, where the file cannot be read or is not of this form.
+    """
+    try:
+        yield from _paths(JsonStream(stream), file)
+    except JsonStreamError as error:
+        raise DataError(f"the annotation file {file} is not JSON: {error}") from error
+    except OSError as error:
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: str, error: OSError) -> DataError:
+    """The error for an annotation file that is there and cannot be read."""
+    return DataError(f"the annotation file {file} cannot be read: {error.strerror or error}")
+
+
+def _paths(document: JsonStream, file: str) -> Iterator[str]:
+    if (kind := _kind(document.peek())) != "an object":
+        document.skip()
+        raise DataError(f"the annotation file {file} holds {kind} at the top; {EXPECTED}")
+
+    keys: list[str] = []
+    count, total, listed = 0, None, False
+    for key in document.members():
+        if len(keys) < EXAMPLE_KEYS:
+            keys.append(key)
+        if key == "total":
+            total = document.value()
+        elif key != "list":
+            document.skip()
+        elif listed:
+            raise DataError(f"the annotation file {file} has the key 'list' twice; {EXPECTED}")
+        elif (kind := _kind(document.peek())) != "a list":
+            document.skip()
+            raise DataError(f"the annotation file {file} holds {kind} as 'list'; {EXPECTED}")
+        else:
+            listed = True
+            for _ in document.elements():
+                yield _entry_path(document.value(), count, file)
+                count += 1
+    document.end()
+
+    if not listed:
+        raise DataError(
+            f"the annotation file {file} has no key 'list' (keys: {_names(keys)}); {EXPECTED}"
+        )
+    if not count:
+        raise DataError(f"the annotation file {file} lists no videos: its 'list' is empty")
+    if total is not None and total != count:
+        logger.warning(
+            "%s says 'total' is %s and lists %d videos: all those listed are used",
+            file,
+            total,
+            count,
+        )
+
+
+def _entry_path(entry: Any, number: int, file: str) -> str:
+    where = f"entry {number} of 'list' in the annotation file {file}"
+    if not isinstance(entry, dict):
+        raise DataError(f"{where} is {_kind(json.dumps(entry)[0])}; {EXPECTED}")
+    for key in ("path", "full_path"):
+        path = entry.get(key)
+        if path is None:
+            continue
+        if not isinstance(path, str) or not path:
+            raise DataError(f"{where} has {path!r} as '{key}'; a path is a text that is not empty")
+        if not path.isascii() and not _is_utf8(path):
+            raise DataError(
+                f"{where} has {path!r} as '{key}', which is not Unicode text; rename the video"
+            )
+        return path
+    raise DataError(f"{where} has neither 'path' nor 'full_path' (keys: {_names(list(entry))})")
+
+
+def _is_utf8(text: str) -> bool:
+    """False for half of a surrogate pair, as Python lists a file name in another encoding."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(repr(key) for key in keys[:EXAMPLE_KEYS]) or "none"
+
+
+def _kind(symbol: str) -> str:
+    """What a JSON value is, in words, from its first character."""
+    kinds = {"{": "an object", "[": "a list", '"': "a text", "n": "null"}
+    kinds |= dict.fromkeys("tf", "true or false")
+    return kinds.get(symbol, "a number")

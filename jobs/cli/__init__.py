@@ -1,0 +1,1 @@
+"""What the command lines share: configuration, paths, the terminal, exit codes."""

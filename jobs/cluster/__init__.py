@@ -1,0 +1,1 @@
+"""Ray: connecting to it, its nodes and their resources, and sharing work out over them."""

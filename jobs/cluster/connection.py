@@ -1,0 +1,172 @@
+"""Ray: connecting to it, sharing its resources out, and starting the training workers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+from ray.exceptions import AuthenticationError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+
+from data_pipeline.decoding.cores import usable_cores
+from jobs.cli.config import ClusterConfig
+from jobs.cli.paths import is_job_copy
+from jobs.cluster import autoscaling, local_ray
+from jobs.cluster.pool import Shares, label_selector
+from jobs.training.process_group import OnCluster, OnOneMachine, Rendezvous
+from taehv.errors import TrainingError
+from taehv.run.run_folder import RunFolder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+"""The folder of this project's packages: the checkout, or site-packages where it was installed."""
+
+PACKAGES = ("data_pipeline", "jobs", "taehv")
+"""What is sent to the nodes."""
+
+NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
+"""No statistics of how Ray Data is used: their actor would be one more process, started by a
+training worker on its own node, and outlive the run there."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
+    """Ray for the length of a job: the cluster in RAY_ADDRESS, or one on this machine alone.
+
+    Yields whether it is the latter.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    environment: dict[str, str] = {
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        # The driver looks for notices itself; Ray's own watcher is one more process to start.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        # Who was given no GPU sees none: workers that are to train on CPUs would share the first.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+        **NO_USAGE,
+    }
+    own = not address
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
+    if own:
+        # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
+        # share a core.
+        tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
+        cpus = max(usable_cores(), tickets)
+        environment |= {
+            "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "NCCL_SOCKET_IFNAME": "lo",
+            **local_ray.SETTINGS,
+        }
+        # Inherited from here, unlike from a runtime environment, the variables are in Ray's own
+        # processes too, which read most of them.
+        with _variables(environment):
+            local_ray.start(cpus, **quiet)
+    else:
+        # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
+        # threads must not spin in wait for one that has none.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        # A submitted job that brought its code has sent it to all nodes; one that found it here has
+        # not, and nodes may have an older one.
+        code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
+        with _refusals_told(address):
+            ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
+        # Two actors of Ray Data's outlive the job, on the node of who needs them first. That must
+        # be this one: a training node that has one would never be idle again. A dataset that is
+        # never read brings the actor of statistics here.
+        ray.data.from_items([0])
+        autoscaling.start_coordinator_here()
+    try:
+        with _variables(NO_USAGE):
+            yield own
+    finally:
+        if own:
+            local_ray.shut_down()
+        else:
+            ray.shutdown()
+
+
+def sent_code(folder: Path) -> dict[str, Any]:
+    """The part of Ray's runtime environment that sends the packages in `folder`, and nothing else
+    that lies beside them: runs in a checkout, or all of site-packages."""
+    beside = sorted(entry.name for entry in folder.iterdir() if entry.name not in PACKAGES)
+    return {"working_dir": str(folder), "excludes": [f"/{name}" for name in beside]}
+
+
+@contextmanager
+def _variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """These variables in this process's environment, for as long as the context."""
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _refusals_told(address: str) -> Iterator[None]:
+    """What keeps a driver out of a cluster, in one line."""
+    try:
+        yield
+    except AuthenticationError as error:
+        raise TrainingError(
+            f"the cluster at {address} wants its token: set RAY_AUTH_MODE=token, and let "
+            "~/.ray/auth_token be the cluster's"
+        ) from error
+    except (RuntimeError, ConnectionError) as error:
+        # A version mismatch is told in many lines, of which the first says what it is.
+        lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise TrainingError(f"the cluster at {address} refuses this driver: {lines}") from error
+
+
+def make_trainer(
+    worker: Any, settings: dict[str, Any], shares: Shares, config: ClusterConfig, own_ray: bool
+) -> TorchTrainer:
+    """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
+    what dies again, with as many workers as there is room for then."""
+    return TorchTrainer(
+        # As part of the function, which Ray Train's controller hands on unseen: for a configuration
+        # of its own it would import torch, which takes two seconds.
+        partial(worker, settings),
+        torch_config=_rendezvous(config, shares, own_ray),
+        scaling_config=ScalingConfig(
+            num_workers=shares.workers,
+            use_gpu=shares.use_gpu,
+            # On CPUs each worker decodes beside itself; packed, they would leave no room for that.
+            placement_strategy="PACK" if shares.use_gpu else "SPREAD",
+            resources_per_worker={
+                "CPU": shares.cpus_per_worker,
+                **({"GPU": 1} if shares.use_gpu else {}),
+            },
+            label_selector=label_selector(config.train_nodes) or None,
+        ),
+        run_config=RunConfig(
+            # Ray's own record of the run; checkpoints and results are in the run's folder.
+            storage_path=RunFolder(settings["run_dir"]).address_of("ray"),
+            # Left to itself, Ray tries for ever, without a word, to start workers on a node that
+            # has gone.
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
+            ),
+        ),
+    )
+
+
+def _rendezvous(config: ClusterConfig, shares: Shares, own_ray: bool) -> Rendezvous:
+    on_gpu = shares.use_gpu and config.gpu != "pretend"
+    kind = OnOneMachine if own_ray else OnCluster
+    return kind(backend="nccl" if on_gpu else "gloo")

@@ -1,0 +1,1 @@
+"""Sending a run's figures and files to MLflow and TensorBoard."""

@@ -1,0 +1,416 @@
+"""MLflow, and nothing else that knows of it.
+
+Only the driver of a run holds a `Tracker`. Metrics are in the run's JSONL before they come here, so
+a store that is down costs a warning and never the run: what could not be delivered is kept, tried
+again later and once more at the end, and on a resume `catch_up` sends what the store still lacks.
+"""
+
+import json
+import logging
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.tracking.stores import (
+    Measured,
+    artifacts_beside,
+    measurements,
+    open_hint,
+    probe_sqlite,
+    read_run_id,
+)
+from jobs.tracking.tensorboard import EventFile
+from taehv.credentials import hide_credentials, without_credentials
+
+logger = logging.getLogger(__name__)
+
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+METRICS_PER_BATCH = 1000
+PARAMETERS_PER_BATCH = 100
+"""MLflow refuses larger batches."""
+
+LONGEST_PARAMETER = 6000
+"""Characters of a parameter's value that MLflow keeps; what is longer is cut off here."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Where a run is shown."""
+
+    enabled: bool = True
+    """Off: nothing of MLflow is touched or imported."""
+
+    experiment: str = "taehv"
+    """Name of the experiment that groups the runs; made where it does not exist."""
+
+    run_name: str = ""
+    """Name of the run. Empty: the name of its folder."""
+
+    uri: str = ""
+    """Tracking store. Empty: MLFLOW_TRACKING_URI, else an SQLite file beside the run folders. A
+    password in it is not written down: who goes on with the run gives it again, or by
+    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
+
+    retry_seconds: float = 60.0
+    """A store that is down is not tried again before this, since every try may have to time out."""
+
+    tensorboard: bool = False
+    """Event files for TensorBoard besides, with the same names, in the run folder's `tensorboard/`;
+    also where `enabled` is off."""
+
+
+class Tracker:
+    """One MLflow run, followed from its start to its end."""
+
+    def __init__(
+        self,
+        config: TrackingConfig,
+        run_dir: Path,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str],
+        run_id: str | None,
+    ) -> None:
+        """Use `Tracker.start`."""
+        self._config = config
+        self._run_dir = run_dir.absolute()
+        self._id_file = self._run_dir / "mlflow.json"
+        self._parameters = {k: _sent(str(v)) for k, v in parameters.items()}
+        self._tags = {name: _sent(value) for name, value in tags.items()}
+        self._uri = _uri_of(config, self._run_dir)
+        self.run_id = run_id
+        """Id of the MLflow run; None until the store has been reached."""
+        self._client: Any = None
+        self._down = False
+        self._retry_at = 0.0
+        # What waits for delivery.
+        self._recorded: list[Mapping[str, Any]] = []
+        self._metrics: list[Measured] = []
+        self._artifacts: list[tuple[Path, str]] = []
+        self._new_tags: list[tuple[str, str]] = []
+        self._versions: list[tuple[str, str, dict[str, str]]] = []
+        self.status_before: Status | None = None
+        """Of a run that is continued: how it had ended."""
+        self._events = EventFile(self._run_dir / "tensorboard") if config.tensorboard else None
+        self._status: Status | None = None
+
+    @classmethod
+    def start(
+        cls,
+        config: TrackingConfig,
+        run_dir: Path,
+        parameters: Mapping[str, Any],
+        tags: Mapping[str, str] | None = None,
+        run_id: str | None = None,
+        parent_run_id: str | None = None,
+    ) -> "Tracker":
+        """Begin a run, or continue the one that this run folder began.
+
+        run_dir: the run's local folder. It keeps the run's id in `mlflow.json`, so that a resume
+        continues the same MLflow run; `run_id` goes before it.
+        parameters: the resolved config under dotted names. On a resume MLflow holds on to the
+        first value of each; one that has changed since is recorded as the tag `changed.<name>`.
+        parent_run_id: the run that this one is shown beneath, such as a sweep's.
+
+        A store that cannot be reached is a warning, and is tried again later.
+        """
+        tags = dict(tags or {})
+        if parent_run_id is not None:
+            tags["mlflow.parentRunId"] = parent_run_id
+        tracker = cls(config, run_dir, parameters, tags, run_id)
+        if config.enabled:
+            _quieten()
+            tracker._deliver()
+        return tracker
+
+    def log(self, row: Mapping[str, float], step: int) -> None:
+        """Send one row of metrics, at this step. A "step" in the row is not a metric.
+
+        Not-a-number arrives as such; MLflow stores an infinity as the largest finite float.
+        """
+        if self._events is not None:
+            self._events.log(row, step)
+        if self._config.enabled:
+            self._metrics += measurements(row, step)
+            self._deliver()
+
+    def catch_up(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Send what the store lacks of these rows, each with its "step": a resumed run's JSONL."""
+        if self._config.enabled:
+            self._recorded += rows
+            self._deliver()
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """Send a file, into this folder of the run's artifacts."""
+        if self._config.enabled:
+            self._artifacts.append((path.absolute(), folder))
+            self._deliver()
+
+    def tag(self, name: str, value: str) -> None:
+        """Set a tag of the run."""
+        if self._config.enabled:
+            self._new_tags.append((name, _sent(value)))
+            self._deliver()
+
+    def register(self, model: str, weights: Path, tags: Mapping[str, str]) -> None:
+        """Send a file of weights, and make it a version of a registered model, with these tags.
+
+        A version of this run with the same tag `sha256` is given the tags instead.
+        """
+        if self._config.enabled:
+            self._artifacts.append((weights.absolute(), "model"))
+            self._versions.append((model, weights.name, dict(tags)))
+            self._deliver()
+
+    def finish(self, status: Status = "FINISHED") -> None:
+        """Deliver what is left, and end the run."""
+        if self._events is not None:
+            self._events.close()
+        if not self._config.enabled:
+            return
+        self._status = status
+        self._retry_at = 0.0
+        self._deliver()
+        missed_end = self._missed_end()
+        if missed_end or self._artifacts or self._versions:
+            logger.warning(
+                "MLflow did not take %d values and %d files%s; the metrics are in the run's "
+                "folder, and resuming the run sends them",
+                len(self._metrics) + sum(map(len, self._recorded)),
+                len(self._artifacts),
+                missed_end,
+            )
+
+    def _missed_end(self) -> str:
+        """That the store has not been told of the run's end; empty where it has."""
+        return "" if self._status is None else f", nor the run's end ({self._status})"
+
+    def open_hint(self) -> str:
+        """What to type to see the run; empty where tracking is off."""
+        if not self._config.enabled:
+            return ""
+        return open_hint(self._uri)
+
+    def _deliver(self) -> None:
+        """Send all that waits, in order; what fails stays."""
+        if time.monotonic() < self._retry_at:
+            return
+        try:
+            self._open()
+            self._send()
+        except _store_errors() as error:
+            self._retry_at = time.monotonic() + self._config.retry_seconds
+            if not self._down:
+                logger.warning(
+                    "MLflow failed, training goes on without it; what it did not take is kept and "
+                    "sent later: %s",
+                    _told(error, self._uri),
+                )
+            self._down = True
+        else:
+            if self._down:
+                logger.warning("MLflow works again and has caught up")
+            self._down = False
+
+    def _open(self) -> None:
+        """Have a client and a run, as far as that has not been done."""
+        if self._client is not None:
+            return
+        from mlflow import MlflowClient
+        from mlflow.entities import Param, RunTag
+
+        if self._uri.startswith("sqlite:"):
+            probe_sqlite(self._uri)
+        client = MlflowClient(tracking_uri=self._uri)
+        run = self._running(client) or self._new(client)
+        self.run_id = run.info.run_id
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._id_file.write_text(json.dumps({"run_id": self.run_id}) + "\n", encoding="utf-8")
+
+        known = run.data.params
+        new = [Param(k, v) for k, v in self._parameters.items() if k not in known]
+        for first in range(0, len(new), PARAMETERS_PER_BATCH):
+            client.log_batch(self.run_id, params=new[first : first + PARAMETERS_PER_BATCH])
+        for name, value in self._parameters.items():
+            if known.get(name, value) != value:
+                client.log_batch(self.run_id, tags=[RunTag(f"changed.{name}", value)])
+        self._client = client
+
+    def _running(self, client: Any) -> Any:
+        """The run to continue, marked as running; None where there is none."""
+        from mlflow.exceptions import MlflowException
+
+        run_id = self.run_id or read_run_id(self._id_file)
+        if run_id is None:
+            return None
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            logger.warning("MLflow holds no run %s (another store?): beginning a new one", run_id)
+            return None
+        if run.info.lifecycle_stage != "active":
+            logger.warning("MLflow run %s was deleted: beginning a new one", run_id)
+            return None
+        self.status_before = run.info.status
+        client.update_run(run_id, status="RUNNING")
+        return run
+
+    def _new(self, client: Any) -> Any:
+        """A new run in the experiment, which is made where it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        name = self._config.experiment
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # A database has no place of its own for files; a server does.
+            place = artifacts_beside(self._uri)
+            try:
+                client.create_experiment(name, artifact_location=place)
+            except MlflowException as error:
+                # Another run of the same sweep was faster.
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            experiment = client.get_experiment_by_name(name)
+        return client.create_run(
+            experiment.experiment_id,
+            tags=self._tags,
+            run_name=self._config.run_name or self._run_dir.name,
+        )
+
+    def _send(self) -> None:
+        """Deliver to the open run. What has gone leaves its queue at once."""
+        from mlflow.entities import Metric
+
+        if self._recorded:
+            self._metrics[:0] = self._lacking(self._recorded)
+            self._recorded.clear()
+        while self._metrics:
+            batch = [Metric(*measured) for measured in self._metrics[:METRICS_PER_BATCH]]
+            self._client.log_batch(self.run_id, metrics=batch)
+            del self._metrics[:METRICS_PER_BATCH]
+        while self._new_tags:
+            self._client.set_tag(self.run_id, *self._new_tags[0])
+            del self._new_tags[0]
+        if self._status is not None:
+            self._client.set_terminated(self.run_id, self._status)
+            self._status = None
+        # Last, since files go to another place, which may be down when the store itself is not.
+        while self._artifacts:
+            path, folder = self._artifacts[0]
+            if path.is_file():
+                self._client.log_artifact(self.run_id, str(path), folder or None)
+            else:
+                logger.warning("%s is not there to be sent to MLflow", path)
+            del self._artifacts[0]
+        while self._versions:
+            self._register_version(*self._versions[0])
+            del self._versions[0]
+
+    def _register_version(self, model: str, file: str, tags: Mapping[str, str]) -> None:
+        from mlflow.exceptions import MlflowException
+
+        client = self._client
+        try:
+            client.create_registered_model(model)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        for version in client.search_model_versions(f"name = '{model}'"):
+            if version.run_id == self.run_id and version.tags.get("sha256") == tags.get("sha256"):
+                for name, value in tags.items():
+                    client.set_model_version_tag(model, version.version, name, value)
+                return
+        source = f"{client.get_run(self.run_id).info.artifact_uri}/model/{file}"
+        client.create_model_version(model, source, run_id=self.run_id, tags=dict(tags))
+
+    def _lacking(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
+        """The values of these rows whose name has nothing at their step in the store."""
+        measured = [value for row in rows for value in measurements(row, int(row["step"]))]
+        held = {
+            (name, metric.step)
+            for name in {name for name, *_ in measured}
+            for metric in self._client.get_metric_history(self.run_id, name)
+        }
+        held |= {(name, step) for name, _, _, step in self._metrics}
+        return [value for value in measured if (value[0], value[3]) not in held]
+
+
+def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
+    """The store in which a run in `run_dir` would be shown, and why it cannot be used; "" where it
+    can. Nothing is written there."""
+    uri = _uri_of(config, run_dir.absolute())
+    place = without_credentials(uri)
+    _quieten()
+    from mlflow import MlflowClient
+
+    try:
+        if uri.startswith("sqlite:///"):
+            file = Path(uri.removeprefix("sqlite:///"))
+            folder = next(parent for parent in file.parents if parent.is_dir())
+            if not os.access(file if file.exists() else folder, os.W_OK):
+                return place, "it cannot be written there"
+            if file.exists():
+                probe_sqlite(uri)
+        else:
+            MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
+    except _store_errors() as error:
+        return place, _told(error, uri).splitlines()[0]
+    return place, ""
+
+
+def _sent(value: str) -> str:
+    """A parameter's or tag's value as it may be kept elsewhere."""
+    return hide_credentials(value)[:LONGEST_PARAMETER]
+
+
+def _told(error: Exception, uri: str) -> str:
+    """The message of a store's error. As a whole, an address is told from the words around it."""
+    return hide_credentials(str(error).replace(uri, without_credentials(uri)))
+
+
+def _uri_of(config: TrackingConfig, run_dir: Path) -> str:
+    named = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What a store that is down, full, locked or unwritable raises, or one whose client is not
+    installed."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    own = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
+    try:
+        # Of a server whose clients send files to S3 themselves.
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+    except ImportError:
+        return own
+    return (*own, Boto3Error, BotoCoreError, ClientError)
+
+
+def _quieten() -> None:
+    """Settings that MLflow reads from the environment and from its loggers; the user's go first."""
+    # A training run reports to nobody but its user.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    # MLflow's own patience, 7 tries of 120 s each, would stop the driver for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    # The summary says where the run is to be seen.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+
+    import mlflow  # noqa: F401  (its import sets the levels below anew)
+
+    # Failures reach `Tracker` as exceptions and become one warning, not a traceback each.
+    for name, level in {
+        "mlflow": logging.CRITICAL,
+        "alembic": logging.WARNING,
+        "urllib3.connectionpool": logging.ERROR,
+    }.items():
+        logging.getLogger(name).setLevel(level)

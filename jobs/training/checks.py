@@ -1,0 +1,77 @@
+"""What can be known to be wrong before any worker starts."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from jobs.cli.config import Config, ConfigError
+from taehv.errors import TrainingError
+from taehv.losses.discriminator import SCORE_STRIDE
+from taehv.losses.teacher import check_teacher, frame_rule_warning
+from taehv.model import TAEHV, build_model
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for settings that do not go together, TrainingError for bad files."""
+    with torch.device("meta"):
+        network = TAEHV(config.model)
+    _check_sizes(config, network)
+    if config.cluster.most_workers:
+        check_workers(config, config.cluster.most_workers)
+    if config.model.pretrained:
+        build_model(config.model)
+    if config.teacher.path:
+        check_teacher(config.teacher.path)
+        warning = frame_rule_warning(config.data.num_frames)
+        if warning:
+            log.warning(warning)
+    elif config.loss.encoder > 0:
+        log.info("no teacher (--teacher.path): the encoder loss is not used")
+
+
+def _check_sizes(config: Config, network: TAEHV) -> None:
+    if network.space_upscale != network.space_downscale:
+        raise ConfigError(
+            f"model.decoder_space_upscale {config.model.decoder_space_upscale}: the decoder "
+            f"enlarges by {network.space_upscale} what the encoder shrinks by "
+            f"{network.space_downscale}; such a network can be run but not trained"
+        )
+    try:
+        _ = network.alignment.frame_step
+    except ValueError as error:
+        raise ConfigError(f"model.decoder_time_upscale: {error}") from error
+    factor = max(network.space_downscale, SCORE_STRIDE)
+    for key in ("height", "width"):
+        size = getattr(config.data, key)
+        if size % factor or size < 2 * SCORE_STRIDE:
+            near = max(2 * SCORE_STRIDE, round(size / factor) * factor)
+            near = -(-near // factor) * factor
+            raise ConfigError(
+                f"data.{key} is {size}: {config.model.variant} needs a multiple of {factor}, "
+                f"and at least {2 * SCORE_STRIDE}; the nearest is {near}"
+            )
+
+
+def check_workers(config: Config, workers: int) -> None:
+    """Whether so many workers can share the global batch."""
+    try:
+        config.train.layout(workers)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def check_run_folder(run: RunFolder, resume: str) -> None:
+    """A run that was begun is gone on with, or left alone; it is never written over."""
+    held = [name for name in ("metrics.jsonl", "final_model.pth") if run.exists(name)]
+    held += checkpoint.names(run)[:1]
+    if held and not resume:
+        raise TrainingError(
+            f"{run} holds a run already ({', '.join(held)}): go on with it with "
+            "--train.resume latest, or choose another --train.run-dir"
+        )

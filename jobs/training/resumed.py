@@ -1,0 +1,172 @@
+"""What a run that is gone on with had, against what is asked for now: told, refused, or meant."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import posixpath
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.synthetic.dataset import command_to_make
+from data_pipeline.videos import storage
+from jobs.cli.config import Config, ConfigError, flatten, read_run_config
+from jobs.cli.own_config import COMMAND, FILE, goes_on
+from jobs.cli.paths import absolute, is_job_copy
+from taehv.errors import TrainingError
+from taehv.model.shapes import expected_shapes
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+LOCATIONS = ("data.annotations", "data.root", "model.pretrained", "teacher.path")
+
+SPLIT = ("data.annotations", "data.root", "data.validation_fraction")
+"""They decide, with the seed of the split, which videos there are and which are held out: with
+others the run would be judged on videos that it has trained on."""
+
+DISCRIMINATOR = ("seraena.widths", "seraena.frames_per_group")
+
+_JOB_COPY = "/_ray_pkg_"
+
+
+def judged_resume(run: RunFolder, config: Config) -> Config:
+    """The configuration that the run is to have from now on.
+
+    What differs from the run's config.yaml is told, one line each. Where the run has yet to write
+    a checkpoint and was to begin from another run's, so it will.
+
+    Args:
+        run: the folder of the run.
+        config: what the command asks for, with absolute paths.
+
+    Raises:
+        ConfigError: for what cannot be meant, unless `train.resume_changed` is set, and for what
+            no checkpoint of the run can fit; naming each key.
+        TrainingError: where the run's list of videos is no longer there.
+        OSError: where the store refuses.
+    """
+    before = read_run_config(run) if goes_on(run, config.train.resume) else None
+    if before is None:
+        return _with_train(config, resume_changed=False)
+    changes = _changes(before, config)
+    if checkpoint.names(run):
+        # Without one, nothing was learned that another setting could spoil.
+        _refuse_misfits(run, before, config, changes)
+        if not config.train.resume_changed:
+            _refuse_others(run, before, config, changes)
+    for key, change in changes.items():
+        log.info("%s: %s", key, change)
+    if "data.annotations" not in changes:
+        _see_list(run, config.data.annotations)
+    config = _with_train(config, resume_changed=False)
+    begins_elsewhere = before.train.resume not in ("", "latest")
+    if config.train.resume == "latest" and begins_elsewhere and not checkpoint.latest_valid(run):
+        return _with_train(config, resume=before.train.resume)
+    return config
+
+
+def _changes(before: Config, after: Config) -> dict[str, str]:
+    """What differs, by its key. Of the cluster and of tracking it is not asked: neither takes
+    part in what is learned."""
+    had, gets = flatten(before), flatten(after)
+    changes = {}
+    for key, value in gets.items():
+        section, _, name = key.partition(".")
+        if section in ("cluster", "tracking") or name in COMMAND.get(section, ()):
+            continue
+        if _comparable(key, before) != _comparable(key, after):
+            changes[key] = f"{_said(had[key])} -> {_said(value)} (this run had {_said(had[key])})"
+    return changes
+
+
+def _comparable(key: str, config: Config) -> Any:
+    """The same for values that mean the same."""
+    value = flatten(config)[key]
+    if key == "data.root" and not value:
+        place, _, _ = config.data.annotations.partition("?")
+        return _place(posixpath.dirname(place))
+    return _place(value) if key in LOCATIONS else value
+
+
+def _place(path: str) -> str:
+    """A path or an address, however it is written: apart from links and from how a store is
+    opened; what Ray copied for a submitted job, from its top."""
+    if not path:
+        return ""
+    if "://" in path:
+        return path.partition("?")[0].rstrip("/")
+    real = os.path.realpath(absolute(path))
+    if _JOB_COPY in real:
+        return real.partition(_JOB_COPY)[2].partition("/")[2]
+    return real
+
+
+def _said(value: object) -> str:
+    return str(value) if value != "" else "(empty)"
+
+
+def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict[str, str]) -> None:
+    """Raises ConfigError where the networks are others than the checkpoints hold."""
+    misfits: list[str] = []
+    if expected_shapes(before.model.architecture) != expected_shapes(after.model.architecture):
+        misfits += [key for key in changes if key.startswith("model.")]
+    if after.loss.seraena > 0:
+        if before.loss.seraena == 0:
+            misfits.append("loss.seraena")
+        else:
+            misfits += [key for key in DISCRIMINATOR if key in changes]
+    if misfits:
+        raise ConfigError(
+            f"{run} cannot go on with other networks than its checkpoints hold: "
+            f"{_listed(misfits, changes)}. Leave that out, or begin a new run, in another "
+            "--train.run-dir, from weights by --model.pretrained"
+        )
+
+
+def _refuse_others(run: RunFolder, before: Config, after: Config, changes: dict[str, str]) -> None:
+    """Raises ConfigError for other videos, another split, or another frame rule."""
+    others = [key for key in SPLIT if key in changes]
+    if _split_seed(before) != _split_seed(after):
+        others += [key for key in ("data.split_seed", "train.seed") if key in changes]
+    if before.model.architecture != after.model.architecture:
+        others += [key for key in changes if key.startswith("model.")]
+    if others:
+        raise ConfigError(
+            f"{run} was trained with other settings, and its checkpoints are not for these: "
+            f"{_listed(others, changes)}. Leave that out to go on as before, give another "
+            "--train.run-dir to begin a new run, or, where it is meant, --train.resume-changed"
+        )
+
+
+def _listed(keys: list[str], changes: dict[str, str]) -> str:
+    return "; ".join(f"{key}: {changes[key].partition(' (')[0]}" for key in dict.fromkeys(keys))
+
+
+def _split_seed(config: Config) -> int:
+    return config.data.split_seed if config.data.split_seed >= 0 else config.train.seed
+
+
+def _see_list(run: RunFolder, annotations: str) -> None:
+    """Raises TrainingError where the run's list of videos is gone."""
+    try:
+        storage.version(annotations)
+    except FileNotFoundError as error:
+        if command := command_to_make(annotations):
+            remedy = f"Make these synthetic videos again by `{command}`"
+        elif is_job_copy(Path(annotations)):
+            remedy = "It lay in a copy of the code that Ray has thrown away: give its place by "
+            remedy += "--data.annotations, as an absolute path that lasts"
+        else:
+            remedy = "Bring it back"
+        raise TrainingError(
+            f"the annotation file {annotations}, which {run.address_of(FILE)} names, is no longer "
+            f"there. {remedy}; or, where it has moved, give its new place by --data.annotations "
+            "with --train.resume-changed"
+        ) from error
+
+
+def _with_train(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))

@@ -1,0 +1,138 @@
+"""What runs in each training worker: clips from Ray Data, hooks to the mailbox, the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray import train as ray_train
+
+from data_pipeline.clips import ClipSource
+from data_pipeline.decoding.cores import usable_cores
+from data_pipeline.errors import DataError
+from data_pipeline.streaming import stream_batches
+from jobs.cli.config import Config
+from jobs.cli.console import log_without_credentials
+from jobs.training.messages import MailboxHooks, MailboxLog
+from taehv import distributed
+from taehv.errors import MemoryShortageError, TrainingError
+from taehv.interfaces import Verdict
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
+from taehv.training import train
+
+log = logging.getLogger(__name__)
+
+
+class RayClips:
+    """`taehv.interfaces.Data` over Ray Data."""
+
+    def __init__(self, training: ClipSource, validation: ClipSource, cpu_limit: float) -> None:
+        self._training, self._validation = training, validation
+        self.cpu_limit = cpu_limit
+
+    def training(
+        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+    ) -> Generator[Any]:
+        return self._stream(
+            dataclasses.replace(self._training, verdicts=frozenset(verdicts)), schedule
+        )
+
+    def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
+        return self._stream(self._validation, schedule)
+
+    def _stream(self, source: ClipSource, schedule: Iterator[np.ndarray]) -> Generator[Any]:
+        return stream_batches(
+            source,
+            schedule,
+            cpu_limit=self.cpu_limit,
+            # Training on CPUs, maybe on the very cores that decode.
+            gives_way=not torch.cuda.is_available(),
+        )
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One training worker, from its start, or its restart after a failure, to the end of the run.
+
+    Something that only the user can mend is told to the driver; since Ray would start the workers
+    again and again over it, the next start then returns at once.
+    """
+    mailbox = settings["mailbox"]
+    if ray.get(mailbox.has_failed.remote()):
+        return
+    _set_up_process(mailbox)
+    announce(mailbox)
+    config: Config = settings["config"]
+    run = RunFolder(settings["run_dir"])
+    hooks = MailboxHooks(mailbox, distributed.is_main())
+    data = RayClips(settings["training"], settings["validation"], settings["decode_cpus"])
+    try:
+        _holder, resume_from = _resume_from(config, run)
+        summary = train(config, data, hooks, run, resume_from, retry=False)
+    except MemoryShortageError as error:
+        _tell_shortage(mailbox, config, error)
+        raise
+    except (TrainingError, DataError) as error:
+        ray.get(mailbox.put.remote("failure", str(error)))
+        raise
+    if distributed.is_main():
+        ray.get(mailbox.put.remote("summary", dataclasses.asdict(summary)))
+
+
+def announce(mailbox: Any) -> None:
+    """Tell the driver where this worker is, and what it holds together with the others."""
+    mailbox.put.remote("node", ray.get_runtime_context().get_node_id())
+    mailbox.put.remote("placement_group", ray.util.get_current_placement_group())
+
+
+def _tell_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
+    """Ask for a life with smaller passes, where that is wanted and possible."""
+    if config.train.auto_micro_batch and error.halved_pass:
+        shortage = {"shortage": error.shortage, "clips_per_pass": error.halved_pass}
+        ray.get(mailbox.put.remote("out_of_memory", shortage))
+    else:
+        ray.get(mailbox.put.remote("failure", str(error)))
+
+
+def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None]:
+    """The run's newest whole checkpoint, else the one that was asked for, and the folder that it
+    lives as long as. A collective."""
+    newest = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
+    if newest is not None:
+        # To look at it, the main worker has brought it here.
+        return run, run.local / newest if distributed.is_main() else run.retrieve(newest)
+    if config.train.resume in ("", "latest"):
+        return run, None
+    holder, name = checkpoint.located(config.train.resume)
+    return holder, checkpoint.retrieve_whole(holder, name)
+
+
+def _set_up_process(mailbox: Any) -> None:
+    """Devices, threads and logging of this worker."""
+    context = ray_train.get_context()
+    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    if torch.cuda.is_available():
+        device = ray_train.torch.get_device()
+        torch.cuda.set_device(device)
+        # DeepSpeed takes the GPU of this number, and GPUs may be in another order than ranks.
+        os.environ["LOCAL_RANK"] = str(device.index)
+    else:
+        # Ray allows a worker one thread per whole CPU it reserved; decoding needs far less than
+        # the rest.
+        torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
+    log_without_credentials()
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    # A worker of a sweep has had other runs, with mailboxes of their own.
+    for handler in [h for h in root.handlers if isinstance(h, MailboxLog)]:
+        root.removeHandler(handler)
+    root.addHandler(MailboxLog(mailbox))
+    for room in ("taehv", "data_pipeline", "jobs"):
+        logging.getLogger(room).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)

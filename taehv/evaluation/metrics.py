@@ -1,0 +1,150 @@
+"""How close a reconstruction is to its original: one pure function per metric.
+
+Every function takes two NTCHW RGB tensors of one shape, values in [0, 1], and gives one value per
+clip, float [N]; averaging over clips and over workers is the caller's. The two are paired
+already: frame t of one belongs to frame t of the other (`taehv.model.alignment` owns that rule).
+
+Scores see clamped frames: both tensors are clamped to [0, 1] here, since the losses see the
+network's unclamped output and the same tensor may be handed to both. A value that is not a number
+stays one in the score. Half precision is raised to float32.
+
+Shape letters: N clips, T frames, C channels, H height, W width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SMALLEST_MSE = 1e-10
+"""Identical clips have no finite PSNR; this floor gives them 100 dB. Rounding to 8 bits alone
+costs more (58.9 dB), so no real reconstruction reaches it."""
+
+SSIM_WINDOW = 11
+"""Side of the SSIM window, pixels; no picture may be smaller."""
+
+SSIM_SIGMA = 1.5
+"""Standard deviation of the SSIM window, pixels."""
+
+FLAT_ENERGY = 1e-6
+"""Laplacian energy below which a clip counts as flat: a quarter of a grey level of 255, squared."""
+
+
+def mse(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Mean squared error over all values of a clip. NTCHW x2 -> [N], 0 is right."""
+    original, reconstructed = _pair(original, reconstructed)
+    return (original - reconstructed).square().mean(dim=(1, 2, 3, 4))
+
+
+def psnr(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio, dB: -10 log10 of the clip's MSE. NTCHW x2 -> [N].
+
+    Taken per clip, not per frame; the mean over clips comes after the logarithm. At most 100 dB.
+    """
+    return -10 * mse(original, reconstructed).clamp(min=SMALLEST_MSE).log10()
+
+
+def ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Structural similarity of the RGB frames, mean over frames. NTCHW x2 -> [N], 1 is right.
+
+    Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity":
+    Gaussian window 11 / 1.5, K1 0.01, K2 0.03, data range 1. As torchmetrics has it today, every
+    pixel counts, the picture being reflected beyond its border; the paper's own code, and
+    torchmetrics before pull request 2721, leave out a border of 5 pixels.
+
+    Raises ValueError for pictures smaller than the window.
+    """
+    # torchmetrics brings transformers along: about 3 s that only a scoring process should pay.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
+    original, reconstructed = _pair(original, reconstructed)
+    height, width = original.shape[-2:]
+    if min(height, width) < SSIM_WINDOW:
+        raise ValueError(
+            f"SSIM needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+            f"got {height}x{width} (height x width)"
+        )
+
+    # Clip by clip: the window's sums take ten times the memory of the frames they are made from.
+    scores = [
+        structural_similarity_index_measure(
+            frames_out,
+            frames_in,
+            kernel_size=SSIM_WINDOW,
+            sigma=SSIM_SIGMA,
+            data_range=1.0,
+            reduction="none",
+        ).mean()
+        for frames_in, frames_out in zip(original, reconstructed, strict=True)
+    ]
+    return torch.stack(scores)
+
+
+def temporal(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """MSE between the frame differences x[t + 1] - x[t] of the two. NTCHW x2 -> [N], 0 is right.
+
+    It sees flicker, and is blind to an error that stands still. A single frame scores 0.
+    """
+    original, reconstructed = _pair(original, reconstructed)
+    if original.shape[1] == 1:
+        return original.new_zeros(original.shape[0])
+    difference = (reconstructed - original).diff(dim=1)
+    return difference.square().mean(dim=(1, 2, 3, 4))
+
+
+def sharpness(original: Tensor, reconstructed: Tensor) -> Tensor:
+    """Ratio of Laplacian energy, reconstruction to original. NTCHW x2 -> [N], 1 is right.
+
+    Below 1 is blur, above 1 is noise or ringing; pixel errors alone do not tell the two apart.
+    Both energies are raised by `FLAT_ENERGY`, so that a flat original has a score: 1 for a flat
+    reconstruction, well above 1 for one that invents texture.
+    """
+    original, reconstructed = _pair(original, reconstructed)
+    return (laplacian_energy(reconstructed) + FLAT_ENERGY) / (
+        laplacian_energy(original) + FLAT_ENERGY
+    )
+
+
+def laplacian_energy(frames: Tensor) -> Tensor:
+    """Mean square of the 4-neighbour Laplacian over the inner pixels. NTCHW float -> [N].
+
+    Raises ValueError for pictures smaller than 3x3, which have no inner pixel.
+    """
+    if min(frames.shape[-2:]) < 3:
+        raise ValueError(f"sharpness needs at least 3x3 pixels, got {tuple(frames.shape)}")
+    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
+    planes = frames.flatten(0, 2).unsqueeze(1)
+    response = F.conv2d(planes, kernel[None, None])
+    return response.square().reshape(frames.shape[0], -1).mean(dim=1)
+
+
+def score_clips(original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
+    """All metrics of a batch: name -> [N]. The names follow `val/` in the logs.
+
+    original, reconstructed: NTCHW RGB in [0, 1], one shape, at least 11x11 pixels.
+    """
+    metrics = {
+        "mse": mse,
+        "psnr": psnr,
+        "ssim": ssim,
+        "temporal": temporal,
+        "sharpness": sharpness,
+    }
+    return {name: metric(original, reconstructed) for name, metric in metrics.items()}
+
+
+def _pair(original: Tensor, reconstructed: Tensor) -> tuple[Tensor, Tensor]:
+    """The two as clamped floats of at least 32 bits; ValueError where they are not a pair."""
+    if original.shape != reconstructed.shape:
+        raise ValueError(
+            f"original {tuple(original.shape)} and reconstruction {tuple(reconstructed.shape)} "
+            "differ in shape: pair their frames first"
+        )
+    if original.ndim != 5 or original.numel() == 0:
+        raise ValueError(f"expected NTCHW frames, got shape {tuple(original.shape)}")
+    for frames in (original, reconstructed):
+        if not frames.is_floating_point():
+            raise ValueError(f"expected float frames in [0, 1], got {frames.dtype}")
+    dtype = torch.promote_types(
+        torch.promote_types(original.dtype, reconstructed.dtype), torch.float32
+    )
+    return original.to(dtype).clamp(0, 1), reconstructed.to(dtype).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""What the network is trained towards: reconstruction, a teacher, a discriminator."""

@@ -1,0 +1,200 @@
+"""Seraena, the adversary: it hands the generator corrected targets instead of a loss to
+differentiate through (public source: madebyollin/seraena)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taehv import distributed
+from taehv.losses.discriminator import Discriminator
+from taehv.losses.replay import ReplayBuffer
+from taehv.slots import SURPLUS, Purpose, keyed_generator
+
+REAL, FAKE = -1.0, 1.0
+"""The scores that the discriminator is trained to give."""
+
+
+@dataclass(frozen=True)
+class SeraenaConfig:
+    start_step: int = 0
+    """Steps before the generator follows the corrected targets. The discriminator learns from the
+    first one."""
+    frames_per_group: int = 3
+    """Consecutive frames that the discriminator sees as one image of 3x as many channels."""
+    widths: tuple[int, int, int, int, int, int] = (64, 128, 256, 512, 512, 512)
+    """Output channels of the discriminator's six blocks."""
+    learning_rate: float = 3e-4
+    """Of the discriminator's AdamW, constant."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Of the discriminator's AdamW."""
+    replay_gigabytes: float = 1.0
+    """Bound on the replay buffer, over all workers, in 10^9 bytes."""
+
+    def __post_init__(self) -> None:
+        if self.start_step < 0:
+            raise ValueError(f"seraena.start_step is {self.start_step}: it cannot be negative")
+        if self.frames_per_group < 1:
+            raise ValueError(f"seraena.frames_per_group is {self.frames_per_group}: at least 1")
+        if min(self.widths) < 1:
+            raise ValueError(f"seraena.widths is {self.widths}: each at least 1")
+        if not self.learning_rate > 0:
+            raise ValueError(f"seraena.learning_rate is {self.learning_rate}: it must be positive")
+        if not self.replay_gigabytes > 0:
+            raise ValueError(
+                f"seraena.replay_gigabytes is {self.replay_gigabytes}: it must be positive"
+            )
+
+
+def group_frames(frames: Tensor, size: int) -> Tensor:
+    """Stack each `size` consecutive frames on channels.
+
+    Where `size` does not divide T, the clip is extended by repeating it from its start.
+
+    Args:
+        frames: [N, T, C, H, W].
+
+    Returns:
+        [N * ceil(T / size), size * C, H, W], the groups of a clip side by side.
+    """
+    n, t, c, h, w = frames.shape
+    groups = -(-t // size)
+    if groups * size != t:
+        frames = frames[:, torch.arange(groups * size, device=frames.device) % t]
+    return frames.reshape(n * groups, size * c, h, w)
+
+
+def ungroup_frames(images: Tensor, clips: int, num_frames: int, size: int) -> Tensor:
+    """The inverse of `group_frames`: [clips, num_frames, C, H, W], the extension dropped."""
+    _, channels, h, w = images.shape
+    return images.reshape(clips, -1, channels // size, h, w)[:, :num_frames]
+
+
+def clip_context(latents: Tensor) -> Tensor:
+    """A clip's context, the same for each of its groups: its latents' mean over time.
+
+    Args:
+        latents: [N, t, C, h, w].
+
+    Returns:
+        float32 [N, C, h, w].
+    """
+    return latents.detach().float().mean(1)
+
+
+def corrected_targets(
+    discriminator: Discriminator,
+    real: Tensor,
+    fake: Tensor,
+    latents: Tensor,
+    config: SeraenaConfig,
+    groups: int,
+) -> Tensor:
+    """What the discriminator would rather have seen than `fake`.
+
+    target = fake - g / (std(g) + 1e-5), where g is the gradient, with respect to the fake, of the
+    squared difference between the score maps of real and of fake (mean per sample, summed over
+    samples); the discriminator normalises by its running statistics and learns nothing. The
+    population standard deviation is taken over all elements of each of the `groups` equal groups of
+    slots, so that it does not depend on the worker count.
+
+    Args:
+        real, fake: [N, T, 3, H, W] around [0, 1]; neither receives a gradient.
+        latents: [N, t, C, h, w], what the decoder was fed.
+
+    Returns:
+        float32, the shape of `fake`, no gradient.
+    """
+    clips, num_frames = fake.shape[:2]
+    real_images = group_frames(real.float(), config.frames_per_group)
+    fake_images = group_frames(fake.detach().float(), config.frames_per_group).requires_grad_()
+    context = _repeat_context(latents, len(fake_images))
+    judge = discriminator.frozen()
+    with torch.no_grad():
+        real_scores = judge(real_images, context)
+    with torch.enable_grad():
+        fake_scores = judge(fake_images, context)
+        distance = (fake_scores - real_scores).square().flatten(1).mean(1).sum()
+        (gradient,) = torch.autograd.grad(distance, fake_images)
+    by_group = gradient.reshape(groups, -1)
+    spread = by_group.std(1, correction=0, keepdim=True)
+    correction = -(by_group / (spread + 1e-5)).reshape(gradient.shape)
+    correction = ungroup_frames(correction, clips, num_frames, config.frames_per_group)
+    return fake.detach().float() + correction
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the discriminator is shown for the N clips of a pass, G groups of frames a clip."""
+
+    images: Tensor
+    """[N * G, channels, H, W] in about [0, 1]."""
+    context: Tensor
+    """[N * G, C, h, w]."""
+    target: Tensor
+    """[N * G], `REAL` or `FAKE`."""
+
+
+def choose_shown(
+    real: Tensor,
+    fake: Tensor,
+    latents: Tensor,
+    slots: list[int],
+    step: int,
+    replay: ReplayBuffer,
+    config: SeraenaConfig,
+) -> Shown:
+    """Remember the new fakes, then pick for every group of frames what the discriminator sees.
+
+    By a fair coin, keyed by (seed, step, slot), the real one or a fake; of the fakes every other
+    is new and the rest are from the slot's replay memory. Surplus slots show what they hold.
+
+    Args:
+        real, fake: [N, T, 3, H, W].
+        latents: [N, t, C, h, w], what the decoder was fed.
+        slots: the N clips' slots.
+    """
+    real_images = group_frames(real.float(), config.frames_per_group)
+    fake_images = group_frames(fake.detach().float(), config.frames_per_group)
+    context = clip_context(latents)
+    groups = len(real_images) // len(slots)
+    is_real, again = [True] * len(real_images), {}
+    for clip, slot in enumerate(slots):
+        if slot == SURPLUS:
+            continue
+        first = clip * groups
+        replay.insert(step, slot, fake_images[first : first + groups], context[clip])
+        coin = keyed_generator(replay.seed, step, slot, Purpose.REAL_OR_FAKE)
+        is_real[first : first + groups] = (coin.random(groups) < 0.5).tolist()
+        for group in range(groups):
+            if not is_real[first + group] and (step + slot * groups + group) % 2:
+                again[first + group] = replay.show(step, slot, group)
+    shown_real = distributed.on_device(torch.tensor(is_real), real.device)
+    images = torch.where(shown_real.view(-1, 1, 1, 1), real_images, fake_images)
+    contexts = context.repeat_interleave(groups, 0)
+    if again:
+        rows = distributed.on_device(torch.tensor(list(again)), real.device)
+        old_images, old_contexts = zip(*again.values(), strict=True)
+        images.index_copy_(0, rows, torch.stack(old_images).to(images.dtype))
+        contexts.index_copy_(0, rows, torch.stack(old_contexts).to(contexts.dtype))
+    return Shown(images, contexts, torch.where(shown_real, REAL, FAKE))
+
+
+def discriminator_loss(scores: Tensor, target: Tensor, clips: int) -> Tensor:
+    """Squared error of the score maps, one value per clip.
+
+    Args:
+        scores: [N * G, maps, h, w].
+        target: [N * G].
+
+    Returns:
+        [N]
+    """
+    error = (scores - target.view(-1, 1, 1, 1)).square().flatten(1).mean(1)
+    return error.view(clips, -1).mean(1)
+
+
+def _repeat_context(latents: Tensor, images: int) -> Tensor:
+    return clip_context(latents).repeat_interleave(images // len(latents), 0)

@@ -1,0 +1,126 @@
+"""`metrics.jsonl`: one JSON object per logged step, the record that every tracker is fed from."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from taehv.run.checkpoint import write_atomically
+from taehv.run.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+NAME = "metrics.jsonl"
+PARTS = "metrics_parts"
+"""On a store that cannot append, rows come in parts until the run ends and merges them."""
+
+Row = dict[str, Any]
+"""`step` and the metrics of that step by their names (`train/loss`, `val/psnr`, ...)."""
+
+
+def read(path: Path) -> list[Row]:
+    """All rows up to the first line that is none, such as a last one that a crash cut short."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if not isinstance(row, dict) or "step" not in row:
+            break
+        rows.append(row)
+    return rows
+
+
+def read_run(run: RunFolder) -> list[Row]:
+    """All rows of a run, wherever its folder is, in the order of their steps."""
+    rows = read(run.retrieve(NAME)) if not run.is_remote or run.exists(NAME) else []
+    if run.is_remote:
+        # Parts that are still there may have been merged already.
+        merged = set(map(json.dumps, rows))
+        for name in run.entries(PARTS):
+            part = read(run.retrieve(f"{PARTS}/{name}"))
+            rows += [row for row in part if json.dumps(row) not in merged]
+    return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def copy(run: RunFolder, folder: str) -> None:
+    """Put a copy of all rows of a run into this folder of its own."""
+    target = run.local / folder / NAME
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, _lines(read_run(run)))
+    run.publish(f"{folder}/{NAME}")
+
+
+class Journal:
+    """The main worker's pen. What cannot be written is kept, and written with the next row.
+
+    Args:
+        run: where the run's folder is.
+        keep_up_to: rows later than this step are dropped: a run that goes on from there writes
+            them again.
+    """
+
+    def __init__(self, run: RunFolder, keep_up_to: int) -> None:
+        self._run = run
+        self._path = run.local / NAME
+        self._waiting: list[Row] = []
+        self._unpublished: list[Row] = []
+        rows = [row for row in read_run(run) if row["step"] <= keep_up_to]
+        run.local.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, _lines(rows))
+        self._size = self._path.stat().st_size
+        if run.is_remote:
+            run.publish(NAME)
+            run.remove(PARTS)
+
+    def append(self, row: Row) -> None:
+        self._waiting.append(row)
+        self._unpublished.append(row)
+        lines = _lines(self._waiting).encode()
+        try:
+            with self._path.open("r+b") as file:
+                # Over what a write to a full disk may have left of a line.
+                file.seek(self._size)
+                file.write(lines)
+                file.truncate()
+        except OSError as error:
+            log.warning("%s cannot be written: %s; its rows wait", self._path, error)
+            return
+        self._size += len(lines)
+        self._waiting.clear()
+
+    def publish(self) -> None:
+        """Send the rows since the last time to the store, where there is one."""
+        if not self._run.is_remote or not self._unpublished:
+            return
+        name = f"{PARTS}/{self._unpublished[-1]['step']:08d}.jsonl"
+        part = self._run.local / name
+        try:
+            part.parent.mkdir(exist_ok=True)
+            part.write_text(_lines(self._unpublished))
+            self._run.publish(name)
+        except OSError as error:
+            log.warning(
+                "%s cannot be written: %s; its rows wait", self._run.address_of(name), error
+            )
+            return
+        self._unpublished.clear()
+
+    def close(self) -> None:
+        """Merge the parts."""
+        if not self._run.is_remote:
+            return
+        try:
+            self._run.publish(NAME)
+            self._run.remove(PARTS)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._run.address_of(NAME), error)
+
+
+def _lines(rows: list[Row]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

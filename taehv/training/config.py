@@ -1,0 +1,137 @@
+"""The sections of the configuration that training reads, put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from taehv import distributed
+from taehv.losses.reconstruction import LossConfig
+from taehv.losses.seraena import SeraenaConfig
+from taehv.losses.teacher import TeacherConfig
+from taehv.model.variants import ModelConfig
+from taehv.slots import SlotLayout
+from taehv.training.engines import OptimConfig
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run_dir: str = ""
+    """Folder of the run; empty: a new one under runs/, named by date and time."""
+    resume: str = ""
+    """`latest`: go on from this run folder's newest whole checkpoint, or from the start where
+    there is none yet. Or the address of a checkpoint: an older one of this run, to which this
+    command goes back, setting aside what came after it; or one of another run, from which this one
+    begins. A run that is gone on with has the settings of its own config.yaml, as far as neither
+    --config nor the command line says otherwise; what differs is told."""
+    resume_changed: bool = False
+    """Go on also where other videos, another split into training and validation, or another frame
+    rule of the network is asked for than the run had: each would otherwise be refused. It holds for
+    one command."""
+    global_batch_size: int = 8
+    """Clips per step over all workers. What each worker does of it follows from their number."""
+    slots_per_group: int = 2
+    """Clips over which the discriminator's BatchNorm and the correction's spread are taken.
+    Workers are given whole groups; it is part of the result, unlike the number of workers."""
+    max_clips_per_pass: int = 0
+    """Most clips that fit a worker's memory at once; the rest is accumulated. 0: no limit."""
+    auto_micro_batch: bool = False
+    """Where a pass is too large for a GPU's memory, halve `max_clips_per_pass`, down to one group,
+    and go on from the last good checkpoint. The global batch stays; no failure is counted."""
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass: less memory, about a third more time."""
+    max_steps: int = 10_000
+    """Steps of the run."""
+    seed: int = 0
+    """Of the sample order and of every random draw."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto: bf16 on a GPU, fp32 on a CPU. Weights are fp32 always."""
+    compile: bool = False
+    """Run the generator through torch.compile: the first step takes a minute longer, and each one
+    after may take less; benchmarks/step.py tells. Where it cannot be compiled, a line in the log
+    says so, and the run goes on without."""
+    cuda_graphs: bool = True
+    """On a GPU, record the kernels of a pass and start them together: the CPU takes longer to start
+    some one by one than the GPU to run them. Each pass then keeps its memory for itself; where that
+    is short, a line in the log says so, and the run goes on without."""
+    ema_decay: float = 0.999
+    """Of the averaged weights, which are what a run hands on."""
+    log_every: int = 10
+    """Steps between rows of metrics."""
+    validation_every: int = 500
+    """Steps between validations; one stands at the start and one at the end besides."""
+    validation_clips: int = 16
+    """Clips of the held-out videos that are scored."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; one is written at the end besides."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept, besides the one of the best validation."""
+    max_failed_saves: int = 3
+    """Checkpoints in a row that may fail to be written, because of a full disk, say, before the
+    run stops."""
+    early_stopping_validations: int = 0
+    """Validations in a row without a better PSNR after which the run ends; 0: never."""
+    on_divergence: Literal["stop", "rollback", "ignore"] = "stop"
+    """What a diverging run does. rollback: back to the last good checkpoint, learning rate
+    halved. ignore: it goes on as long as its loss is finite, and its gradient; at ZeRO 1 and 2
+    DeepSpeed leaves out the update by one that is not."""
+    max_rollbacks: int = 3
+    """Rollbacks after which a diverging run stops after all."""
+    sample_clips: int = 4
+    """Validation clips that are handed on as pictures and video."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "global_batch_size",
+            "slots_per_group",
+            "max_steps",
+            "log_every",
+            "validation_every",
+            "validation_clips",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in (
+            "max_clips_per_pass",
+            "seed",
+            "sample_clips",
+            "max_failed_saves",
+            "early_stopping_validations",
+            "max_rollbacks",
+        ):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} is {getattr(self, name)}: it cannot be negative")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay is {self.ema_decay}: at least 0 and less than 1")
+        self.layout(workers=1)
+
+    def layout(self, workers: int) -> SlotLayout:
+        return SlotLayout(
+            self.global_batch_size, self.slots_per_group, workers, self.max_clips_per_pass
+        )
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """bf16 or None, which stands for float32."""
+        on_gpu = distributed.device().type == "cuda"
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and on_gpu)
+        return torch.bfloat16 if bf16 else None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What `taehv.training.train` is told."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    seraena: SeraenaConfig = field(default_factory=SeraenaConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.loss.decoder_input == "teacher" and not self.teacher.path:
+            raise ValueError("loss.decoder_input is teacher, but teacher.path is empty")

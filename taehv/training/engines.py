@@ -1,0 +1,316 @@
+"""DeepSpeed: the only file that names it.
+
+Each of the two networks (generator, discriminator) has an engine of its own. Weights stay float32
+in the networks and bf16, where wanted, is autocast inside the forward pass: at 11 M parameters the
+activations are what costs memory, and the averaged and exported weights stay exact.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from taehv import distributed
+from taehv.ops.compiling import Compiled
+from taehv.ops.cuda_graphs import Recorded
+
+# Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
+MOMENTS = ("exp_avg", "exp_avg_sq")
+# Between a moment's name and the offset of a piece of it.
+_AT = "@"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The generator's AdamW and its schedule, and what DeepSpeed does for both networks."""
+
+    learning_rate: float = 3e-4
+    """Peak, reached after the warm-up."""
+    final_learning_rate_ratio: float = 0.05
+    """Learning rate at `train.max_steps`, as a fraction of the peak."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's."""
+    weight_decay: float = 0.01
+    """AdamW's."""
+    gradient_clipping: float = 1.0
+    """Largest gradient norm of the generator; 0: no clipping."""
+    zero_stage: Literal[0, 1, 2] = 0
+    """What DeepSpeed partitions over the workers: 0 nothing, 1 the optimizer's state, 2 the
+    gradients too. (3, the weights, is of no use to a network of 11 M.) What it saves, of 90 MB of
+    optimizer state, costs thousands of small operations a step."""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"optim.learning_rate is {self.learning_rate}: it must be positive")
+        if not 0 <= self.final_learning_rate_ratio <= 1:
+            raise ValueError(
+                f"optim.final_learning_rate_ratio is {self.final_learning_rate_ratio}: 0 to 1"
+            )
+        for name in ("warmup_steps", "weight_decay", "gradient_clipping"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}: it cannot be negative")
+
+    def learning_rate_at(self, step: int, max_steps: int) -> float:
+        """Linear warm-up, then a half cosine down to the final ratio; a pure function of step."""
+        if step < self.warmup_steps:
+            return self.learning_rate * (step + 1) / self.warmup_steps
+        progress = (step - self.warmup_steps) / max(1, max_steps - self.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        floor = self.final_learning_rate_ratio
+        return self.learning_rate * (floor + (1 - floor) * cosine)
+
+
+class Engine(Protocol):
+    """The part of `deepspeed.DeepSpeedEngine` in use here."""
+
+    optimizer: Any
+
+    def __call__(self, *inputs: Any) -> Any: ...
+    def backward(self, loss: Tensor) -> None: ...
+    def step(self) -> None: ...
+    def get_global_grad_norm(self) -> Tensor | float | None: ...
+    def zero_optimization_stage(self) -> int: ...
+
+
+class _Autocast(nn.Module):
+    """Runs a network under autocast; inside the engine, which turns off an outer one."""
+
+    def __init__(
+        self, network: nn.Module, name: str, dtype: torch.dtype | None, compiles: bool, graphs: bool
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self._call = Compiled(network.forward, name) if compiles else network
+        parameters = list(network.parameters())
+        self._run = Recorded(self._compute, name, parameters) if graphs else self._compute
+
+    def forward(self, *inputs: Any) -> Any:
+        return self._run(*inputs)
+
+    def _compute(self, *inputs: Any) -> Any:
+        with autocast(self.dtype):
+            return self._call(*inputs)
+
+
+def autocast(dtype: torch.dtype | None) -> torch.autocast:
+    """Autocast to `dtype` on this worker's device; None leaves everything in float32."""
+    kind = distributed.device().type
+    return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def build_engine(
+    network: nn.Module,
+    name: str,
+    *,
+    learning_rate: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    gradient_clipping: float,
+    zero_stage: int,
+    clips_per_pass: int,
+    passes: int,
+    dtype: torch.dtype | None,
+    compiles: bool = False,
+    graphs: bool = False,
+) -> Engine:
+    """A DeepSpeed engine with AdamW around `network`, which must hold its weights already.
+
+    A step is `passes` rounds of forward and `backward`, each followed by `step`; the weights move
+    at the last. Gradients are averaged over passes and workers. With `compiles` the forward pass
+    goes through torch.compile, with `graphs` both passes are recorded as CUDA graphs where there
+    is a GPU; the network must then do nothing but compute. The log calls it `name`.
+    """
+    deepspeed = _import_deepspeed()
+    optimizer = torch.optim.AdamW(
+        network.parameters(), learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+    )
+    config = {
+        "train_micro_batch_size_per_gpu": clips_per_pass,
+        "gradient_accumulation_steps": passes,
+        # At stage 0 it would do so parameter by parameter; see `guard_update`.
+        "gradient_clipping": gradient_clipping if zero_stage else 0.0,
+        # The defaults reserve gigabytes for buckets of 5e8 elements; two networks of about 10 M
+        # parameters need no more than this.
+        "zero_optimization": {
+            "stage": zero_stage,
+            "reduce_bucket_size": 20_000_000,
+            "allgather_bucket_size": 20_000_000,
+        },
+        "steps_per_print": 2**31,
+        # It waits for the device at every forward pass and step.
+        "timers": {"throughput": {"enabled": False}},
+    }
+    engine, *_ = deepspeed.initialize(
+        model=_Autocast(network, name, dtype, compiles, graphs),
+        optimizer=optimizer,
+        config=config,
+        dist_init_required=False,
+    )
+    return engine  # type: ignore[no-any-return]
+
+
+def set_learning_rate(engine: Engine, value: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def gradient_norm_before_step(engine: Engine, network: nn.Module) -> Tensor | None:
+    """The gradient's norm where DeepSpeed keeps none and clips by none (stage 0); to be asked
+    before `step`, after all workers' gradients are averaged."""
+    if engine.zero_optimization_stage() > 0:
+        return None
+    return torch.nn.utils.get_total_norm(_gradients(network))
+
+
+def guard_update(engine: Engine, refused: Tensor, norm: Tensor, most: float) -> None:
+    """Have the next `step` scale gradients of this norm down to `most`, and leave the weights as
+    they are where `refused`: by fused AdamW itself, so that nobody waits to know either.
+
+    Args:
+        engine: at stage 0.
+        refused: 1 or 0, of no dimension.
+        norm: of the gradients, over all of the network.
+        most: their largest norm; 0: no limit.
+    """
+    # It takes these two in float32, whatever the weights are.
+    adamw, dtype = _adamw(engine), torch.float32
+    adamw.found_inf = refused.to(dtype)  # type: ignore[attr-defined]
+    scale = (norm / most).clamp(min=1).to(dtype) if most > 0 else None
+    adamw.grad_scale = scale  # type: ignore[attr-defined]
+
+
+def _gradients(network: nn.Module) -> list[Tensor]:
+    return [p.grad for p in network.parameters() if p.grad is not None]
+
+
+def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
+    """The part of AdamW's state that this worker holds, by parameter, moment and offset.
+
+    ZeRO cuts the flattened parameters into one run of elements per worker. A piece is named
+    `decoder.3.weight.exp_avg@512`: the elements of that moment from 512 on. The pieces of all
+    workers make up the whole, whatever their number. Not a collective, and no copies: the tensors
+    are the optimizer's own.
+    """
+    adamw = _adamw(engine)
+    steps = [state["step"] for state in adamw.state.values() if "step" in state]
+    pieces = {"step": torch.as_tensor(steps[0] if steps else 0.0).detach()}
+    whole_everywhere = engine.zero_optimization_stage() == 0
+    if not steps or (whole_everywhere and not distributed.is_main()):
+        return pieces
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            held = _held(engine, parameter, moment)
+            if held is not None:
+                start, values = held
+                pieces[f"{name}.{moment}{_AT}{start}"] = values
+    return pieces
+
+
+def load_optimizer_pieces(
+    engine: Engine, network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]
+) -> None:
+    """Take over what `optimizer_pieces` gave on all workers, at this or another number of them.
+
+    Raises:
+        ValueError: where the pieces do not make up the state of `network`.
+    """
+    state = _put_together(network, pieces)
+    if not float(state["step"]):
+        return
+    adamw = _adamw(engine)
+    for group in adamw.param_groups:
+        for parameter in group["params"]:
+            adamw.state[parameter] = {
+                "step": state["step"].to(parameter.device, copy=True),
+                **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
+            }
+    if engine.zero_optimization_stage() > 0:
+        # ZeRO ties its partitions to the parameters at the first step; here they are needed now.
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            held = _held(engine, parameter, moment)
+            if held is not None:
+                start, values = held
+                values.copy_(state[f"{name}.{moment}"][start : start + values.numel()])
+
+
+def _put_together(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The whole state, each moment flat."""
+    state: dict[str, Tensor] = {"step": torch.zeros(())}
+    found: dict[str, list[tuple[int, Tensor]]] = {}
+    for part in pieces:
+        for key, values in part.items():
+            name, _, start = key.partition(_AT)
+            if name == "step":
+                state["step"] = values
+            else:
+                found.setdefault(name, []).append((int(start), values))
+    if not float(state["step"]):
+        return state
+    for name, parameter in network.named_parameters():
+        for moment in MOMENTS:
+            key = f"{name}.{moment}"
+            in_order = sorted(found.pop(key, []), key=lambda piece: piece[0])
+            end = 0
+            for offset, values in in_order:
+                if offset != end:
+                    break
+                end += values.numel()
+            if end != parameter.numel():
+                raise ValueError(f"{key} is there to element {end} of {parameter.numel()}")
+            state[key] = torch.cat([values for _, values in in_order])
+    if found:
+        raise ValueError(f"the network has no {next(iter(found))}")
+    return state
+
+
+def _held(engine: Engine, parameter: nn.Parameter, moment: str) -> tuple[int, Tensor] | None:
+    """Where this worker's part of a moment starts, and the part: flat, the optimizer's own memory.
+
+    Without ZeRO every worker holds the whole.
+    """
+    if engine.zero_optimization_stage() == 0:
+        return 0, engine.optimizer.state[parameter][moment].detach().view(-1)
+    fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+    if fragment is None:
+        return None
+    values: Tensor = fragment.get_hp_fragment(optim_state_key=moment)
+    return fragment.lp_fragment_address.start, values.detach()
+
+
+def _adamw(engine: Engine) -> torch.optim.Optimizer:
+    optimizer = engine.optimizer
+    return getattr(optimizer, "optimizer", optimizer)  # type: ignore[no-any-return]
+
+
+def _import_deepspeed() -> Any:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # Its autotuner imports MLflow where it can: that takes seconds, and serves nothing here.
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    from deepspeed.ops import __compatible_ops__
+
+    # Otherwise 28 s of compiling a shared-memory all-reduce, which gloo does as well here.
+    __compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    deepspeed.init_distributed()
+    return deepspeed

@@ -1,0 +1,374 @@
+"""The training loop. It knows no Ray: it is given batches and hooks, and runs in any process
+group, under Ray Train, under torchrun, or alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+
+from taehv import distributed
+from taehv.errors import DivergedError, MemoryShortageError, TrainingError
+from taehv.host_memory import keep_freed_memory
+from taehv.interfaces import Data, Hooks
+from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
+from taehv.model.weights import export_weights
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.run.saving import Saver
+from taehv.slots import SlotLayout
+from taehv.training.config import TrainingConfig
+from taehv.training.memory import release, shortage_explained
+from taehv.training.recovery import last_good, with_halved_passes
+from taehv.training.run_log import RunLog
+from taehv.training.state import TrainState
+from taehv.training.step import Signals, StepOutcome, train_step
+from taehv.training.supply import Supply
+from taehv.training.validation import SampleClips, Scores, ValidationSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run, or the part of it before it was stopped, ended."""
+
+    step: int
+    finished: bool
+    """False where it was asked to stop before its end."""
+    baselines: dict[str, Scores] = field(default_factory=dict)
+
+
+def train(
+    config: TrainingConfig,
+    data: Data,
+    hooks: Hooks,
+    run: RunFolder,
+    resume_from: Path | None = None,
+    retry: bool = True,
+) -> Summary:
+    """Train until `train.max_steps`, or until a hook asks to stop.
+
+    Leaves in the run's folder metrics.jsonl, quarantine.jsonl, checkpoints/, best_model.* and,
+    when finished, final_model.pth and .safetensors with the averaged weights.
+
+    Args:
+        config: what to train, and how.
+        data: where clips come from.
+        hooks: who is told.
+        run: the run's folder, which all workers share.
+        resume_from: a whole checkpoint to go on from.
+        retry: whether a lone worker meets a lack of memory by itself (`train.auto_micro_batch`);
+            otherwise, and with several workers, that is up to who started them.
+
+    Raises:
+        MemoryShortageError: for a pass too large for a GPU, on the worker where it happens. The
+            other workers then wait for it in a collective, and have to be ended.
+        TrainingError: for bad input, for a run that diverges and may not be rolled back, and for
+            checkpoints that cannot be written.
+    """
+    distributed.initialise()
+    keep_freed_memory()
+    # Of a run that this process trained before.
+    release()
+    layout = config.train.layout(distributed.world_size())
+    with ThreadPoolExecutor(1) as aside:
+        # The networks are built while others decode.
+        decoding = aside.submit(
+            ValidationSet, data, config.train.validation_clips, layout.slots_per_pass
+        )
+        teacher = (
+            Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
+        )
+        state = _build_state(config, layout, run, resume_from)
+        distributed.be_patient()
+        validation = decoding.result()
+    if teacher:
+        student = state.generator
+        teacher.check_matches(
+            student.latent_channels, student.time_downscale, student.space_downscale
+        )
+    while True:
+        own_step = checkpoint.own_step(run, resume_from)
+        part = _Run(state, data, hooks, run, validation, teacher, own_step)
+        rollbacks, scale = state.rollbacks, state.learning_rate_scale
+        try:
+            with shortage_explained(config, layout, part.clip_shape):
+                return part.go(resume_from is not None)
+        except DivergedError as error:
+            part.abandon()
+            resume_from = last_good(run, state, error)
+            rollbacks, scale = rollbacks + 1, scale / 2
+        except MemoryShortageError as error:
+            if not retry or layout.workers > 1:
+                raise
+            config = with_halved_passes(config, error)
+            part.abandon()
+            layout = config.train.layout(workers=1)
+            validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
+            newest = checkpoint.latest_valid(run)
+            resume_from = run.retrieve(newest) if newest else resume_from
+        # The next state is not to share the memory with the last.
+        del part, state
+        release()
+        state = _build_state(config, layout, run, resume_from)
+        state.rollbacks, state.learning_rate_scale = rollbacks, scale
+
+
+def _build_state(
+    config: TrainingConfig, layout: SlotLayout, run: RunFolder, resume_from: Path | None
+) -> TrainState:
+    """The state at the start, or as a checkpoint has it."""
+    torch.manual_seed(config.train.seed)
+    state = TrainState(config, layout, resume_from)
+    if checkpoint.own_step(run, resume_from) is None:
+        state.begin_new_run()
+    return state
+
+
+class _Run:
+    """The steps from a state to the end, to a stop, or to a divergence."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        data: Data,
+        hooks: Hooks,
+        run: RunFolder,
+        validation: ValidationSet,
+        teacher: Teacher | None,
+        resumed_from: int | None,
+    ) -> None:
+        self.state, self.hooks, self.run = state, hooks, run
+        self.validation, self.teacher = validation, teacher
+        self.config = state.config.train
+        self.saver = Saver(
+            run, self.config.keep_checkpoints, self.config.max_failed_saves, resumed_from
+        )
+        self.supply = Supply(
+            data, state.layout, state.step, self.config.max_steps, state.verdicts, run, hooks
+        )
+        self.meter = _Meter(self.config.global_batch_size)
+        self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
+        self._best_weights: dict[str, torch.Tensor] | None = None
+        """Those that have yet to be written to best_model.*; the main worker's."""
+
+    def go(self, resumed: bool) -> Summary:
+        """Make the steps.
+
+        Args:
+            resumed: whether the state is a checkpoint's. What a checkpoint was written after is
+                in its past, and not repeated.
+        """
+        state, config, hooks = self.state, self.config, self.hooks
+        for batch in self.validation.batches:
+            self.supply.note(batch)
+            self._clip_shape = batch["frames"].shape[1:]
+        self.log = RunLog(self.run, state, hooks, state.step if resumed else -1)
+        outcome: StepOutcome | None = None
+        at_rest = False
+
+        while True:
+            finished = state.step >= config.max_steps
+            at_rest = at_rest or finished
+            if outcome or not resumed:
+                row: dict[str, float] = {}
+                if outcome and (at_rest or state.step % config.log_every == 0):
+                    row |= outcome.row() | self.meter.row() | self.supply.row()
+                improved = False
+                if state.step % config.validation_every == 0 or finished:
+                    row |= self._validate()
+                    improved = self._note_best(row["val_ema/psnr"])
+                if row:
+                    self.log.write(row)
+                if self._has_stagnated():
+                    at_rest = finished = True
+                due = improved or state.step % config.checkpoint_every == 0
+                # A rollback must not lead to where the divergence had begun.
+                if outcome and (at_rest or (due and not self.log.in_doubt)):
+                    self._save()
+            if at_rest:
+                break
+
+            # ------------------------------------------------------------ one step
+            batch = self.supply.next()
+            self._clip_shape = batch["frames"].shape[1:]
+            outcome = train_step(
+                state,
+                batch,
+                self.teacher,
+                Signals(stop=hooks.should_stop(), written=self.saver.has_written()),
+                self.supply.look_ahead,
+            )
+            at_rest = outcome.stop_wanted
+            if outcome.all_have_written:
+                self.saver.conclude()
+            self.meter.count_step()
+            hooks.on_step(state.step, batch["sample"].tolist())
+            # ------------------------------------------------------------
+
+        self._end(finished)
+        # At the end, since nobody needs it to begin.
+        return Summary(state.step, finished, self.validation.score_baselines())
+
+    def clip_shape(self) -> tuple[int, ...]:
+        """[T, C, H, W] of the clips that were seen last."""
+        return self._clip_shape
+
+    def _validate(self) -> dict[str, float]:
+        state, train = self.state, self.config
+        dtype = train.autocast_dtype()
+        samples = SampleClips(train.sample_clips if distributed.is_main() else 0)
+        averaged = self.validation.score(state.ema.network, dtype, samples)
+        # Before the first step they are the same.
+        raw = self.validation.score(state.generator, dtype) if state.step else averaged
+        if samples.count:
+            self.hooks.on_samples(state.step, *samples.arrays())
+        return {f"val/{name}": value for name, value in raw.items()} | {
+            f"val_ema/{name}": value for name, value in averaged.items()
+        }
+
+    def _note_best(self, psnr: float) -> bool:
+        """Whether this validation is the best so far; its averaged weights are then kept.
+
+        One that is not a number is none.
+        """
+        state = self.state
+        if not psnr > (-math.inf if state.best is None else state.best[0]):
+            return False
+        state.best = (psnr, state.step)
+        if distributed.is_main():
+            weights = state.ema.network.state_dict()
+            self._best_weights = {key: value.clone() for key, value in weights.items()}
+            self._export_best()
+        return True
+
+    def _export_best(self) -> None:
+        """Write the best weights; those that cannot be written are tried again with later saves."""
+        if self._best_weights is None:
+            return
+        try:
+            self._export("best_model", self._best_weights)
+        except OSError as error:
+            log.warning("best_model.* cannot be written yet: %s", error)
+        else:
+            self._best_weights = None
+
+    def _has_stagnated(self) -> bool:
+        """Whether so many validations have brought nothing that the run is to end early."""
+        patience, best = self.config.early_stopping_validations, self.state.best
+        if not patience or best is None:
+            return False
+        stagnated = self.state.step - best[1] >= patience * self.config.validation_every
+        if stagnated and distributed.is_main():
+            log.info(
+                "no better validation than %.2f dB (step %d) in %d: the run ends early",
+                best[0],
+                best[1],
+                patience,
+            )
+        return stagnated
+
+    def _save(self) -> None:
+        self.supply.share()
+        self.log.publish()
+        self._export_best()
+        # The snapshot is written over the last one.
+        self.saver.finish()
+        self.saver.begin(self.state.snapshot())
+
+    def _end(self, finished: bool) -> None:
+        self.saver.finish()
+        self.saver.close()
+        self.supply.close()
+        if self.teacher and self.validation.batches:
+            _warn_of_slope(self.state, self.teacher, self.validation)
+        self._export_best()
+        if finished:
+            self._export_final()
+        self.log.close()
+        distributed.barrier()
+
+    def abandon(self) -> None:
+        """The run has diverged or failed; what it was saving is of before, and is ended."""
+        self.saver.finish()
+        self.saver.close()
+        self.supply.close()
+
+    def _export_final(self) -> None:
+        """The averaged weights of the end. A collective.
+
+        Raises:
+            TrainingError: where they cannot be written.
+        """
+        fault = ""
+        if distributed.is_main():
+            try:
+                self._export("final_model", self.state.ema.network.state_dict())
+            except OSError as error:
+                fault = str(error)
+        fault = distributed.from_main(fault)
+        if fault:
+            good = self.saver.last_good
+            raise TrainingError(
+                f"final_model.* cannot be written ({fault}). Make room in, or see to, {self.run}, "
+                f"and go on with {go_on_line(self.run.address)}; the last good checkpoint is "
+                + ("none of this life's" if good is None else f"the one of step {good}")
+            )
+
+    def _export(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Weights for others."""
+        files = [f"{name}.pth", f"{name}.safetensors"]
+        export_weights(weights, *(self.run.local / file for file in files))
+        for file in files:
+            self.run.publish(file)
+
+
+@torch.no_grad()
+def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSet) -> None:
+    """Warn where the student's latents have another scale than the teacher's."""
+    frames = torch.from_numpy(validation.batches[0]["frames"]).to(distributed.device())
+    frames = frames.float() / 255
+    slope = slope_to_student(state.ema.network.encode_video(frames), teacher.encode(frames))
+    warning = slope_warning(slope)
+    if warning and distributed.is_main():
+        log.warning(warning)
+
+
+def _own_memory() -> int:
+    """Bytes of this process alone: pages of Ray's object store that it reads come and go."""
+    info = psutil.Process().memory_info()
+    return int(info.rss - getattr(info, "shared", 0))
+
+
+class _Meter:
+    """Throughput since the last row."""
+
+    def __init__(self, clips_per_step: int) -> None:
+        self.clips_per_step = clips_per_step
+        self._reset()
+
+    def count_step(self) -> None:
+        self._steps += 1
+
+    def row(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self._started
+        on_gpu = torch.cuda.is_available()
+        row = {
+            "train/gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
+            "train/host_memory_gb": _own_memory() / 1e9,
+            "train/clips_per_second": self._steps * self.clips_per_step / seconds,
+        }
+        self._reset()
+        return row
+
+    def _reset(self) -> None:
+        self._started = time.perf_counter()
+        self._steps = 0

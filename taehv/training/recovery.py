@@ -1,0 +1,60 @@
+"""How a run that has failed goes on: from where, and with which settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from taehv import distributed
+from taehv.errors import DivergedError, MemoryShortageError, TrainingError
+from taehv.run import checkpoint
+from taehv.run.run_folder import RunFolder
+from taehv.training.config import TrainingConfig
+from taehv.training.state import TrainState
+
+log = logging.getLogger(__name__)
+
+
+def last_good(run: RunFolder, state: TrainState, error: DivergedError) -> Path:
+    """The checkpoint to roll back to, where the run may. A collective.
+
+    Raises:
+        TrainingError: where it may not.
+    """
+    train = state.config.train
+    name = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
+    where = (
+        f"the last good checkpoint is {run.address_of(name)}"
+        if name
+        else "there is no checkpoint yet"
+    )
+    if train.on_divergence != "rollback" or name is None:
+        raise TrainingError(f"{error}; {where}") from error
+    if state.rollbacks >= train.max_rollbacks:
+        raise TrainingError(
+            f"{error}, after {state.rollbacks} rollbacks (train.max_rollbacks); {where}"
+        ) from error
+    if distributed.is_main():
+        log.warning(
+            "%s. Rolling back to %s, learning rate at 1/%d (rollback %d of %d)",
+            error,
+            name,
+            round(2 / state.learning_rate_scale),
+            state.rollbacks + 1,
+            train.max_rollbacks,
+        )
+    return run.retrieve(name)
+
+
+def with_halved_passes(config: TrainingConfig, error: MemoryShortageError) -> TrainingConfig:
+    """The configuration to go on with after `error`; raised where there is none."""
+    if not config.train.auto_micro_batch or not error.halved_pass:
+        raise error
+    log.warning(
+        "%s. Going on from the last checkpoint with train.max_clips_per_pass %d",
+        error.shortage,
+        error.halved_pass,
+    )
+    train = dataclasses.replace(config.train, max_clips_per_pass=error.halved_pass)
+    return dataclasses.replace(config, train=train)

@@ -1,0 +1,287 @@
+"""All that a run's future depends on, in one object: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from taehv import distributed
+from taehv.credentials import in_all_texts, without_credentials
+from taehv.errors import TrainingError
+from taehv.interfaces import Verdict
+from taehv.losses.discriminator import Discriminator
+from taehv.losses.replay import ReplayBuffer
+from taehv.losses.seraena import corrected_targets
+from taehv.model import TAEHV, build_model
+from taehv.model.weights import load_weights
+from taehv.ops.cuda_graphs import Recorded
+from taehv.run import checkpoint
+from taehv.run.saving import Snapshot
+from taehv.slots import SURPLUS, SlotLayout
+from taehv.training.config import TrainingConfig
+from taehv.training.ema import Ema
+from taehv.training.engines import (
+    Engine,
+    autocast,
+    build_engine,
+    load_optimizer_pieces,
+    optimizer_pieces,
+)
+
+log = logging.getLogger(__name__)
+
+IMAGE_CHANNELS = 3
+
+
+@dataclasses.dataclass
+class Adversary:
+    """Seraena's part of the state; absent where its loss weighs nothing."""
+
+    network: Discriminator
+    engine: Engine
+    replay: ReplayBuffer
+    correct: Callable[[Tensor, Tensor, Tensor], Tensor]
+    """`seraena.corrected_targets` of a pass, from its real frames, its fakes and its latents."""
+
+
+class TrainState:
+    """The networks, their engines, the averaged weights, the replay memory, the position, and the
+    verdicts on videos that depended on the moment.
+
+    Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
+    by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
+
+    Args:
+        config: the run's configuration.
+        layout: how the slots are shared out.
+        resume_from: a whole checkpoint to go on from.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, layout: SlotLayout, resume_from: Path | None = None
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.step = 0
+        self.learning_rate_scale = 1.0
+        """Halved by every rollback."""
+        self.rollbacks = 0
+        self.best: tuple[float, int] | None = None
+        """The best validation PSNR of the averaged weights, in dB, and its step."""
+        self.verdicts: set[Verdict] = set()
+        self._copies: dict[str, dict[str, Tensor]] = {}
+        self.generator = _build_generator(config, resume_from).to(distributed.device())
+        self.generator.gradient_checkpointing = config.train.gradient_checkpointing
+        self.ema = Ema(self.generator, config.train.ema_decay)
+        self.engine = build_engine(
+            self.generator,
+            "generator",
+            learning_rate=config.optim.learning_rate,
+            betas=config.optim.betas,
+            weight_decay=config.optim.weight_decay,
+            gradient_clipping=config.optim.gradient_clipping,
+            zero_stage=config.optim.zero_stage,
+            clips_per_pass=layout.slots_per_pass,
+            passes=layout.passes,
+            dtype=config.train.autocast_dtype(),
+            compiles=config.train.compile,
+            graphs=config.train.cuda_graphs,
+        )
+        self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
+        if resume_from is not None:
+            self._load(resume_from)
+
+    def begin_new_run(self) -> None:
+        """Forget what is said of the run whose checkpoint was loaded, and of its videos: a run
+        that begins there has a best validation, rollbacks and verdicts of its own."""
+        self.best = None
+        self.rollbacks, self.learning_rate_scale = 0, 1.0
+        self.verdicts.clear()
+
+    def snapshot(self) -> Snapshot:
+        """This worker's part of a checkpoint of this step, in copies. A collective.
+
+        The copies of the last snapshot are written over, so that one must be saved by then: to
+        find fresh memory for them would take longer than to copy.
+        """
+        rng = {"random.torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["random.cuda"] = torch.cuda.get_rng_state()
+        adversary = self.adversary
+        replay = adversary.replay.snapshot() if adversary else dict
+        tensors: dict[str, Callable[[], Mapping[str, Tensor]]] = {
+            _own("worker"): lambda: rng | _on_cpu(replay())
+        }
+        parts: dict[str, Mapping[str, Tensor]] = {
+            _own("generator_optimizer"): optimizer_pieces(self.engine, self.generator)
+        }
+        if adversary:
+            pieces = optimizer_pieces(adversary.engine, adversary.network)
+            parts[_own("discriminator_optimizer")] = pieces
+        texts = {}
+        if distributed.is_main():
+            parts["generator"] = self.generator.state_dict()
+            parts["ema"] = self.ema.network.state_dict()
+            if adversary:
+                parts["discriminator"] = adversary.network.state_dict()
+            texts["config.yaml"] = to_yaml(self.config)
+        for name, part in parts.items():
+            tensors[name] = partial(dict, self._copy(name, part))
+        info = {
+            "step": self.step,
+            "workers": self.layout.workers,
+            "verdicts": sorted(self.verdicts),
+            "learning_rate_scale": self.learning_rate_scale,
+            "rollbacks": self.rollbacks,
+            "best": self.best,
+        }
+        return Snapshot(self.step, info, tensors, texts)
+
+    def _copy(self, name: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Contiguous copies on the CPU, which training does not move."""
+        copies = self._copies.setdefault(name, {})
+        for key, value in part.items():
+            copy = copies.get(key)
+            if copy is None:
+                copies[key] = copy = torch.empty(value.shape, dtype=value.dtype)
+            copy.copy_(value)
+        return copies
+
+    def _build_adversary(self, resume_from: Path | None) -> Adversary:
+        config = self.config
+        with torch.random.fork_rng():
+            torch.manual_seed(config.train.seed)
+            network = Discriminator(
+                IMAGE_CHANNELS * config.seraena.frames_per_group,
+                self.generator.latent_channels,
+                config.seraena.widths,
+            )
+        if resume_from is not None:
+            path = resume_from / "discriminator.safetensors"
+            if not path.is_file():
+                raise TrainingError(
+                    f"{resume_from} was written without Seraena: go on with --loss.seraena 0, or "
+                    "start a new run from its weights with --model.pretrained"
+                )
+            try:
+                network.load_state_dict(load_file(path))
+            except RuntimeError as error:
+                raise TrainingError(
+                    f"{path} does not fit the seraena section of the configuration: {error}"
+                ) from error
+        network.to(distributed.device())
+        engine = build_engine(
+            network,
+            "discriminator",
+            learning_rate=config.seraena.learning_rate,
+            betas=config.seraena.betas,
+            weight_decay=config.optim.weight_decay,
+            gradient_clipping=0.0,
+            zero_stage=config.optim.zero_stage,
+            clips_per_pass=self.layout.slots_per_pass,
+            passes=self.layout.passes,
+            dtype=config.train.autocast_dtype(),
+            graphs=config.train.cuda_graphs,
+        )
+        replay = ReplayBuffer(
+            int(config.seraena.replay_gigabytes * 1e9),
+            config.train.global_batch_size,
+            config.train.seed,
+        )
+        groups = self.layout.slots_per_pass // self.layout.slots_per_group
+
+        def correct(real: Tensor, fake: Tensor, latents: Tensor) -> Tensor:
+            with autocast(config.train.autocast_dtype()):
+                return corrected_targets(network, real, fake, latents, config.seraena, groups)
+
+        recorded = Recorded(correct, "correction") if config.train.cuda_graphs else correct
+        return Adversary(network, engine, replay, recorded)
+
+    def _load(self, folder: Path) -> None:
+        """Everything but the weights, which the engines were built around."""
+        info = checkpoint.read_info(folder)
+        self.step = int(info["step"])
+        self.learning_rate_scale = float(info["learning_rate_scale"])
+        self.rollbacks = int(info["rollbacks"])
+        if info["best"] and not math.isnan(info["best"][0]):
+            self.best = (float(info["best"][0]), int(info["best"][1]))
+        self.verdicts = {tuple(verdict) for verdict in info["verdicts"]}
+        self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
+        _load_optimizer(folder, "generator_optimizer", self.engine, self.generator)
+        own = folder / f"{_own('worker')}.safetensors"
+        if own.is_file():
+            with safe_open(own, "pt") as file:
+                torch.set_rng_state(file.get_tensor("random.torch"))
+                if torch.cuda.is_available() and "random.cuda" in file.keys():  # noqa: SIM118
+                    torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
+        if self.adversary:
+            _load_optimizer(
+                folder, "discriminator_optimizer", self.adversary.engine, self.adversary.network
+            )
+            self._load_replay(folder, self.adversary.replay)
+        if distributed.is_main():
+            log.info("going on from %s, step %d", folder, self.step)
+
+    def _load_replay(self, folder: Path, replay: ReplayBuffer) -> None:
+        """This worker's slots, whichever workers held them when the checkpoint was written."""
+        mine = {slot for slot in self.layout.slots(distributed.rank()).tolist() if slot != SURPLUS}
+        for path in sorted(folder.glob("worker_*.safetensors")):
+            with safe_open(path, "pt") as file:
+                held = {int(k.split(".")[1]) for k in file.keys() if k.startswith("slot.")}  # noqa: SIM118
+                for slot in sorted(held & mine):
+                    keys = (f"slot.{slot}.images", f"slot.{slot}.context")
+                    tensors = {key: file.get_tensor(key) for key in keys}
+                    replay.load(slot, tensors, distributed.device())
+
+
+def _own(name: str) -> str:
+    """The name, without suffix, of this worker's file of a kind."""
+    return f"{name}_{distributed.rank():05d}"
+
+
+def _load_optimizer(folder: Path, name: str, engine: Engine, network: nn.Module) -> None:
+    files = sorted(folder.glob(f"{name}_*.safetensors"))
+    try:
+        load_optimizer_pieces(engine, network, map(load_file, files))
+    except ValueError as error:
+        raise TrainingError(
+            f"{folder}/{name}_*.safetensors do not fit the network: {error}"
+        ) from error
+
+
+def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:
+    if resume_from is None:
+        return build_model(config.model)
+    generator = TAEHV(config.model)
+    load_weights(generator, resume_from / "generator.safetensors")
+    return generator
+
+
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.cpu().contiguous() for key, value in tensors.items()}
+
+
+def to_yaml(config: TrainingConfig) -> str:
+    """The configuration as YAML, in the form that `--config` reads; no address in it has its
+    credentials."""
+    content = in_all_texts(without_credentials, _plain(dataclasses.asdict(config)))
+    return yaml.safe_dump(content, sort_keys=False)
+
+
+def _plain(value: object) -> object:
+    """Tuples as lists: YAML has no others."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
