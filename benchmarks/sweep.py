@@ -30,8 +30,8 @@ import torch
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import ClipSource, open_sources
 from jobs.cli.config import Config, read_yaml
+from jobs.cli.places import with_places
 from jobs.sweep.ledger import Ledger
-from jobs.train import with_places
 from taehv.interfaces import Batch, Hooks, Verdict
 from taehv.run.run_folder import RunFolder
 from taehv.training import train

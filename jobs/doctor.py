@@ -21,8 +21,9 @@ from pathlib import Path
 # Run as a script, Python looks for imports in jobs/ alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jobs.cli.config import Config, ConfigError, parse
+from jobs.cli.config import Config, parse
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.errors import ConfigError
 from jobs.diagnosis.examination import Options, examine
 from jobs.diagnosis.finding import Finding, Level, worst
 from jobs.diagnosis.output import line, to_json, verdict, wants_colors

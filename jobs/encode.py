@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data_pipeline.errors import DataError
 from data_pipeline.videos.index import open_index
 from data_pipeline.videos.storage import is_s3
-from jobs.cli.config import ConfigError
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
+from jobs.cli.errors import ConfigError
 from jobs.cli.weights import address_of, find_weights
 from jobs.cluster.fan_out import RayConfig, fan_out
 from jobs.latents.config import EncodeConfig, parse

@@ -18,8 +18,8 @@ from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.errors import DataError
 from data_pipeline.held_out import HeldOutVideo, choose_videos
-from jobs.cli.config import ConfigError
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, VERDICT_IS_FAILURE, log_plainly, refuse
+from jobs.cli.errors import ConfigError
 from jobs.cli.weights import find_weights, run_config
 from jobs.cluster.fan_out import FanOut, fan_out
 from jobs.evaluation.config import EvaluateConfig, parse, read_thresholds

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import tyro
 
-from jobs.cli.config import ConfigError
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, network_of
 from taehv.errors import TrainingError
 from taehv.model import ModelConfig, build_model

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import signal
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,31 +15,29 @@ from typing import Any
 # Run as a script, Python looks for imports in jobs/ alone.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_pipeline.clips import ClipSource, open_sources
+from data_pipeline.clips import open_sources
 from data_pipeline.errors import DataError
-from data_pipeline.synthetic import ensure_synthetic
-from jobs.cli.config import Config, ConfigError, flatten, parse
+from jobs.cli.config import Config, flatten, parse
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
-from jobs.cli.own_config import FILE
-from jobs.cli.paths import absolute, checkpoint_address, run_address, share
+from jobs.cli.errors import ConfigError
+from jobs.cli.places import with_places
 from jobs.cli.progress import Progress
 from jobs.cluster import connection
 from jobs.cluster.nodes import check_nodes
 from jobs.cluster.pool import Pool, Shares
 from jobs.tracking.tracker import Status, Tracker
+from jobs.training import trainer
 from jobs.training.checks import check, check_run_folder, check_workers
 from jobs.training.driver import Driver, MostSkipped
 from jobs.training.messages import open_mailbox
-from jobs.training.resumed import judged_resume
+from jobs.training.resumed import judged_resume, keep_config
 from jobs.training.summary import closing_summary
-from jobs.training.worker import train_worker
+from jobs.training.worker import train_worker, worker_settings
 from taehv.errors import TrainingError
 from taehv.evaluation.verdict import Thresholds
 from taehv.run import journal
-from taehv.run.checkpoint import write_atomically
 from taehv.run.resume import begin_from
 from taehv.run.run_folder import RunFolder, go_on_line
-from taehv.training.state import to_yaml
 
 log = logging.getLogger("jobs.train")
 
@@ -97,9 +93,7 @@ def run(config: Config) -> int:
                 if not own_ray:
                     check_nodes(config)
                 settings = worker_settings(config, mailbox, shares, training, validation)
-                return connection.make_trainer(
-                    train_worker, settings, shares, config.cluster, own_ray
-                )
+                return trainer.make_trainer(train_worker, settings, shares, config.cluster, own_ray)
 
             summary = driver.drive(pool, config, make_trainer)
     except BaseException as error:
@@ -110,13 +104,6 @@ def run(config: Config) -> int:
         progress.close()
     limits = Thresholds().with_gradient_scale(config.loss.gradient_scale)
     return _conclude(run_folder, summary, driver.stopped_by, tracking().result(), limits)
-
-
-def keep_config(run_folder: RunFolder, config: Config) -> None:
-    """Write config.yaml, from which a resume goes on: once nothing can be refused any more, and
-    whole, so that a start that fails leaves the last one as it was."""
-    write_atomically(run_folder.local / FILE, to_yaml(config))
-    run_folder.publish(FILE)
 
 
 def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
@@ -165,66 +152,6 @@ def _end_tracking(tracker: Tracker, run_folder: RunFolder, status: Status) -> No
             "%s cannot be read for MLflow (%s); resuming the run sends the rest", run_folder, error
         )
     tracker.finish(status)
-
-
-def with_places(config: Config) -> Config:
-    """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
-    run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    storage = config.cluster.storage
-    annotations = config.data.annotations
-    if not annotations:
-        synthetic = ensure_synthetic(_cache_dir())
-        annotations = share(synthetic.parent, storage) if storage else str(synthetic)
-    run_dir = run_address(run_dir, storage)
-    replace = dataclasses.replace
-    tracking = config.tracking
-    if "://" in run_dir and not (tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")):
-        # Beside the run folders, where they are on a file system; a database cannot lie on S3.
-        tracking = replace(tracking, uri=f"sqlite:///{Path.home()}/mlflow.db")
-    return replace(
-        config,
-        data=replace(
-            config.data, annotations=absolute(annotations), root=absolute(config.data.root)
-        ),
-        model=replace(config.model, pretrained=absolute(config.model.pretrained)),
-        teacher=replace(config.teacher, path=absolute(config.teacher.path)),
-        train=replace(
-            config.train,
-            run_dir=run_dir,
-            resume=checkpoint_address(config.train.resume, config.train.run_dir, storage),
-        ),
-        tracking=tracking,
-    )
-
-
-def _cache_dir() -> Path:
-    """Where the synthetic driving set is kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "taehv"
-
-
-def worker_settings(
-    config: Config,
-    mailbox: Any,
-    shares: Shares,
-    training: ClipSource,
-    validation: ClipSource,
-) -> dict[str, Any]:
-    """What every worker is given."""
-    return {
-        "config": config,
-        "mailbox": mailbox,
-        "training": _decoded_on(shares.decode_nodes, training),
-        "validation": _decoded_on(shares.decode_nodes, validation),
-        "decode_cpus": shares.decode_cpus_per_worker,
-        "run_dir": config.train.run_dir,
-    }
-
-
-def _decoded_on(nodes: str, source: ClipSource) -> ClipSource:
-    """The same clips, decoded on the nodes with the label `nodes`, or, without one, on any."""
-    config = dataclasses.replace(source.config, decode_nodes=nodes)
-    return dataclasses.replace(source, order=dataclasses.replace(source.order, config=config))
 
 
 if __name__ == "__main__":

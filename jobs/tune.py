@@ -24,9 +24,11 @@ import tyro
 
 from data_pipeline.clips import open_sources
 from data_pipeline.errors import DataError
-from jobs.cli.config import Config, ConfigError, flatten, read_defaults
+from jobs.cli.config import Config, flatten, read_defaults
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
+from jobs.cli.errors import ConfigError
 from jobs.cli.paths import run_address
+from jobs.cli.places import with_places
 from jobs.cluster import connection
 from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
@@ -40,7 +42,6 @@ from jobs.sweep.session import Session, signals_stop
 from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
 from jobs.tracking.tracker import Tracker
-from jobs.train import with_places
 from jobs.training.checks import check
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from taehv.run.journal import Row
+Row = dict[str, Any]
+"""`step` and the metrics of that step by their names (`train/loss`, `val/psnr`, ...)."""
+
 
 Verdict = tuple[int, ...]
 """A judgement on a video that depended on the moment, such as a time-out, in the data's own terms.

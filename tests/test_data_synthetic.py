@@ -11,7 +11,8 @@ from data_pipeline.batches import iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.synthetic import SyntheticConfig, dataset, ensure_synthetic
-from data_pipeline.synthetic.dataset import main, write_video
+from data_pipeline.synthetic.__main__ import main
+from data_pipeline.synthetic.dataset import write_video
 from data_pipeline.synthetic.scene import Scene
 from tests.data_videos import sequential_frames
 

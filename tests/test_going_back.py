@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from jobs.cli.config import Config
-from jobs.train import with_places
+from jobs.cli.places import with_places
 from jobs.training.worker import _resume_from
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks

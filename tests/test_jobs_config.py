@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.cli.config import Config, ConfigError, flatten, parse, read_yaml
+from jobs.cli.config import Config, flatten, parse, read_yaml
+from jobs.cli.errors import ConfigError
 from taehv.training.state import to_yaml
 
 SHIPPED = Path(__file__).resolve().parents[1] / "configs"

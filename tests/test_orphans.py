@@ -10,9 +10,9 @@ import pytest
 import ray
 
 from jobs.cli.config import ClusterConfig, Config
-from jobs.cluster import connection
 from jobs.cluster import local_ray as own_node
 from jobs.cluster.pool import Pool, Shares
+from jobs.training import trainer
 from jobs.training.driver import Driver, MostSkipped
 from jobs.training.messages import open_mailbox
 from jobs.training.worker import announce
@@ -56,7 +56,7 @@ def test_what_a_killed_controller_s_workers_held_is_free(
 
     def make_trainer(_: Config, shares: Shares) -> Any:
         assert shares.cpus_per_worker == 1
-        return connection.make_trainer(work, settings, shares, config, own_ray=True)
+        return trainer.make_trainer(work, settings, shares, config, own_ray=True)
 
     class Silent:
         """No progress is shown."""

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster import connection
 from jobs.cluster.pool import Shares
 from jobs.training import process_group
 from jobs.training.process_group import OnCluster
+from jobs.training.trainer import _rendezvous
 
 ADDRESS = "127.0.0.3"
 """Of this machine, and no other process's."""
@@ -92,4 +92,4 @@ def test_workers_meet_over_what_they_were_given(own_ray: bool) -> None:
         ("no", on_cpu, "gloo"),
     ]:
         config: Any = ClusterConfig(gpu=gpu)  # type: ignore[arg-type]
-        assert connection._rendezvous(config, shares, own_ray).backend == backend
+        assert _rendezvous(config, shares, own_ray).backend == backend

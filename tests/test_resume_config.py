@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from jobs.cli.config import Config, ConfigError, parse, read_yaml
-from jobs.train import main, with_places
+from jobs.cli.config import Config, parse, read_yaml
+from jobs.cli.errors import ConfigError
+from jobs.cli.places import with_places
+from jobs.train import main
 from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError
 from taehv.run import checkpoint

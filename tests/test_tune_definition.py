@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from jobs import tune
-from jobs.cli.config import Config, ConfigError, flatten
+from jobs.cli.config import Config, flatten
+from jobs.cli.errors import ConfigError
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.space import with_settings
 

@@ -4,7 +4,6 @@ It is what training starts on where no data is given, and what the tests run on.
 gives the same frames.
 """
 
-import argparse
 import json
 import logging
 import shlex
@@ -13,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -164,23 +163,3 @@ def _report(jobs: Sequence[Future[None]]) -> None:
         job.result()
         if not on_terminal and done % max(1, len(jobs) // REPORTS) == 0:
             logger.info("%s: %d of %d videos", label, done, len(jobs))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line. Returns the exit code."""
-    defaults = SyntheticConfig()
-    parser = argparse.ArgumentParser(prog="data_pipeline.synthetic", description=SUMMARY)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write, made if missing")
-    for field in fields(SyntheticConfig):
-        default = getattr(defaults, field.name)
-        parser.add_argument(f"--{field.name}", type=int, default=default, help=f"default {default}")
-    options = vars(parser.parse_args(arguments))
-    folder = options.pop("out")
-    try:
-        config = SyntheticConfig(**options)
-    except ValueError as error:
-        parser.error(str(error))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    annotations = write_synthetic(folder, config)
-    sys.stdout.write(f"{annotations}\n")
-    return 0

@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
+from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import (
     FILE,
     Sections,
@@ -33,10 +34,6 @@ from taehv.run.run_folder import RunFolder
 from taehv.training.config import TrainingConfig
 
 log = logging.getLogger(__name__)
-
-
-class ConfigError(ValueError):
-    """A command line or a config file that cannot be used; the job exits with 2."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Where paths lead: from where the user is, or below the folder that all nodes of a cluster see."""
+"""Where a run's inputs and results lie: absolute paths, and folders that all nodes see."""
 
 from __future__ import annotations
 

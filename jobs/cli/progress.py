@@ -9,7 +9,7 @@ import time
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from taehv.run.journal import Row
+from taehv.interfaces import Row
 
 log = logging.getLogger(__name__)
 

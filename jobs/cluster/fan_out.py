@@ -19,7 +19,8 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.videos.storage import is_s3
-from jobs.cli.config import ClusterConfig, ConfigError
+from jobs.cli.config import ClusterConfig
+from jobs.cli.errors import ConfigError
 from jobs.cli.paths import is_job_copy
 from taehv.errors import TrainingError
 

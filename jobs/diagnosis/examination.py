@@ -14,8 +14,10 @@ import ray
 
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.errors import DataError
-from jobs.cli.config import Config, ConfigError
+from jobs.cli.config import Config
+from jobs.cli.errors import ConfigError
 from jobs.cli.paths import placed
+from jobs.cli.places import with_places
 from jobs.cluster import connection
 from jobs.cluster.nodes import local_inputs
 from jobs.cluster.pool import Pool
@@ -42,7 +44,6 @@ from jobs.diagnosis.tracking import judge_tracking
 from jobs.diagnosis.versions import judge_versions
 from jobs.diagnosis.words import plain_error
 from jobs.tracking.tracker import find_fault
-from jobs.train import with_places
 from jobs.training.checks import check, check_run_folder
 from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError

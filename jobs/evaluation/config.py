@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
 from data_pipeline.videos.storage import is_s3
-from jobs.cli.config import ConfigError, load_yaml
+from jobs.cli.config import load_yaml
+from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
 from jobs.tracking.tracker import TrackingConfig

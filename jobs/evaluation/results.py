@@ -62,8 +62,8 @@ from taehv.evaluation.judgement import (
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
 from taehv.evaluation.scores import METRICS, Scores, broken_scores, value_of
 from taehv.evaluation.verdict import Finding, Level, Thresholds, overall
+from taehv.interfaces import Row
 from taehv.run import journal
-from taehv.run.journal import Row
 from taehv.run.run_folder import RunFolder
 
 SCHEMA, VERSION = "taehv-evaluation", 1

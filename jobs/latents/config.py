@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from data_pipeline.videos.storage import absolute, parent
-from jobs.cli.config import ConfigError
+from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
 from taehv.model.variants import ModelConfig

@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from jobs.sweep.ledger import Record
-from taehv.run.journal import Row
+from taehv.interfaces import Row
 
 log = logging.getLogger(__name__)
 

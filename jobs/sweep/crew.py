@@ -15,10 +15,10 @@ import ray
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster import connection
 from jobs.cluster.pool import Shares
 from jobs.training.driver import Fit
 from jobs.training.messages import open_mailbox
+from jobs.training.trainer import make_trainer
 from jobs.training.worker import train_worker
 
 POLL_SECONDS = 0.2
@@ -139,7 +139,7 @@ class Crew:
     def _start(self, shares: Shares) -> None:
         self._rota, self._shares = _Rota.remote(), shares  # type: ignore[attr-defined]
         settings = {"rota": self._rota, "run_dir": self._folder}
-        trainer = connection.make_trainer(_serve, settings, shares, self._config, self._own_ray)
+        trainer = make_trainer(_serve, settings, shares, self._config, self._own_ray)
         self._fit = Fit(trainer)
         self._fit.start()
 

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from jobs.cli.config import Config, ConfigError, read_cluster_sections, read_defaults
+from jobs.cli.config import Config, read_cluster_sections, read_defaults
+from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import as_defaults
 from jobs.cli.paths import absolute
 from jobs.sweep.lines import Lines, Place, read

@@ -13,9 +13,9 @@ from pydantic import TypeAdapter
 from jobs.sweep.space import frozen
 from taehv.credentials import hide_credentials, in_all_texts
 from taehv.errors import TrainingError
+from taehv.interfaces import Row
 from taehv.run import journal
 from taehv.run.checkpoint import write_atomically
-from taehv.run.journal import Row
 from taehv.run.run_folder import RunFolder
 
 Status = Literal["running", "finished", "pruned", "failed", "interrupted"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from jobs.cli.config import ConfigError
+from jobs.cli.errors import ConfigError
 from jobs.cli.yaml_file import repeated_keys
 
 Place = tuple[Any, ...]

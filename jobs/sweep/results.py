@@ -17,7 +17,7 @@ from jobs.sweep.definition import METRICS, Plan
 from jobs.sweep.ledger import Ledger, Record
 from jobs.sweep.space import with_settings
 from taehv.credentials import without_credentials
-from taehv.run.journal import Row
+from taehv.interfaces import Row
 from taehv.training.state import to_yaml
 
 CONFIDENCE = 0.95

@@ -24,12 +24,13 @@ from jobs.cluster.pool import Pool, Shares
 from jobs.sweep.crew import Crew
 from jobs.sweep.desk import Voice
 from jobs.sweep.space import Settings, with_settings
-from jobs.train import keep_config, worker_settings
 from jobs.training.checks import check, check_workers
 from jobs.training.driver import Driver, MostSkipped
+from jobs.training.resumed import keep_config
+from jobs.training.worker import worker_settings
 from taehv.credentials import hide_credentials
+from taehv.interfaces import Row
 from taehv.run import journal
-from taehv.run.journal import Row
 from taehv.run.run_folder import RunFolder
 
 STOP_SECONDS = 0.3

@@ -6,7 +6,8 @@ import logging
 
 import torch
 
-from jobs.cli.config import Config, ConfigError
+from jobs.cli.config import Config
+from jobs.cli.errors import ConfigError
 from taehv.errors import TrainingError
 from taehv.losses.discriminator import SCORE_STRIDE
 from taehv.losses.teacher import check_teacher, frame_rule_warning

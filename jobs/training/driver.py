@@ -34,8 +34,7 @@ from jobs.cluster.pool import Pool, Shares, going_nodes
 from jobs.media.pictures import comparison_mp4, side_by_side_png
 from jobs.tracking.tracker import Tracker
 from taehv.errors import TrainingError
-from taehv.interfaces import RejectedVideo
-from taehv.run.journal import Row
+from taehv.interfaces import RejectedVideo, Row
 from taehv.run.run_folder import RunFolder, go_on_line
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from taehv.interfaces import Hooks, RejectedVideo
-from taehv.run.journal import Row
+from taehv.interfaces import Hooks, RejectedVideo, Row
 
 TELL_SECONDS = 1.0
 """A worker's progress is told, and whether to stop asked, no more often than this."""

@@ -11,13 +11,16 @@ from typing import Any
 
 from data_pipeline.synthetic.dataset import command_to_make
 from data_pipeline.videos import storage
-from jobs.cli.config import Config, ConfigError, flatten, read_run_config
+from jobs.cli.config import Config, flatten, read_run_config
+from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import COMMAND, FILE, goes_on
 from jobs.cli.paths import absolute, is_job_copy
 from taehv.errors import TrainingError
 from taehv.model.shapes import expected_shapes
 from taehv.run import checkpoint
+from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
+from taehv.training.state import to_yaml
 
 log = logging.getLogger(__name__)
 
@@ -170,3 +173,10 @@ def _see_list(run: RunFolder, annotations: str) -> None:
 
 def _with_train(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **changes))
+
+
+def keep_config(run_folder: RunFolder, config: Config) -> None:
+    """Write config.yaml, from which a resume goes on: once nothing can be refused any more, and
+    whole, so that a start that fails leaves the last one as it was."""
+    write_atomically(run_folder.local / FILE, to_yaml(config))
+    run_folder.publish(FILE)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from taehv.credentials import without_credentials
 from taehv.evaluation.verdict import Thresholds, format_verdict, judge
-from taehv.run.journal import Row
+from taehv.interfaces import Row
 from taehv.run.run_folder import RunFolder
 
 

@@ -20,6 +20,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
+from jobs.cluster.pool import Shares
 from jobs.training.messages import MailboxHooks, MailboxLog
 from taehv import distributed
 from taehv.errors import MemoryShortageError, TrainingError
@@ -136,3 +137,27 @@ def _set_up_process(mailbox: Any) -> None:
     root.addHandler(MailboxLog(mailbox))
     for room in ("taehv", "data_pipeline", "jobs"):
         logging.getLogger(room).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+
+
+def worker_settings(
+    config: Config,
+    mailbox: Any,
+    shares: Shares,
+    training: ClipSource,
+    validation: ClipSource,
+) -> dict[str, Any]:
+    """What every worker is given."""
+    return {
+        "config": config,
+        "mailbox": mailbox,
+        "training": _decoded_on(shares.decode_nodes, training),
+        "validation": _decoded_on(shares.decode_nodes, validation),
+        "decode_cpus": shares.decode_cpus_per_worker,
+        "run_dir": config.train.run_dir,
+    }
+
+
+def _decoded_on(nodes: str, source: ClipSource) -> ClipSource:
+    """The same clips, decoded on the nodes with the label `nodes`, or, without one, on any."""
+    config = dataclasses.replace(source.config, decode_nodes=nodes)
+    return dataclasses.replace(source, order=dataclasses.replace(source.order, config=config))

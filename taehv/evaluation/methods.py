@@ -18,7 +18,7 @@ from taehv.evaluation import baselines
 from taehv.losses.teacher import Teacher
 from taehv.model import TAEHV
 from taehv.model.whole_video import num_latents, stream_frames, stream_latents
-from taehv.training.engines import autocast
+from taehv.precision import autocast
 
 TEACHER_STRETCH = 49
 """Frames of a long video that the teacher is given at once: 8k + 1, and what its pipeline makes."""

@@ -22,7 +22,8 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from taehv.errors import TrainingError
-from taehv.model.network import TAEHV, build_model
+from taehv.model.build import build_model
+from taehv.model.network import TAEHV
 from taehv.model.shapes import infer_config
 from taehv.model.variants import ModelConfig
 from taehv.model.weights import read_weights

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 
 from taehv.model.alignment import FrameAlignment, repeat_last_frame
 from taehv.model.blocks import IMAGE_CHANNELS, build_decoder, build_encoder
-from taehv.model.initialise import initialise_near_identity
 from taehv.model.timesteps import TimeStepper, run_parallel
 from taehv.model.variants import ModelConfig
-from taehv.model.weights import load_weights
 
 
 class TAEHV(nn.Module):
@@ -202,16 +200,3 @@ class TAEHV(nn.Module):
 def _check_chunk(chunk: int) -> None:
     if chunk < 0:
         raise ValueError(f"chunk is {chunk}: a number of latents, or 0 for all of them")
-
-
-def build_model(config: ModelConfig) -> TAEHV:
-    """Build the network with the weights it starts from: config.pretrained, or from scratch.
-
-    Raises TrainingError where the file cannot be read or does not fit.
-    """
-    model = TAEHV(config)
-    if config.pretrained:
-        load_weights(model, config.pretrained)
-    else:
-        initialise_near_identity(model)
-    return model

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from taehv.model.network import TAEHV
 from taehv.model.streaming import StreamingDecoder, StreamingEncoder
-from taehv.training.engines import autocast
+from taehv.precision import autocast
 
 
 def num_latents(model: TAEHV, num_frames: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
+from taehv.interfaces import Row
 from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 
@@ -15,9 +15,6 @@ log = logging.getLogger(__name__)
 NAME = "metrics.jsonl"
 PARTS = "metrics_parts"
 """On a store that cannot append, rows come in parts until the run ends and merges them."""
-
-Row = dict[str, Any]
-"""`step` and the metrics of that step by their names (`train/loss`, `val/psnr`, ...)."""
 
 
 def read(path: Path) -> list[Row]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from taehv import distributed
 from taehv.ops.compiling import Compiled
 from taehv.ops.cuda_graphs import Recorded
+from taehv.precision import autocast
 
 # Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -101,12 +102,6 @@ class _Autocast(nn.Module):
     def _compute(self, *inputs: Any) -> Any:
         with autocast(self.dtype):
             return self._call(*inputs)
-
-
-def autocast(dtype: torch.dtype | None) -> torch.autocast:
-    """Autocast to `dtype` on this worker's device; None leaves everything in float32."""
-    kind = distributed.device().type
-    return torch.autocast(kind, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def build_engine(

@@ -6,9 +6,9 @@ import logging
 
 from taehv import distributed
 from taehv.errors import DivergedError
-from taehv.interfaces import Hooks
+from taehv.interfaces import Hooks, Row
 from taehv.run import journal
-from taehv.run.journal import Journal, Row
+from taehv.run.journal import Journal
 from taehv.run.run_folder import RunFolder
 from taehv.training.health import Health
 from taehv.training.state import TrainState

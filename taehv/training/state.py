@@ -25,18 +25,13 @@ from taehv.losses.seraena import corrected_targets
 from taehv.model import TAEHV, build_model
 from taehv.model.weights import load_weights
 from taehv.ops.cuda_graphs import Recorded
+from taehv.precision import autocast
 from taehv.run import checkpoint
 from taehv.run.saving import Snapshot
 from taehv.slots import SURPLUS, SlotLayout
 from taehv.training.config import TrainingConfig
 from taehv.training.ema import Ema
-from taehv.training.engines import (
-    Engine,
-    autocast,
-    build_engine,
-    load_optimizer_pieces,
-    optimizer_pieces,
-)
+from taehv.training.engines import Engine, build_engine, load_optimizer_pieces, optimizer_pieces
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from taehv.evaluation import baselines
 from taehv.evaluation.metrics import score_clips
 from taehv.interfaces import Batch, Data
 from taehv.model import TAEHV
+from taehv.precision import autocast
 from taehv.slots import SURPLUS
-from taehv.training.engines import autocast
 
 Scores = dict[str, float]
 
