@@ -21,13 +21,13 @@ from data_pipeline.videos.index import open_index
 from data_pipeline.videos.storage import is_s3
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
 from jobs.cli.errors import ConfigError
+from jobs.cli.progress import VideoProgress
 from jobs.cli.weights import address_of, find_weights
 from jobs.cluster.fan_out import RayConfig, fan_out
 from jobs.latents.config import EncodeConfig, parse
 from jobs.latents.decoding import DecodingTask, DecodingWorker
 from jobs.latents.encoding import EncodingTask, EncodingWorker, ShardDone
 from jobs.latents.names import names_of
-from jobs.latents.progress import VideoProgress
 from jobs.latents.shards import (
     INDEX,
     QUARANTINE,

@@ -34,7 +34,6 @@ from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import Board
 from jobs.sweep.definition import METRICS, Plan, as_begun, make_plan, read_sweep
-from jobs.sweep.desk import open_desk
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.report import write_report
 from jobs.sweep.scoring import score_lpips, score_reference
@@ -43,6 +42,7 @@ from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
 from jobs.tracking.tracker import Tracker
 from jobs.training.checks import check
+from jobs.training.messages import open_desk
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips

@@ -9,8 +9,7 @@ from typing import Any
 
 from jobs.evaluation import sections
 from jobs.evaluation.exhibits import WorstClip
-from jobs.report.document import document
-from jobs.report.words import definitions, number, outcome, sign
+from jobs.report.words import definitions, document, number, outcome, sign
 from taehv.evaluation.scores import METRICS
 
 FOOTER = """The definitions of all scores are in taehv/evaluation/metrics.py and

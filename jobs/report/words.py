@@ -1,4 +1,4 @@
-"""Numbers, signs and pictures as HTML."""
+"""Numbers, signs and pictures as HTML, and the page around them, which needs no network."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from PIL import Image
 
 from taehv.credentials import hide_credentials
 from taehv.evaluation.scores import METRICS
+
+STYLE = Path(__file__).with_name("style.css")
+
 
 NONE = "–"  # noqa: RUF001
 
@@ -106,3 +109,28 @@ def definitions(entries: Sequence[tuple[str, str]]) -> str:
         for name, value in entries
     )
     return f"<dl>{rows}</dl>"
+
+
+def document(title: str, head: str, parts: Sequence[tuple[str, str]], footer: str) -> str:
+    """The page. `title` is text; head, parts (each with a heading, which is text) and footer are
+    HTML."""
+    body = "".join(f"<h2>{escape(heading)}</h2>{content}" for heading, content in parts)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{STYLE.read_text(encoding="utf-8")}</style>
+</head>
+<body>
+<main>
+{head}
+{body}
+<footer>{footer}</footer>
+</main>
+</body>
+</html>
+"""

@@ -17,7 +17,7 @@ from jobs.cli.config import Config, read_cluster_sections, read_defaults
 from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import as_defaults
 from jobs.cli.paths import absolute
-from jobs.sweep.lines import Lines, Place, read
+from jobs.cli.yaml_file import Lines, Place, read
 from jobs.sweep.space import (
     Domain,
     Settings,

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from html import escape
 
-from jobs.report.document import document
-from jobs.report.words import definitions, level, number, table
+from jobs.report.words import definitions, document, level, number, table
 from jobs.sweep import plots
 from jobs.sweep.ablation import NONE, Reference, ablation_section, mean_cell
 from jobs.sweep.definition import Plan

@@ -22,10 +22,10 @@ from jobs.cli.console import log_without_credentials
 from jobs.cluster.nodes import check_nodes
 from jobs.cluster.pool import Pool, Shares
 from jobs.sweep.crew import Crew
-from jobs.sweep.desk import Voice
 from jobs.sweep.space import Settings, with_settings
 from jobs.training.checks import check, check_workers
 from jobs.training.driver import Driver, MostSkipped
+from jobs.training.messages import Voice
 from jobs.training.resumed import keep_config
 from jobs.training.worker import worker_settings
 from taehv.credentials import hide_credentials
