@@ -23,7 +23,7 @@ from taehv.run.saving import Saver
 from taehv.training.config import TrainConfig, TrainingConfig
 from taehv.training.state import TrainState
 from taehv.training.step import train_step
-from tests.moving_data import MovingData
+from tests.helpers.moving_data import MovingData
 
 BATCH = 2
 LIMIT = 0.1

@@ -38,7 +38,7 @@ from jobs.cli.config import Config, parse
 from taehv import distributed
 from taehv.model import TAEHV
 from taehv.training.state import TrainState
-from tests.workers import run_workers
+from tests.helpers.workers import run_workers
 
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128)
 

@@ -14,7 +14,7 @@ from tests.faults.leftovers import own_temp
 from tests.faults.proxy import proxy_to
 from tests.faults.test_ray_kills import assert_undisturbed as assert_job_undisturbed
 from tests.faults.test_ray_kills import start_and_strike
-from tests.s3_server import s3_server
+from tests.helpers.s3_server import s3_server
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 from pathspec import PathSpec
 
 from jobs.cluster.connection import sent_code
-from tests.jobs_run import REPOSITORY, environment
+from tests.helpers.jobs_run import REPOSITORY, environment
 
 PACKAGES = ("taehv", "data_pipeline", "jobs")
 SCRIPTS = ("train", "tune", "evaluate", "encode", "export", "doctor")

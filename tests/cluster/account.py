@@ -7,7 +7,7 @@ from typing import Any
 import boto3
 from cfnlint.decode import cfn_yaml
 
-from tests.jobs_run import REPOSITORY
+from tests.helpers.jobs_run import REPOSITORY
 
 TEMPLATE = REPOSITORY / "cloud" / "aws_account.yaml"
 IMAGE_PARAMETER = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-22.04"

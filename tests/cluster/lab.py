@@ -22,10 +22,10 @@ import boto3
 import yaml
 
 from tests.cluster.account import edited, make_stack
-from tests.doctor_report import worst_by_area
-from tests.held import job_gates
-from tests.hold import Hold
-from tests.jobs_run import REPOSITORY
+from tests.helpers.doctor_report import worst_by_area
+from tests.helpers.held import job_gates
+from tests.helpers.hold import Hold
+from tests.helpers.jobs_run import REPOSITORY
 
 GATEWAY = "172.31.255.254"
 """Of the machines' network; the cloud's interfaces answer there."""

@@ -32,9 +32,9 @@ from taehv.training import train
 from taehv.training.config import TrainingConfig
 from taehv.training.state import TrainState
 from tests.faults import changes
-from tests.held import job_gates
-from tests.hold import Hold
-from tests.moving_data import MovingData
+from tests.helpers.held import job_gates
+from tests.helpers.hold import Hold
+from tests.helpers.moving_data import MovingData
 
 FINISHED, FAILED, STOPPED = 0, 1, 143
 

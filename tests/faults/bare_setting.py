@@ -14,9 +14,9 @@ from taehv.training.config import TrainingConfig
 from tests.faults.bare_run import Life
 from tests.faults.leftovers import environment_of, own_temp
 from tests.faults.lives import run_to_end
-from tests.hold import Hold
-from tests.small_run import small_config, with_train
-from tests.small_teacher import save_small_teacher
+from tests.helpers.hold import Hold
+from tests.helpers.small_run import small_config, with_train
+from tests.helpers.small_teacher import save_small_teacher
 
 STEPS, SAVE_EVERY = 12, 2
 

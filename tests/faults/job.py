@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 
-from tests import jobs_run
-from tests.data_videos import moving_frames, write_annotations, write_video
 from tests.faults.leftovers import environment_of, own_temp, processes_of, wait_until_gone
-from tests.hold import Hold
+from tests.helpers import jobs_run
+from tests.helpers.data_videos import moving_frames, write_annotations, write_video
+from tests.helpers.hold import Hold
 
 STEPS, SAVE_EVERY = 24, 3
 

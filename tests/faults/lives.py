@@ -15,7 +15,7 @@ from pathlib import Path
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder
 from tests.faults.bare_run import FINISHED, Life, live
-from tests.jobs_run import REPOSITORY
+from tests.helpers.jobs_run import REPOSITORY
 
 LONGEST = 240.0
 """Seconds; a life that takes longer hangs."""

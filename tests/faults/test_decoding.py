@@ -16,10 +16,10 @@ from data_pipeline.batches import Samples, iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
+from tests.data_pipeline.test_streaming import assert_same_clips
 from tests.faults import record
 from tests.faults.job import KINDS, make_videos
-from tests.local_ray import local_ray
-from tests.test_data_streaming import assert_same_clips
+from tests.helpers.local_ray import local_ray
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

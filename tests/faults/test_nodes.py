@@ -13,13 +13,13 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from taehv.run import checkpoint, journal
-from tests.data_videos import write_dataset
 from tests.faults import record
 from tests.faults.compare import assert_losses_agree
-from tests.hold import Hold
-from tests.jobs_run import REPOSITORY, TINY, environment, finish, start, wait_for
-from tests.local_ray import several_nodes, token_variables
-from tests.small_run import latest
+from tests.helpers.data_videos import write_dataset
+from tests.helpers.hold import Hold
+from tests.helpers.jobs_run import REPOSITORY, TINY, environment, finish, start, wait_for
+from tests.helpers.local_ray import several_nodes, token_variables
+from tests.helpers.small_run import latest
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -11,7 +11,7 @@ from tests.faults import record
 from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
-from tests.hold import READS
+from tests.helpers.hold import READS
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -13,7 +13,7 @@ from tests.faults.bare_setting import SAVE_EVERY, STEPS, Setting
 from tests.faults.compare import assert_same_end, surviving_samples
 from tests.faults.lives import LONGEST, run_as_script, wait_until_held
 from tests.faults.proxy import Proxy, proxy_to
-from tests.s3_server import S3Server, s3_server
+from tests.helpers.s3_server import S3Server, s3_server
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 

@@ -20,7 +20,7 @@ from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
 from tests.faults.proxy import Proxy, proxy_to
-from tests.jobs_run import environment
+from tests.helpers.jobs_run import environment
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

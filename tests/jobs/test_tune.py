@@ -1,0 +1,215 @@
+"""jobs/tune.py through the real Ray Tune, Optuna, Ray Train and MLflow."""
+
+import math
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_pipeline.synthetic import ensure_synthetic
+from jobs.cli.config import flatten, read_yaml
+from taehv.run import checkpoint, journal
+from taehv.run.run_folder import RunFolder
+from tests.helpers import jobs_run
+from tests.helpers.hold import Hold
+from tests.helpers.jobs_run import REPOSITORY, finish, wait_for
+from tests.helpers.sweep_run import mlflow_runs, records, start, start_line, statuses, write_sweep
+from tests.jobs.test_submit import RAY, Head, head  # noqa: F401
+
+# Minutes where the machine has other things to do.
+pytestmark = pytest.mark.timeout(600)
+
+# Six trials, of which two learn fast, two slowly, one not at all, and one has no weights to begin
+# with.
+SIX = """\
+rows:
+  fast: {optim.learning_rate: 3.0e-3}
+  also fast: {optim.learning_rate: 2.0e-3}
+  slow: {optim.learning_rate: 1.0e-5}
+  slower: {optim.learning_rate: 1.0e-6}
+  slowest: {optim.learning_rate: 1.0e-9}
+  broken: {model.pretrained: /no/such/weights.pth}
+scheduler: {name: asha, grace_steps: 2, reduction_factor: 2}
+retries: 1
+"""
+
+
+@pytest.fixture(scope="module")
+def annotations(tmp_path_factory: pytest.TempPathFactory) -> str:
+    cache = tmp_path_factory.mktemp("cache")
+    return str(ensure_synthetic(cache, videos=6, frames=40, height=48, width=80))
+
+
+def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
+    head: Head,  # noqa: F811
+    tmp_path: Path,
+    annotations: str,
+) -> None:
+    sweep, sweep_dir = write_sweep(tmp_path, SIX, steps=12), tmp_path / "sweeps" / "six"
+    job = ["python", "jobs/tune.py", str(sweep), "--sweep-dir", str(sweep_dir)]
+    command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
+    result = subprocess.run(
+        [*command, "--data.annotations", annotations],
+        cwd=REPOSITORY,
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    said = result.stdout + result.stderr
+    assert result.returncode == 0, said
+    assert "results.csv" in said
+
+    trials = records(sweep_dir)
+    assert len(trials) == 6
+    by_row = {record["label"]: record for record in trials.values()}
+    assert by_row["broken"]["status"] == "failed"
+    assert by_row["broken"]["attempts"] == 2
+    assert "/no/such/weights.pth" in by_row["broken"]["error"]
+    others = [by_row[label]["status"] for label in by_row if label != "broken"]
+    assert set(others) == {"finished", "pruned"}
+    assert "finished" in (by_row["fast"]["status"], by_row["also fast"]["status"])
+
+    _check_mlflow(sweep_dir, trials)
+    _check_free(head, tmp_path)
+    for name in ("results.csv", "report.html", "best_config.yaml"):
+        assert (sweep_dir / name).is_file()
+
+    # A trial that was stopped is a run like any other, which jobs/train.py goes on with.
+    pruned = next(r for r in trials.values() if r["status"] == "pruned")
+    folder = sweep_dir / "trials" / f"{pruned['number']:03d}"
+    assert checkpoint.latest_valid(RunFolder(str(folder))) is not None
+    code, said = finish(jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml")))
+    assert code == 0, said
+    steps = [row["step"] for row in journal.read(folder / "metrics.jsonl")]
+    assert steps == list(range(13))
+    assert (folder / "final_model.safetensors").is_file()
+    (run,) = (r for r in mlflow_runs(sweep_dir.parent / "mlflow.db") if _is(r, pruned["number"]))
+    assert run.info.status == "FINISHED"
+
+
+def _is(run: Any, number: int) -> bool:
+    return bool(run.data.tags.get("trial.number") == f"{number:03d}")
+
+
+def _check_mlflow(sweep_dir: Path, trials: dict[int, dict[str, object]]) -> None:
+    """One run of the sweep, one beneath it for each trial, and none that runs on."""
+    runs = mlflow_runs(sweep_dir.parent / "mlflow.db")
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    children = [run for run in runs if run is not parent]
+    assert parent.info.status == "FINISHED"
+    assert len(children) == len(trials)
+    expected = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+    for run in children:
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        record = trials[int(run.data.tags["trial.number"])]
+        status = str(record["status"])
+        assert run.data.tags["trial.status"] == status.upper()
+        assert run.info.status == expected[status]
+        folder = sweep_dir / "trials" / run.data.tags["trial.number"]
+        config = flatten(read_yaml(folder / "config.yaml")) if status != "failed" else {}
+        own = ("train.run_dir", "train.resume", "tracking.run_name")
+        expected_parameters = {key: str(v) for key, v in config.items() if key not in own}
+        assert {key: run.data.params[key] for key in expected_parameters} == expected_parameters
+        rows = journal.read(folder / "metrics.jsonl")
+        if rows:
+            psnr = [row["val_ema/psnr"] for row in rows if "val_ema/psnr" in row]
+            assert math.isclose(run.data.metrics["val_ema/psnr"], psnr[-1])
+        assert ("verdict" in run.data.tags) is (status == "finished")
+
+
+def _check_free(head: Head, folder: Path) -> None:  # noqa: F811
+    """All of the cluster is there for the next job, as another job sees it."""
+    script = folder / "free.py"
+    script.write_text(FREE)
+    result = subprocess.run(
+        [RAY, "job", "submit", "--address", head.dashboard, "--", "python", str(script)],
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+FREE = """\
+import time
+import ray
+from ray.util import placement_group_table
+ray.init(log_to_driver=False)
+end = time.monotonic() + 60
+while True:
+    free, total = ray.available_resources().get("CPU"), ray.cluster_resources()["CPU"]
+    held = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+    if free == total and not held:
+        break
+    assert time.monotonic() < end, (free, total, held)
+    time.sleep(0.5)
+"""
+
+
+THREE = """\
+space:
+  loss.seraena: {choices: [0.0, 0.01, 0.1], ratio_to: loss.reconstruction}
+search: {algorithm: grid}
+"""
+
+
+LONG = 40
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:
+    sweep, sweep_dir = write_sweep(tmp_path, THREE, steps=LONG), tmp_path / "sweeps" / "three"
+    home = tmp_path / "home"
+    seldom = f"--train.validation-every {LONG // 2} --train.checkpoint-every {LONG // 2}"
+    data = ["--data.annotations", annotations, *seldom.split()]
+    hold = Hold(tmp_path / "hold", **{"002": 4})
+    process = start(home, sweep, sweep_dir, *data, hold=hold)
+    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process)
+    process.send_signal(signal.SIGINT)
+    code, said = finish(process)
+    assert code == 130, said
+    assert statuses(sweep_dir) == ["finished", "interrupted"]
+    before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
+    assert all(run.info.status != "RUNNING" for run in mlflow_runs(tmp_path / "sweeps/mlflow.db"))
+
+    # As printed, without its file and the options.
+    (printed,) = re.findall(r"; to go on: (.*)$", said, re.M)
+    code, said = finish(start_line(home, *shlex.split(printed)))
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 3
+    assert (records(sweep_dir)[1], _written(sweep_dir / "trials/001")) == before
+    assert records(sweep_dir)[2]["attempts"] == 2
+    for number in (1, 2, 3):
+        rows = journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(LONG + 1))
+    # A sweep that has ended is told again, with nothing run.
+    other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=LONG)
+    code, said = finish(start(home, other, sweep_dir, *data))
+    assert code == 2, said
+    assert "holds another sweep, which differs in sweep.space" in said
+
+    # A trial is what jobs/train.py would have made of the same settings, though its workers had
+    # other trials before.
+    config = sweep_dir / "trials/003/config.yaml"
+    alone = ["--config", str(config), "--train.run-dir", str(tmp_path / "alone")]
+    code, said = finish(jobs_run.start(home, *alone))
+    assert code == 0, said
+    assert _losses(tmp_path / "alone") == _losses(sweep_dir / "trials/003")
+
+
+def _written(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
+
+
+def _losses(run_dir: Path) -> list[tuple[float, ...]]:
+    rows = journal.read(run_dir / "metrics.jsonl")
+    return [
+        (r["step"], r["train/loss"], r["train/gradient_norm"]) for r in rows if "train/loss" in r
+    ]
