@@ -1,8 +1,8 @@
 """Videos read in a process of their own, which a broken file may hang or crash.
 
 Inside of FFmpeg nothing of the same process can stop a decoder that hangs, and nothing outlives
-one that crashes. So a child process (`guarded`) reads the windows, or whole videos; it is killed
-and replaced where it has to be.
+one that crashes. So a child process (`sandbox_process`) reads the windows, or whole videos; it is
+killed and replaced where it has to be.
 """
 
 import os
@@ -92,7 +92,7 @@ class WindowReader:
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        """`command` starts a child that runs `guarded.main`."""
+        """`command` starts a child that runs `sandbox_process.main`."""
         self._command = command
         self._child: subprocess.Popen[bytes] | None = None
         self._reads = 0

@@ -16,6 +16,7 @@ import torch
 
 from taehv import distributed
 from taehv.errors import DivergedError, MemoryShortageError, TrainingError
+from taehv.host_memory import keep_freed_memory
 from taehv.interfaces import Data, Hooks
 from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
 from taehv.model.weights import export_weights
@@ -24,7 +25,7 @@ from taehv.run.run_folder import RunFolder, go_on_line
 from taehv.run.saving import Saver
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
-from taehv.training.memory import keep_freed_memory, release, shortage_explained
+from taehv.training.memory import release, shortage_explained
 from taehv.training.recovery import last_good, with_halved_passes
 from taehv.training.run_log import RunLog
 from taehv.training.state import TrainState

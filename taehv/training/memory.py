@@ -1,13 +1,10 @@
-"""When a GPU's memory is too small: what was tried, what it took, and which settings would fit;
-and what a process does with host memory that it has freed."""
+"""When a GPU's memory is too small: what was tried, what it took, and which settings would fit."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import math
 import re
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,15 +17,6 @@ from taehv.errors import MemoryShortageError
 from taehv.run.run_folder import go_on_line
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
-
-# Names of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-
-_KEPT = 2**30
-
-_HEAP = 2**26
-"""Bytes of the heaps that glibc makes for threads."""
-
 
 USABLE = 0.9
 """Part of a device's memory that an estimate fills; fragments and CUDA itself take the rest."""
@@ -179,22 +167,3 @@ class Shortage:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
-
-
-def keep_freed_memory() -> None:
-    """Keep what is freed for the next step, up to a GiB, instead of giving it back to the system.
-
-    A training step on a CPU frees its activations and needs as many for the next one. By its
-    defaults glibc hands them back, and the system gives them anew page by page, each zeroed, in
-    tens of thousands of page faults a step. Does nothing without glibc.
-    """
-    if sys.platform != "linux":
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return
-    mallopt(_M_MMAP_THRESHOLD, _KEPT)
-    mallopt(_M_TRIM_THRESHOLD, _KEPT)
-    # A thread's heap that is empty is given up all the same, unless that would leave less than
-    # this.
-    mallopt(_M_TOP_PAD, 2 * _HEAP)

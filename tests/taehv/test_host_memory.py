@@ -8,7 +8,7 @@ import pytest
 ROUNDS = """
 import resource, sys, threading
 import torch
-from taehv.training.memory import keep_freed_memory
+from taehv.host_memory import keep_freed_memory
 
 def work():
     # As activations: many, and all freed before the next round.
