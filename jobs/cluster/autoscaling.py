@@ -29,11 +29,6 @@ Bundle = tuple[dict[str, float], dict[str, str]]
 """Resources, and labels of the node that has them."""
 
 
-def start_coordinator_here() -> None:
-    """Start the actor that adds up all requests on this node, on which it stays."""
-    get_or_create_autoscaling_coordinator()
-
-
 class Requests:
     """Nodes that are wanted, for as long as they are asked for again and again.
 

@@ -12,12 +12,13 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 from data_pipeline.decoding.cores import usable_cores
 from jobs.cli.config import ClusterConfig
 from jobs.cli.paths import is_job_copy
-from jobs.cluster import autoscaling, local_ray
+from jobs.cluster import local_ray
 from taehv.errors import TrainingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,6 +26,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 PACKAGES = ("data_pipeline", "jobs", "taehv")
 """What is sent to the nodes."""
+
+ALL_EXCLUDES_ARE_OURS = {"RAY_OVERRIDE_RUNTIME_ENV_DEFAULT_EXCLUDES": ""}
+"""Ray warns of each folder that it leaves behind by itself."""
 
 NO_USAGE = {"RAY_DATA_USAGE_DISABLED": "1"}
 """No statistics of how Ray Data is used: their actor would be one more process, started by a
@@ -72,15 +76,12 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # A submitted job that brought its code has sent it to all nodes; one that found it here has
         # not, and nodes may have an older one.
         code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
-        with _refusals_told(address):
+        with _refusals_told(address), _variables(ALL_EXCLUDES_ARE_OURS):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
-        # Two actors of Ray Data's outlive the job, on the node of who needs them first. That must
-        # be this one: a training node that has one would never be idle again. A dataset that is
-        # never read brings the actor of statistics here.
-        ray.data.from_items([0])
-        autoscaling.start_coordinator_here()
     try:
         with _variables(NO_USAGE):
+            if not own:
+                _start_data_actors_here()
             yield own
     finally:
         if own:
@@ -89,11 +90,24 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
             ray.shutdown()
 
 
+def _start_data_actors_here() -> None:
+    """Read a dataset, which takes no CPU. Two actors of Ray Data's outlive the job on the node of
+    who reads first; were that a training node, it would never be idle again."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # What is left at WARNING is that progress bars are off.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with DataContext.current(context):
+        ray.data.from_items([0]).take_all()
+
+
 def sent_code(folder: Path) -> dict[str, Any]:
     """The part of Ray's runtime environment that sends the packages in `folder`, and nothing else
     that lies beside them: runs in a checkout, or all of site-packages."""
     beside = sorted(entry.name for entry in folder.iterdir() if entry.name not in PACKAGES)
-    return {"working_dir": str(folder), "excludes": [f"/{name}" for name in beside]}
+    excludes = [*(f"/{name}" for name in beside), "__pycache__"]
+    return {"working_dir": str(folder), "excludes": excludes}
 
 
 @contextmanager

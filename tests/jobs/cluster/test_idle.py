@@ -18,6 +18,7 @@ from jobs.cli.config import ClusterConfig
 from jobs.cluster.connection import connected
 from jobs.cluster.pool import Pool
 from tests.helpers.data_videos import write_dataset
+from tests.helpers.jobs_run import assert_quiet
 from tests.helpers.local_ray import demanded, several_nodes
 
 TRAIN = {"role": "train"}
@@ -47,11 +48,14 @@ def idle_for(cluster: Cluster) -> dict[str, float]:
     return {roles[node.node_id]: node.resource_usage.idle_time_ms / 1e3 for node in nodes}
 
 
-def test_nothing_keeps_a_node_once_the_job_is_over(tmp_path: Path, cluster: Cluster) -> None:
+def test_nothing_keeps_a_node_once_the_job_is_over(
+    tmp_path: Path, cluster: Cluster, capfd: pytest.CaptureFixture[str]
+) -> None:
     annotations = write_dataset(tmp_path, count=4)
     data = DataConfig(annotations=str(annotations), height=16, width=24, num_frames=5)
     source, _ = open_sources(data, seed=0, batch=2)
     config = ClusterConfig(workers="2", gpu="no", train_nodes="role=train")
+    capfd.readouterr()
     with connected(config, decode_cpus=0.5), Pool(config, 0.5, may_grow=True) as pool:
         assert ray.get(work.remote(source)) == 2
         pool.request(workers=0)
@@ -59,6 +63,7 @@ def test_nothing_keeps_a_node_once_the_job_is_over(tmp_path: Path, cluster: Clus
         while demanded() != [{"CPU": 1.0}] * 2:
             assert time.monotonic() < deadline, demanded()
             time.sleep(0.2)
+    assert_quiet("".join(capfd.readouterr()))
     ray.init(address=cluster.address, logging_level="warning")
     try:
         # At once: what is merely forgotten would be there for minutes.
