@@ -15,11 +15,15 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import parse_qsl, unquote
 
 from pyarrow import fs
 
 from taehv.credentials import without_credentials
+from taehv.errors import TrainingError
 from taehv.run.scratch import ScratchFolder
+
+S3_SCHEME = "s3://"
 
 CHUNK_BYTES = 2**22
 """Read and sent at a time."""
@@ -44,8 +48,7 @@ class RunFolder:
         if not self.is_remote:
             self.local = Path(address)
             return
-        store, self._base = fs.FileSystem.from_uri(address)
-        self._store = _impatient(store)
+        self._store, self._base = _open(address)
         self._scratch = ScratchFolder("taehv_run")
         self.local = self._scratch.path
 
@@ -204,12 +207,41 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _impatient(store: fs.FileSystem) -> fs.FileSystem:
-    """The same store, given up after three tries: as an address opens it, every request to one
-    that does not answer is tried for 100 s, while training waits for its last save."""
-    if not isinstance(store, fs.S3FileSystem):
-        return store
-    # What it is pickled as are its arguments; credentials that expire are still looked up.
-    _, (arguments,) = store.__reduce__()
-    strategy = fs.AwsStandardS3RetryStrategy(max_attempts=3)
-    return fs.S3FileSystem(**arguments | {"retry_strategy": strategy})
+def _open(address: str) -> tuple[fs.FileSystem, str]:
+    """The store of an address, and the path there.
+
+    S3 is given up after three tries: PyArrow would repeat every request to a store that does not
+    answer for 100 s, while training waits for its last save.
+
+    Raises TrainingError for an option that is not known.
+    """
+    if not address.startswith(S3_SCHEME):
+        return fs.FileSystem.from_uri(address)
+    place, _, query = address.removeprefix(S3_SCHEME).partition("?")
+    options = dict(parse_qsl(query))
+    unknown = options.keys() - {"endpoint_override", "scheme", "region"}
+    if unknown:
+        raise TrainingError(
+            f"{without_credentials(address)}: there is no option {', '.join(sorted(unknown))}; "
+            "known: endpoint_override, scheme, region"
+        )
+    netloc, _, key = place.partition("/")
+    credentials, _, bucket = netloc.rpartition("@")
+    access_key, _, secret_key = map(unquote, credentials.partition(":"))
+    known = [
+        options.get("region"),
+        os.environ.get("AWS_REGION"),
+        os.environ.get("AWS_DEFAULT_REGION"),
+    ]
+    endpoints = [options.get("endpoint_override"), os.environ.get("AWS_ENDPOINT_URL")]
+    if not any(known) and not any(endpoints):
+        known = [fs.resolve_s3_region(bucket)]
+    store = fs.S3FileSystem(
+        access_key=access_key or None,
+        secret_key=secret_key or None,
+        region=next(filter(None, known), None),
+        scheme=options.get("scheme"),
+        endpoint_override=options.get("endpoint_override"),
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
+    )
+    return store, f"{bucket}/{unquote(key)}"

@@ -12,6 +12,8 @@ import pytest
 from pyarrow import fs
 
 from jobs.cli.paths import share
+from taehv.errors import TrainingError
+from taehv.run import run_folder
 from taehv.run.run_folder import RunFolder
 from tests.helpers.jobs_run import REPOSITORY
 from tests.helpers.s3_server import S3Server, s3_server
@@ -118,6 +120,8 @@ def test_a_fetch_that_fails_leaves_nothing(s3: S3Server) -> None:
     s3.put("bucket/fetched/step/weights", bytes(SMALL))
     program = f"""
 import resource
+from taehv.errors import TrainingError
+from taehv.run import run_folder
 from taehv.run.run_folder import RunFolder
 folder = RunFolder("s3://bucket/fetched{s3.options}")
 hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
@@ -161,3 +165,34 @@ def test_a_set_is_whole_where_its_annotations_are(s3: S3Server, tmp_path: Path, 
             assert stored(s3, f"bucket/shared/data/set/{name}") == held
         else:
             assert (tmp_path / "shared" / "data" / "set" / name).read_bytes() == held
+
+
+LOOPBACK = "endpoint_override=127.0.0.1:9&scheme=http"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"s3://bucket/runs/a?{LOOPBACK}",
+        f"s3://bucket/with%20space/a+b?{LOOPBACK}&region=eu-west-3",
+        f"s3://KEY:with%2Fslash@bucket/a?{LOOPBACK}",
+        f"s3://bucket?{LOOPBACK}",
+    ],
+)
+def test_an_address_is_read_as_pyarrow_reads_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for the patience that is asked of the store."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (ours, path), (theirs, their_path) = run_folder._open(address), fs.FileSystem.from_uri(address)
+    assert path.rstrip("/") == their_path.rstrip("/")
+    _, (said,) = ours.__reduce__()
+    _, (expected,) = theirs.__reduce__()
+    # An empty token is none.
+    assert {k: v or None for k, v in said.items()} == {k: v or None for k, v in expected.items()}
+
+
+def test_an_option_of_an_address_that_is_not_known_is_named() -> None:
+    with pytest.raises(TrainingError, match="there is no option endpoint_overide; known: endpoint"):
+        RunFolder("s3://bucket/runs/a?endpoint_overide=127.0.0.1:9")
