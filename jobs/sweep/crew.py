@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 import ray
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train import TrainingFailedError
 
 from jobs.cli.config import ClusterConfig
 from jobs.cluster.pool import Shares

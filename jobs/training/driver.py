@@ -22,9 +22,8 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.train import Result
+from ray.train import Result, TrainingFailedError
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.cli.config import ClusterConfig, Config

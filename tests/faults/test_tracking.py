@@ -20,7 +20,7 @@ from tests.faults.compare import assert_same_end
 from tests.faults.job import GRACE, STEPS, Job
 from tests.faults.leftovers import own_temp, wait_until_gone
 from tests.faults.proxy import Proxy, proxy_to
-from tests.helpers.jobs_run import environment
+from tests.helpers.jobs_run import assert_quiet, environment
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
@@ -159,6 +159,7 @@ def test_a_server_that_is_away(
         again = ("--tracking.uri", f"http://{proxy.address}", "--train.resume", "latest")
         job = Job.start(videos, run, temp, *again)
         assert job.wait() == 0, job.output
+    assert_quiet(job.output)
     assert_complete(server, run)
     assert wait_until_gone(temp, GRACE) == []
     record.note(f"an MLflow server that {how} {moment}", "the run is unharmed, MLflow complete")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train import WorkerGroupError
 
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster.pool import Shares
