@@ -20,8 +20,11 @@ from tests.helpers.jobs_run import REPOSITORY, finish, wait_for
 from tests.helpers.sweep_run import mlflow_runs, records, start, start_line, statuses, write_sweep
 from tests.jobs.test_submit import RAY, Head, head  # noqa: F401
 
-# Minutes where the machine has other things to do.
-pytestmark = pytest.mark.timeout(600)
+# Many minutes where the machine has other things to do.
+pytestmark = pytest.mark.timeout(1800)
+
+LONGEST = 600.0
+"""Seconds for what a test waits for; a few dozen where the cores have nothing else to do."""
 
 # Six trials, of which two learn fast, two slowly, one not at all, and one has no weights to begin
 # with.
@@ -84,7 +87,8 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     pruned = next(r for r in trials.values() if r["status"] == "pruned")
     folder = sweep_dir / "trials" / f"{pruned['number']:03d}"
     assert checkpoint.latest_valid(RunFolder(str(folder))) is not None
-    code, said = finish(jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml")))
+    job = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
+    code, said = finish(job, LONGEST)
     assert code == 0, said
     steps = [row["step"] for row in journal.read(folder / "metrics.jsonl")]
     assert steps == list(range(13))
@@ -171,9 +175,9 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     data = ["--data.annotations", annotations, *seldom.split()]
     hold = Hold(tmp_path / "hold", **{"002": 4})
     process = start(home, sweep, sweep_dir, *data, hold=hold)
-    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process)
+    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process, LONGEST)
     process.send_signal(signal.SIGINT)
-    code, said = finish(process)
+    code, said = finish(process, LONGEST)
     assert code == 130, said
     assert statuses(sweep_dir) == ["finished", "interrupted"]
     before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
@@ -181,7 +185,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
 
     # As printed, without its file and the options.
     (printed,) = re.findall(r"; to go on: (.*)$", said, re.M)
-    code, said = finish(start_line(home, *shlex.split(printed)))
+    code, said = finish(start_line(home, *shlex.split(printed)), LONGEST)
     assert code == 0, said
     assert statuses(sweep_dir) == ["finished"] * 3
     assert (records(sweep_dir)[1], _written(sweep_dir / "trials/001")) == before
@@ -191,7 +195,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
         assert [row["step"] for row in rows] == list(range(LONG + 1))
     # A sweep that has ended is told again, with nothing run.
     other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=LONG)
-    code, said = finish(start(home, other, sweep_dir, *data))
+    code, said = finish(start(home, other, sweep_dir, *data), LONGEST)
     assert code == 2, said
     assert "holds another sweep, which differs in sweep.space" in said
 
@@ -199,7 +203,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     # other trials before.
     config = sweep_dir / "trials/003/config.yaml"
     alone = ["--config", str(config), "--train.run-dir", str(tmp_path / "alone")]
-    code, said = finish(jobs_run.start(home, *alone))
+    code, said = finish(jobs_run.start(home, *alone), LONGEST)
     assert code == 0, said
     assert _losses(tmp_path / "alone") == _losses(sweep_dir / "trials/003")
 
