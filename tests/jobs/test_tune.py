@@ -165,7 +165,7 @@ search: {algorithm: grid}
 """
 
 
-LONG = 40
+LONG = 16
 
 
 def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:

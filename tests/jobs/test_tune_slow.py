@@ -32,7 +32,7 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(ensure_synthetic(cache, videos=6, frames=40, height=48, width=80))
 
 
-LONG = 40
+LONG = 16
 """Steps of a trial that is struck in the midst, where it is held."""
 
 FOUR = """\
