@@ -179,8 +179,8 @@ def test_no_credential_is_left_anywhere(videos: Path, tmp_path: Path) -> None:
     ):
         closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
         place = f"127.0.0.1:{closed.getsockname()[1]}"
-        server.put("bucket/.keep", b"")
-        run_dir = f"s3://KEYID:SECRETSTORE@bucket/run{server.options}"
+        server.put("secrets/.keep", b"")
+        run_dir = f"s3://KEYID:SECRETSTORE@secrets/run{server.options}"
         line = f"{SOME_BAD} --data.annotations {videos} --train.max-steps 2"
         line += f" --tracking.uri http://user:SECRETSERVER@{place}"
         more = {
@@ -193,14 +193,14 @@ def test_no_credential_is_left_anywhere(videos: Path, tmp_path: Path) -> None:
         assert code == 0, output
         assert "MLflow failed" in output
         assert place in output
-        assert f"run folder: s3://bucket/run{server.options}" in output
+        assert f"run folder: s3://secrets/run{server.options}" in output
 
         store = fs.S3FileSystem(endpoint_override=server.address, scheme="http", region="us-east-1")
         left = {"output": output.encode()}
-        for info in store.get_file_info(fs.FileSelector("bucket", recursive=True)):
+        for info in store.get_file_info(fs.FileSelector("secrets", recursive=True)):
             if info.is_file:
                 left[info.path] = store.open_input_stream(info.path).read()
-        assert {"bucket/run/config.yaml", "bucket/run/metrics.jsonl"} <= left.keys()
+        assert {"secrets/run/config.yaml", "secrets/run/metrics.jsonl"} <= left.keys()
         assert any(name.endswith("config.yaml") and "checkpoints" in name for name in left)
         for folder in (tmp_path, Path(ray_folder)):
             for path in folder.rglob("*"):
@@ -209,9 +209,9 @@ def test_no_credential_is_left_anywhere(videos: Path, tmp_path: Path) -> None:
         assert any("session_" in name for name in left)
     leaks = {(n, s) for n, content in left.items() for s in secrets if s.encode() in content}
     assert leaks == set()
-    config = yaml.safe_load(left["bucket/run/config.yaml"])
+    config = yaml.safe_load(left["secrets/run/config.yaml"])
     assert config["tracking"]["uri"] == f"http://{place}"
-    assert config["train"]["run_dir"] == f"s3://bucket/run{server.options}"
+    assert config["train"]["run_dir"] == f"s3://secrets/run{server.options}"
 
 
 def _listening_beyond_loopback(pid: int) -> list[str]:

@@ -11,7 +11,8 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from jobs import doctor, train
+from jobs import doctor
+from jobs.cli import places
 from jobs.diagnosis import nodes
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.doctor_report import worst_by_area
@@ -153,7 +154,7 @@ def test_a_storage_that_is_not_there(
 ) -> None:
     """It hides nothing else. A few small videos stand for the synthetic ones."""
     annotations = write_dataset(home / "videos", count=2)
-    monkeypatch.setattr(train, "ensure_synthetic", lambda _: annotations)
+    monkeypatch.setattr(places, "ensure_synthetic", lambda _: annotations)
     with s3_server() as server:
         code, found = examined(capsys, f"--cluster.storage=s3://nowhere{server.options}")
     assert code == 1

@@ -236,6 +236,7 @@ def test_a_worker_computes_on_the_cores_that_it_may_use(
     monkeypatch.setattr("jobs.training.worker.ray_train.get_context", lambda: alone)
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    records = logging.getLogRecordFactory()
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     try:
@@ -243,5 +244,6 @@ def test_a_worker_computes_on_the_cores_that_it_may_use(
         worker._set_up_process(mailbox)
         assert torch.get_num_threads() == 1
     finally:
+        logging.setLogRecordFactory(records)
         os.sched_setaffinity(0, cores)
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ last of the history that goes on.
 
 import logging
 import random
+import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -190,7 +191,7 @@ class History:
 
         class Listener(logging.Handler):
             def emit(self, record: logging.LogRecord) -> None:
-                if record.msg == "checkpoint %s is saved":
+                if re.fullmatch("checkpoint .* is saved", record.getMessage()):
                     step, mark = history._under_way
                     history.reported[step] = mark
 
