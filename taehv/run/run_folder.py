@@ -216,7 +216,8 @@ def _open(address: str) -> tuple[fs.FileSystem, str]:
     Raises TrainingError for an option that is not known.
     """
     if not address.startswith(S3_SCHEME):
-        return fs.FileSystem.from_uri(address)
+        found, base = fs.FileSystem.from_uri(address)
+        return found, str(base)
     place, _, query = address.removeprefix(S3_SCHEME).partition("?")
     options = dict(parse_qsl(query))
     unknown = options.keys() - {"endpoint_override", "scheme", "region"}

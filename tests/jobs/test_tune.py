@@ -87,8 +87,8 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     pruned = next(r for r in trials.values() if r["status"] == "pruned")
     folder = sweep_dir / "trials" / f"{pruned['number']:03d}"
     assert checkpoint.latest_valid(RunFolder(str(folder))) is not None
-    job = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
-    code, said = finish(job, LONGEST)
+    again = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
+    code, said = finish(again, LONGEST)
     assert code == 0, said
     steps = [row["step"] for row in journal.read(folder / "metrics.jsonl")]
     assert steps == list(range(13))
