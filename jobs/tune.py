@@ -42,7 +42,7 @@ from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
 from jobs.tracking.tracker import Tracker
 from jobs.training.checks import check
-from jobs.training.messages import open_desk
+from jobs.training.messages import open_mailbox
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips
@@ -148,13 +148,13 @@ def run(plan: Plan, folder: RunFolder) -> int:
     reference: Mapping[str, float] | None = None
     try:
         with connection.connected(_for_all(plan), base.data.decode_cpus) as own_ray:
-            desk = open_desk()
-            session = Session(plan, ledger, desk, tracker, board)
+            mailbox = open_mailbox()
+            session = Session(plan, ledger, mailbox, tracker, board)
             trial_plan = TrialPlan(
                 base,
                 sweep.metric,
                 folder.address,
-                desk,
+                mailbox,
                 own_ray,
                 sweep.concurrent,
             )

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 from ray import tune
@@ -20,8 +20,17 @@ from jobs.cli.console import stop_signals_to
 from jobs.sweep.board import Board
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger, Status
+from jobs.sweep.reporter import (
+    ArtifactWritten,
+    TagSet,
+    TrialBegun,
+    TrialEnded,
+    TrialEvent,
+    TrialMessage,
+)
 from jobs.sweep.trial import trial_config
 from jobs.tracking.tracker import Tracker
+from jobs.training.messages import LineLogged, RowLogged, StepDone
 from taehv.evaluation.verdict import Thresholds, judge, overall
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
@@ -49,15 +58,15 @@ class Session(tune.Callback):  # type: ignore[misc]
     Args:
         plan: what is tried.
         ledger: the records of the trials.
-        desk: where the trials leave their messages.
+        mailbox: takes the trials' messages.
         tracker: of the sweep, beneath which each trial has a run of its own.
         board: shows how far it is.
     """
 
     def __init__(
-        self, plan: Plan, ledger: Ledger, desk: Any, tracker: Tracker, board: Board
+        self, plan: Plan, ledger: Ledger, mailbox: Any, tracker: Tracker, board: Board
     ) -> None:
-        self.plan, self.ledger, self.desk, self.board = plan, ledger, desk, board
+        self.plan, self.ledger, self.mailbox, self.board = plan, ledger, mailbox, board
         self.stopped_by: signal.Signals | None = None
         self.stopping = ""
         """Why no more is begun; empty: it goes on."""
@@ -74,7 +83,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         if not self.stopping:
             self.stopping = reason
             log.warning("%s: the trials save their checkpoints and stop", reason)
-            self.desk.stop.remote(None)
+            self.mailbox.request_stop_of_all.remote()
 
     def over(self) -> bool:
         """Whether Ray Tune may end: the sweep stops, and its trials have done so."""
@@ -98,7 +107,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         number = trial.config["number"]
         self.listen()
         if number in self._live:
-            self.desk.stop.remote(number)
+            self.mailbox.request_stop.remote(number)
             end = time.monotonic() + END_SECONDS
             while number in self._live and time.monotonic() < end:
                 time.sleep(0.05)
@@ -115,51 +124,54 @@ class Session(tune.Callback):  # type: ignore[misc]
     # ------------------------------------------------------------ what the trials tell
 
     def listen(self) -> None:
-        """Hear out what the trials have said."""
-        for kind, number, content in ray.get(self.desk.take.remote()):
-            getattr(self, f"_on_{kind}")(number, content)
+        """Handle the messages that the trials have sent."""
+        messages: list[TrialMessage] = ray.get(self.mailbox.take.remote())
+        for message in messages:
+            self._handle(message.number, message.event)
 
-    def _on_begun(self, number: int, run_dir: str) -> None:
-        record = self.ledger.records[number]
+    def _handle(self, number: int, event: TrialEvent) -> None:
+        match event:
+            case TrialBegun(run_dir):
+                self._begin(number, run_dir)
+            case StepDone(step):
+                self._show_step(number, step)
+            case RowLogged(row):
+                self._trackers[number].log(row, row["step"])
+                self.board.row(number, row)
+                self._show_step(number, row["step"])
+            case ArtifactWritten(path, folder):
+                self._trackers[number].artifact(Path(path), folder)
+            case TagSet(name, value):
+                self._trackers[number].tag(name, value)
+            case LineLogged(level, text):
+                log.log(level, "trial %03d: %s", number, text)
+            case TrialEnded():
+                self._end(number, event)
+            case _:
+                assert_never(event)
+
+    def _begin(self, number: int, run_dir: str) -> None:
         self._live.add(number)
-        record = self.ledger.update(
-            number, status="running", attempts=record.attempts + 1, error=""
-        )
+        attempts = self.ledger.records[number].attempts + 1
+        record = self.ledger.update(number, status="running", attempts=attempts, error="")
         if number not in self._trackers:
             self._trackers[number] = self._track(number, run_dir)
         self.board.update(record)
 
-    def _on_step(self, number: int, step: int) -> None:
+    def _show_step(self, number: int, step: int) -> None:
         self._steps[number] = step
         self.board.step(number, step)
 
-    def _on_row(self, number: int, row: Mapping[str, Any]) -> None:
-        self._steps[number] = row["step"]
-        self._trackers[number].log(row, row["step"])
-        self.board.row(number, dict(row))
-        self.board.step(number, row["step"])
-
-    def _on_artifact(self, number: int, content: tuple[str, str]) -> None:
-        self._trackers[number].artifact(Path(content[0]), content[1])
-
-    def _on_tag(self, number: int, content: tuple[str, str]) -> None:
-        self._trackers[number].tag(*content)
-
-    def _on_log(self, number: int, content: tuple[int, str]) -> None:
-        level, message = content
-        log.log(level, "trial %03d: %s", number, message)
-
-    def _on_ended(self, number: int, outcome: Mapping[str, Any]) -> None:
-        summary, status = outcome["summary"], "pruned"
-        if outcome["error"]:
+    def _end(self, number: int, ended: TrialEnded) -> None:
+        record, summary, status = self.ledger.records[number], ended.summary, "pruned"
+        if ended.error:
             status = "failed"
         elif summary and summary["finished"]:
             status = "finished"
         elif self.stopping:
             status = "interrupted"
-        changes: dict[str, Any] = {"error": outcome["error"]}
-        record = self.ledger.records[number]
-        changes["seconds"] = record.seconds + outcome["seconds"]
+        changes: dict[str, Any] = {"error": ended.error}
+        changes["seconds"] = record.seconds + ended.seconds
         if summary:
             changes["step"] = summary["step"]
             changes["baselines"] = summary["baselines"] or record.baselines

@@ -22,10 +22,10 @@ from jobs.cli.console import log_without_credentials
 from jobs.cluster.nodes import check_nodes
 from jobs.cluster.pool import Pool, Shares
 from jobs.sweep.crew import Crew
+from jobs.sweep.reporter import TrialBegun, TrialEnded, TrialReporter
 from jobs.sweep.space import Settings, with_settings
 from jobs.training.checks import check, check_workers
 from jobs.training.driver import Driver, MostSkipped
-from jobs.training.messages import Voice
 from jobs.training.resumed import keep_config
 from jobs.training.worker import worker_settings
 from taehv.credentials import hide_credentials
@@ -45,7 +45,8 @@ class TrialPlan:
     metric: str
     folder: str
     """The sweep's."""
-    desk: Any
+    mailbox: Any
+    """Takes the trials' messages to the sweep's driver."""
     own_ray: bool
     concurrent: int
     """Trials that share the cluster."""
@@ -104,7 +105,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             rows = journal.read_run(RunFolder(address))
             self._told = [row for row in rows if plan.metric in row]
             return
-        if not ray.get(plan.desk.begin.remote(number)):
+        if not ray.get(plan.mailbox.begin.remote(number)):
             return
         run_config = trial_config(plan.base, config["settings"], address)
         self._steps = run_config.train.max_steps
@@ -132,7 +133,7 @@ class _Run(threading.Thread):
         self.news: queue.Queue[Row | None] = queue.Queue()
         """Rows with validation scores; None: there will be none any more."""
         self.error = ""
-        self._voice = _Voice(plan.desk, number, plan.metric, self.news)
+        self._reporter = TrialReporter(plan.mailbox, number, plan.metric, self.news)
         self._driver: Driver | None = None
         self._stop_wanted = False
         self._over = threading.Event()
@@ -147,27 +148,26 @@ class _Run(threading.Thread):
     def run(self) -> None:
         began = time.monotonic()
         room = logging.getLogger("jobs")
-        room.addHandler(self._voice)
-        self._voice.say("begun", str(self.config.train.run_dir))
-        outcome: dict[str, Any] = {"summary": None, "error": ""}
+        room.addHandler(self._reporter)
+        self._reporter.send(TrialBegun(self.config.train.run_dir))
+        summary = None
         try:
-            outcome["summary"] = self._conduct()
+            summary = self._conduct()
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it is this trial's alone.
-            told = hide_credentials(str(error))
-            self.error = outcome["error"] = told or type(error).__name__
+            self.error = hide_credentials(str(error)) or type(error).__name__
             self._crew.forget_mailbox()
             self._keep_traceback()
         finally:
-            room.removeHandler(self._voice)
+            room.removeHandler(self._reporter)
             self._over.set()
             if self._watcher.is_alive():
                 # The next run has the same mailbox, and is not to be stopped in place of this one.
                 self._watcher.join()
-            outcome["seconds"] = time.monotonic() - began
+            ended = TrialEnded(summary, self.error, time.monotonic() - began)
             self.news.put(None)
-            # The actor waits for the end of this thread, so this is heard before its last result.
-            ray.get(self._plan.desk.put.remote("ended", self._voice.number, outcome))
+            # The actor waits for the end of this thread, so the sweep has this before its result.
+            ray.get(self._reporter.send(ended))
 
     def _keep_traceback(self) -> None:
         """Beside the trial's record, which has its message alone."""
@@ -187,12 +187,12 @@ class _Run(threading.Thread):
         keep_config(run_folder, config)
         for row in journal.read_run(run_folder):
             # What was validated before an interruption counts.
-            self._voice.remember(row)
+            self._reporter.add_validation(row)
         mailbox = self._crew.mailbox()
         videos = len(training.videos) + len(validation.videos)
         skipped = MostSkipped(config.data.max_bad_fraction, videos)
-        voice: Any = self._voice
-        self._driver = Driver(run_folder, mailbox, lambda: voice, voice, skipped)
+        reporter: Any = self._reporter
+        self._driver = Driver(run_folder, mailbox, lambda: reporter, reporter, skipped)
         self._watcher.start()
         pool = ShareOfPool(
             plan.concurrent,
@@ -217,26 +217,8 @@ class _Run(threading.Thread):
     def _watch(self) -> None:
         """Stop where the sweep says so."""
         while not self._stop_wanted and not self._over.wait(STOP_SECONDS):
-            if ray.get(self._plan.desk.stop_wanted.remote(self._voice.number)):
+            if ray.get(self._plan.mailbox.stop_requested.remote(self._reporter.number)):
                 self.stop()
-
-
-class _Voice(Voice):
-    """Puts validations aside for Ray Tune besides."""
-
-    def __init__(self, desk: Any, number: int, metric: str, news: queue.Queue[Row | None]) -> None:
-        super().__init__(desk, number)
-        self._metric, self._news = metric, news
-        self._told = -1
-
-    def row(self, row: Any) -> None:
-        super().row(row)
-        self.remember(row)
-
-    def remember(self, row: Row) -> None:
-        if self._metric in row and row["step"] > self._told:
-            self._told = row["step"]
-            self._news.put(row)
 
 
 class ShareOfPool(Pool):

@@ -15,10 +15,10 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 from ray.exceptions import RayError
@@ -32,8 +32,21 @@ from jobs.cli.progress import Progress
 from jobs.cluster.pool import Pool, Shares, going_nodes
 from jobs.media.pictures import comparison_mp4, side_by_side_png
 from jobs.tracking.tracker import Tracker
+from jobs.training.messages import (
+    HealthFinding,
+    LineLogged,
+    OutOfMemory,
+    RowLogged,
+    RunEnded,
+    RunFailed,
+    SamplesMade,
+    StepDone,
+    VideosQuarantined,
+    WorkerMessage,
+    WorkerStarted,
+)
 from taehv.errors import TrainingError
-from taehv.interfaces import RejectedVideo, Row
+from taehv.interfaces import RejectedVideo
 from taehv.run.run_folder import RunFolder, go_on_line
 
 log = logging.getLogger(__name__)
@@ -73,9 +86,7 @@ class Ending:
     summary: Mapping[str, Any] | None
     """See `taehv.training.Summary`."""
     error: str = ""
-    shortage: Mapping[str, Any] | None = None
-    """Where a pass was too large for a GPU: `shortage`, which one, and `clips_per_pass`, how many
-    clips it may have from now on."""
+    shortage: OutOfMemory | None = None
 
 
 class Driver:
@@ -110,7 +121,7 @@ class Driver:
         self.stopped_by: signal.Signals | None = None
         self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
-        self._shortage: Mapping[str, Any] | None = None
+        self._shortage: OutOfMemory | None = None
         self._nodes: set[str] = set()
         self._placement_group: PlacementGroup | None = None
         self._told_way = False
@@ -159,7 +170,7 @@ class Driver:
     def stop(self, number: signal.Signals) -> None:
         """Ask the workers to save and end, as this signal does. From any thread."""
         self.stopped_by = number
-        self.mailbox.ask_to_stop.remote()
+        self.mailbox.request_stop.remote()
 
     def _judge(
         self, ending: Ending, failures: int, pool: Pool, shares: Shares, config: Config
@@ -210,10 +221,10 @@ class Driver:
         """One life."""
         self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
         self._placement_group = None
-        ray.get(self.mailbox.begin_life.remote())
+        ray.get(self.mailbox.begin.remote())
         # Only now: a signal that came before this call ended has had its request taken back by it.
         if self.stopped_by is not None:
-            self.mailbox.ask_to_stop.remote()
+            self.mailbox.request_stop.remote()
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
         fit = Fit(trainer)
         fit.start()
@@ -248,46 +259,62 @@ class Driver:
         if not self._told_way:
             self._told_way = True
             log.info("%s: saving a checkpoint, then going on with what is there", reason)
-            self.mailbox.ask_to_stop.remote()
+            self.mailbox.request_stop.remote()
 
     def _deliver(self) -> None:
-        for kind, content in ray.get(self.mailbox.take.remote()):
-            getattr(self, f"_on_{kind}")(content)
+        messages: list[WorkerMessage] = ray.get(self.mailbox.take.remote())
+        for message in messages:
+            self._handle(message)
 
-    def _on_step(self, step: int) -> None:
+    def _handle(self, message: WorkerMessage) -> None:
+        match message:
+            case StepDone(step):
+                self._show_step(step)
+            case RowLogged(row):
+                self._show_step(row["step"])
+                self.progress.row(row)
+                self.tracker.log(row, row["step"])
+            case LineLogged(level, text):
+                log.log(level, text)
+            case SamplesMade():
+                self._write_samples(message)
+            case HealthFinding(name, text):
+                self.tracker.tag(f"health.{name}", text)
+            case VideosQuarantined(rejected, total):
+                self._warn_of_skipped(rejected, total)
+            case WorkerStarted(node_id, placement_group):
+                self._nodes.add(node_id)
+                self._placement_group = placement_group
+            case OutOfMemory():
+                # Several workers may send one; all come to the same number of clips.
+                self._shortage = message
+            case RunFailed(error):
+                self._failure = self._failure or error
+            case RunEnded(summary):
+                self._summary = summary
+            case _:
+                assert_never(message)
+
+    def _show_step(self, step: int) -> None:
         self._step = max(self._step, step)
         self.progress.step(step)
 
-    def _on_row(self, row: Row) -> None:
-        self._on_step(row["step"])
-        self.progress.row(row)
-        self.tracker.log(row, row["step"])
-
-    def _on_log(self, line: tuple[int, str]) -> None:
-        log.log(*line)
-
-    def _on_samples(self, samples: tuple[int, Any, Any]) -> None:
-        step, original, reconstructed = samples
-        names = [f"samples/step_{step:08d}.{kind}" for kind in ("png", "mp4")]
+    def _write_samples(self, samples: SamplesMade) -> None:
+        names = [f"samples/step_{samples.step:08d}.{kind}" for kind in ("png", "mp4")]
         picture, video = (self.run.local / name for name in names)
         try:
             (self.run.local / "samples").mkdir(exist_ok=True)
-            side_by_side_png(original, reconstructed, picture)
-            comparison_mp4(original, reconstructed, video, VIDEO_FPS)
+            side_by_side_png(samples.original, samples.reconstructed, picture)
+            comparison_mp4(samples.original, samples.reconstructed, video, VIDEO_FPS)
             for name in names:
                 self.run.publish(name)
         except OSError as error:
-            log.warning("the pictures of step %d cannot be written: %s", step, error)
+            log.warning("the pictures of step %d cannot be written: %s", samples.step, error)
             return
         self.tracker.artifact(picture, "samples")
         self.tracker.artifact(video, "samples")
 
-    def _on_finding(self, finding: tuple[str, str]) -> None:
-        name, message = finding
-        self.tracker.tag(f"health.{name}", message)
-
-    def _on_quarantined(self, news: tuple[list[RejectedVideo], int]) -> None:
-        rejected, total = news
+    def _warn_of_skipped(self, rejected: Sequence[RejectedVideo], total: int) -> None:
         for entry in rejected:
             log.warning("video %s is skipped: %s", entry["video"], entry["reason"])
         self.progress.skipped(total)
@@ -299,23 +326,7 @@ class Driver:
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
                 f"{go_on_line(self.run.address)}"
             )
-            self.mailbox.ask_to_stop.remote()
-
-    def _on_node(self, node: str) -> None:
-        self._nodes.add(node)
-
-    def _on_placement_group(self, group: PlacementGroup) -> None:
-        self._placement_group = group
-
-    def _on_out_of_memory(self, shortage: Mapping[str, Any]) -> None:
-        # Several workers may say so; all come to the same number.
-        self._shortage = shortage
-
-    def _on_failure(self, message: str) -> None:
-        self._failure = self._failure or message
-
-    def _on_summary(self, summary: Mapping[str, Any]) -> None:
-        self._summary = summary
+            self.mailbox.request_stop.remote()
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -352,11 +363,11 @@ class Fit(threading.Thread):
             self.error = error
 
 
-def _with_smaller_passes(config: Config, shortage: Mapping[str, Any]) -> Config:
-    clips = shortage["clips_per_pass"]
+def _with_smaller_passes(config: Config, shortage: OutOfMemory) -> Config:
+    clips = shortage.clips_per_pass
     log.warning(
         "%s; starting the workers again with train.max_clips_per_pass %d (the global batch stays)",
-        shortage["shortage"],
+        shortage.shortage,
         clips,
     )
     train = dataclasses.replace(config.train, max_clips_per_pass=clips)

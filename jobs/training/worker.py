@@ -21,7 +21,14 @@ from data_pipeline.streaming import stream_batches
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
 from jobs.cluster.pool import Shares
-from jobs.training.messages import MailboxHooks, MailboxLog
+from jobs.training.messages import (
+    LogForwarder,
+    OutOfMemory,
+    ReportingHooks,
+    RunEnded,
+    RunFailed,
+    WorkerStarted,
+)
 from taehv import distributed
 from taehv.errors import MemoryShortageError, TrainingError
 from taehv.interfaces import Verdict
@@ -69,37 +76,36 @@ def train_worker(settings: dict[str, Any]) -> None:
     if ray.get(mailbox.has_failed.remote()):
         return
     _set_up_process(mailbox)
-    announce(mailbox)
+    report_start(mailbox)
     config: Config = settings["config"]
     run = RunFolder(settings["run_dir"])
-    hooks = MailboxHooks(mailbox, distributed.is_main())
+    hooks = ReportingHooks(mailbox, distributed.is_main())
     data = RayClips(settings["training"], settings["validation"], settings["decode_cpus"])
     try:
         _holder, resume_from = _resume_from(config, run)
         summary = train(config, data, hooks, run, resume_from, retry=False)
     except MemoryShortageError as error:
-        _tell_shortage(mailbox, config, error)
+        _report_shortage(mailbox, config, error)
         raise
     except (TrainingError, DataError) as error:
-        ray.get(mailbox.put.remote("failure", str(error)))
+        ray.get(mailbox.put.remote(RunFailed(str(error))))
         raise
     if distributed.is_main():
-        ray.get(mailbox.put.remote("summary", dataclasses.asdict(summary)))
+        ray.get(mailbox.put.remote(RunEnded(dataclasses.asdict(summary))))
 
 
-def announce(mailbox: Any) -> None:
-    """Tell the driver where this worker is, and what it holds together with the others."""
-    mailbox.put.remote("node", ray.get_runtime_context().get_node_id())
-    mailbox.put.remote("placement_group", ray.util.get_current_placement_group())
+def report_start(mailbox: Any) -> None:
+    """Send the driver this worker's node, and the placement group of all workers."""
+    node_id = ray.get_runtime_context().get_node_id()
+    mailbox.put.remote(WorkerStarted(node_id, ray.util.get_current_placement_group()))
 
 
-def _tell_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
+def _report_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
     """Ask for a life with smaller passes, where that is wanted and possible."""
     if config.train.auto_micro_batch and error.halved_pass:
-        shortage = {"shortage": error.shortage, "clips_per_pass": error.halved_pass}
-        ray.get(mailbox.put.remote("out_of_memory", shortage))
+        ray.get(mailbox.put.remote(OutOfMemory(error.shortage, error.halved_pass)))
     else:
-        ray.get(mailbox.put.remote("failure", str(error)))
+        ray.get(mailbox.put.remote(RunFailed(str(error))))
 
 
 def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None]:
@@ -132,9 +138,9 @@ def _set_up_process(mailbox: Any) -> None:
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     # A worker of a sweep has had other runs, with mailboxes of their own.
-    for handler in [h for h in root.handlers if isinstance(h, MailboxLog)]:
+    for handler in [h for h in root.handlers if isinstance(h, LogForwarder)]:
         root.removeHandler(handler)
-    root.addHandler(MailboxLog(mailbox))
+    root.addHandler(LogForwarder(mailbox))
     for room in ("taehv", "data_pipeline", "jobs"):
         logging.getLogger(room).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
 

@@ -15,7 +15,7 @@ from jobs.cluster.pool import Pool, Shares
 from jobs.training import trainer
 from jobs.training.driver import Driver, MostSkipped
 from jobs.training.messages import open_mailbox
-from jobs.training.worker import announce
+from jobs.training.worker import report_start
 from taehv.errors import TrainingError
 from taehv.run.run_folder import RunFolder
 from tests.helpers.local_ray import local_ray
@@ -33,7 +33,7 @@ def full_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def work(settings: dict[str, Any]) -> None:
     """Kills its controller, in the midst of training."""
     mailbox = settings["mailbox"]
-    announce(mailbox)
+    report_start(mailbox)
     # All that was sent has arrived when this is answered.
     ray.get(mailbox.has_failed.remote())
     raylet = psutil.Process().parent()

@@ -20,11 +20,20 @@ from jobs.cluster.pool import Shares
 from jobs.training import driver as driver_module
 from jobs.training import worker
 from jobs.training.driver import Driver, MostSkipped
+from jobs.training.messages import (
+    Mailbox,
+    OutOfMemory,
+    RunEnded,
+    RunFailed,
+    StepDone,
+    WorkerMessage,
+    WorkerStarted,
+)
 from taehv.errors import MemoryShortageError, TrainingError
 from taehv.run.run_folder import RunFolder
 from taehv.training.config import TrainConfig
 
-SHORT = {"shortage": "a pass of 8 clips is too large", "clips_per_pass": 4}
+SHORT = OutOfMemory("a pass of 8 clips is too large", 4)
 FINISHED = {"finished": True, "step": 6, "baselines": {}}
 
 
@@ -35,21 +44,14 @@ class Remote:
         self.remote = method
 
 
-class FakeMailbox:
+class HereAndNow:
+    """A mailbox without its actor."""
+
     def __init__(self) -> None:
-        self.messages: list[tuple[str, Any]] = []
-        self.put = Remote(lambda kind, content: self.messages.append((kind, content)))
-        self.stop = False
-        self.begin_life = Remote(lambda: self._set_stop(False))
-        self.ask_to_stop = Remote(lambda: self._set_stop(True))
-        self.take = Remote(self._take)
+        self.state = Mailbox()
 
-    def _set_stop(self, stop: bool) -> None:
-        self.stop = stop
-
-    def _take(self) -> list[tuple[str, Any]]:
-        messages, self.messages = self.messages, []
-        return messages
+    def __getattr__(self, name: str) -> Remote:
+        return Remote(getattr(self.state, name))
 
 
 class FakePool:
@@ -83,22 +85,22 @@ class FakePool:
 class FakeTrainer:
     """Workers that say something and end: well with a summary, else in an error."""
 
-    def __init__(self, mailbox: FakeMailbox, says: list[tuple[str, Any]]) -> None:
+    def __init__(self, mailbox: HereAndNow, says: list[WorkerMessage]) -> None:
         self.mailbox, self.says = mailbox, says
 
     def fit(self) -> None:
-        for kind, content in self.says:
-            self.mailbox.put.remote(kind, content)
-        if not any(kind == "summary" for kind, _ in self.says):
+        for message in self.says:
+            self.mailbox.put.remote(message)
+        if not any(isinstance(message, RunEnded) for message in self.says):
             raise WorkerGroupError("a worker has raised", {})
 
 
 @pytest.fixture
-def mailbox(monkeypatch: pytest.MonkeyPatch) -> FakeMailbox:
+def mailbox(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
     monkeypatch.setattr(ray, "get", lambda value: value)
     monkeypatch.setattr(driver_module, "going_nodes", lambda: set())
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
-    return FakeMailbox()
+    return HereAndNow()
 
 
 class Silent:
@@ -109,10 +111,10 @@ class Silent:
 
 
 def drive(
-    mailbox: FakeMailbox,
+    mailbox: HereAndNow,
     folder: Path,
     config: Config,
-    lives: list[list[tuple[str, Any]]],
+    lives: list[list[WorkerMessage]],
 ) -> list[int]:
     """Drive a run through `lives`; the limit on clips per pass that each of them is given."""
     limits: list[int] = []
@@ -142,44 +144,44 @@ def config_with(max_failures: int) -> Config:
 
 
 def test_the_next_life_has_smaller_passes_and_no_failure_is_counted(
-    mailbox: FakeMailbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mailbox: HereAndNow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    smaller = SHORT | {"clips_per_pass": 2}
+    smaller = dataclasses.replace(SHORT, clips_per_pass=2)
     # Both workers of the first life say so.
-    lives = [[("out_of_memory", SHORT)] * 2, [("out_of_memory", smaller)], [("summary", FINISHED)]]
+    lives: list[list[WorkerMessage]] = [[SHORT] * 2, [smaller], [RunEnded(FINISHED)]]
     assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 4, 2]
     assert caplog.text.count("a pass of 8 clips is too large; starting the workers again") == 2
     assert "with train.max_clips_per_pass 4 (the global batch stays)" in caplog.text
 
 
-def test_a_death_after_a_shortage_is_a_failure(mailbox: FakeMailbox, tmp_path: Path) -> None:
-    lives: list[list[tuple[str, Any]]] = [[("out_of_memory", SHORT)], [], [("summary", FINISHED)]]
+def test_a_death_after_a_shortage_is_a_failure(mailbox: HereAndNow, tmp_path: Path) -> None:
+    lives: list[list[WorkerMessage]] = [[SHORT], [], [RunEnded(FINISHED)]]
     assert drive(mailbox, tmp_path, config_with(max_failures=1), lives) == [0, 4, 4]
     with pytest.raises(TrainingError, match=r"cluster\.max_failures is 0"):
         drive(mailbox, tmp_path, config_with(max_failures=0), lives)
 
 
 def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
-    mailbox: FakeMailbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mailbox: HereAndNow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is room for as many workers as before: nodes a and b, where it ran on a and c."""
-    lives: list[list[tuple[str, Any]]] = [
-        [("node", "a"), ("node", "c")],
-        [("node", "a"), ("summary", FINISHED)],
+    lives: list[list[WorkerMessage]] = [
+        [WorkerStarted("a"), WorkerStarted("c")],
+        [WorkerStarted("a"), RunEnded(FINISHED)],
     ]
     assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 0]
     assert "nodes have gone" in caplog.text
 
 
 def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
-    mailbox: FakeMailbox, tmp_path: Path
+    mailbox: HereAndNow, tmp_path: Path
 ) -> None:
     """A life that gets further begins the count anew."""
     most = driver_module.MOST_BARREN_LIVES
-    lost: list[tuple[str, Any]] = [("node", "c")]
-    first = [[*lost, ("step", 3)]] * most
-    then = [[*lost, ("step", 4)]] * most
-    end: list[list[tuple[str, Any]]] = [[("summary", FINISHED)]]
+    lost: list[WorkerMessage] = [WorkerStarted("c")]
+    first = [[*lost, StepDone(3)]] * most
+    then = [[*lost, StepDone(4)]] * most
+    end: list[list[WorkerMessage]] = [[RunEnded(FINISHED)]]
     config = config_with(max_failures=0)
     assert len(drive(mailbox, tmp_path, config, first + then + end)) == 2 * most + 1
     with pytest.raises(TrainingError, match=f"{most} times in a row .* got past step 4 .* raised"):
@@ -188,34 +190,34 @@ def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])
 def test_a_worker_asks_for_smaller_passes_or_says_that_there_are_none(
-    mailbox: FakeMailbox, wanted: bool, halved: int
+    mailbox: HereAndNow, wanted: bool, halved: int
 ) -> None:
     error = MemoryShortageError("too large; try less", shortage="too large", halved_pass=halved)
     config = config_with(max_failures=0)
     config = dataclasses.replace(
         config, train=dataclasses.replace(config.train, auto_micro_batch=wanted)
     )
-    worker._tell_shortage(mailbox, config, error)
-    asked = ("out_of_memory", {"shortage": "too large", "clips_per_pass": 4})
-    given_up = ("failure", "too large; try less")
-    assert mailbox.messages == [asked if wanted and halved else given_up]
+    worker._report_shortage(mailbox, config, error)
+    asked = OutOfMemory("too large", 4)
+    given_up = RunFailed("too large; try less")
+    assert mailbox.state.take() == [asked if wanted and halved else given_up]
 
 
 def test_a_signal_while_workers_are_about_to_start_is_passed_on(
-    mailbox: FakeMailbox, tmp_path: Path
+    mailbox: HereAndNow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its request to stop reaches the mailbox before what begins a life, which takes it back."""
 
     class Workers(FakeTrainer):
         def fit(self) -> None:
-            end = {"finished": not mailbox.stop, "step": 3, "baselines": {}}
-            mailbox.put.remote("summary", end)
+            end = {"finished": not mailbox.state.stop_requested(), "step": 3, "baselines": {}}
+            mailbox.put.remote(RunEnded(end))
 
-    def interrupted() -> None:
+    def interrupted() -> bool:
         driver.stop(signal.SIGTERM)
-        mailbox.stop = False
+        return Mailbox.begin(mailbox.state)
 
-    mailbox.begin_life = Remote(interrupted)
+    monkeypatch.setattr(mailbox.state, "begin", interrupted)
     nobody: Any = None
     pool: Any = FakePool()
     progress: Any = Silent()
@@ -230,7 +232,7 @@ def test_a_signal_while_workers_are_about_to_start_is_passed_on(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="affinity is Linux's")
 def test_a_worker_computes_on_the_cores_that_it_may_use(
-    mailbox: FakeMailbox, monkeypatch: pytest.MonkeyPatch
+    mailbox: HereAndNow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = SimpleNamespace(get_local_rank=lambda: 0, get_local_world_size=lambda: 1)
     monkeypatch.setattr("jobs.training.worker.ray_train.get_context", lambda: alone)
