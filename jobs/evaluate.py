@@ -94,7 +94,7 @@ def run(config: EvaluateConfig) -> int:
         # What took hours is safe before pictures and report, which may fail.
         write_json(results, folder / "metrics.json")
     with (
-        _scores_told_of(output / "metrics.json"),
+        _log_scores_on_failure(output / "metrics.json"),
         closing(VideoReader(config.data.decode_seconds)) as read,
         staged(output) as folder,
     ):
@@ -116,7 +116,7 @@ def run(config: EvaluateConfig) -> int:
 
 
 @contextmanager
-def _scores_told_of(file: Path) -> Iterator[None]:
+def _log_scores_on_failure(file: Path) -> Iterator[None]:
     """Where all scores are, if what comes after them fails."""
     written = False
     try:

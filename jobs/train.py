@@ -24,11 +24,11 @@ from jobs.cli.places import with_places
 from jobs.cli.progress import Progress
 from jobs.cluster import connection
 from jobs.cluster.nodes import check_nodes
-from jobs.cluster.pool import Pool, Shares
+from jobs.cluster.pool import Allocation, ClusterCapacity
 from jobs.tracking.tracker import Status, Tracker
 from jobs.training import trainer
 from jobs.training.checks import check, check_run_folder, check_workers
-from jobs.training.driver import Driver, MostSkipped
+from jobs.training.driver import Driver, SkipLimit
 from jobs.training.messages import open_mailbox
 from jobs.training.resumed import judged_resume, keep_config
 from jobs.training.summary import closing_summary
@@ -80,22 +80,22 @@ def run(config: Config) -> int:
             tracking()
             mailbox = open_mailbox()
             videos = len(training.videos) + len(validation.videos)
-            most_skipped = MostSkipped(config.data.max_bad_fraction, videos)
-            driver = Driver(
-                run_folder, mailbox, lambda: tracking().result(), progress, most_skipped
-            )
-            pool = Pool(
+            skip_limit = SkipLimit(config.data.max_bad_fraction, videos)
+            driver = Driver(run_folder, mailbox, lambda: tracking().result(), progress, skip_limit)
+            capacity = ClusterCapacity(
                 config.cluster, config.data.decode_cpus, not own_ray, config.data.decode_nodes
             )
 
-            def make_trainer(config: Config, shares: Shares) -> Any:
-                check_workers(config, shares.workers)
+            def make_trainer(config: Config, allocation: Allocation) -> Any:
+                check_workers(config, allocation.workers)
                 if not own_ray:
                     check_nodes(config)
-                settings = worker_settings(config, mailbox, shares, training, validation)
-                return trainer.make_trainer(train_worker, settings, shares, config.cluster, own_ray)
+                settings = worker_settings(config, mailbox, allocation, training, validation)
+                return trainer.make_trainer(
+                    train_worker, settings, allocation, config.cluster, own_ray
+                )
 
-            summary = driver.drive(pool, config, make_trainer)
+            summary = driver.drive(capacity, config, make_trainer)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         _end_tracking(tracking().result(), run_folder, "KILLED" if interrupted else "FAILED")

@@ -37,7 +37,7 @@ from jobs.sweep.definition import METRICS, Plan, as_begun, make_plan, read_sweep
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.report import write_report
 from jobs.sweep.scoring import score_lpips, score_reference
-from jobs.sweep.session import Session, signals_stop
+from jobs.sweep.session import Session, stop_on_signals
 from jobs.sweep.stages import Stages
 from jobs.sweep.trial import TrialPlan
 from jobs.tracking.tracker import Tracker
@@ -158,7 +158,7 @@ def run(plan: Plan, folder: RunFolder) -> int:
                 own_ray,
                 sweep.concurrent,
             )
-            with signals_stop(session):
+            with stop_on_signals(session):
                 try:
                     Stages(plan, trial_plan, session).run()
                 finally:
@@ -262,7 +262,7 @@ def _what_it_is(told: dict[str, Any]) -> dict[str, Any]:
 def _for_all(plan: Plan) -> Any:
     """The cluster that all trials at a time need."""
     config = plan.base.cluster
-    workers = plan.sweep.concurrent * max(1, config.most_workers)
+    workers = plan.sweep.concurrent * max(1, config.max_workers)
     return dataclasses.replace(config, workers=str(workers))
 
 

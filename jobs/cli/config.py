@@ -69,8 +69,7 @@ class ClusterConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} is {getattr(self, name)}: it cannot be negative")
         if self.workers and not (
-            re.fullmatch(r"\d+(-\d+)?", self.workers)
-            and 1 <= self.fewest_workers <= self.most_workers
+            re.fullmatch(r"\d+(-\d+)?", self.workers) and 1 <= self.min_workers <= self.max_workers
         ):
             raise ValueError(
                 f"cluster.workers is {self.workers}: give a number from 1, or a range such as 2-8"
@@ -80,12 +79,12 @@ class ClusterConfig:
             raise ValueError(f"cluster.train_nodes is {self.train_nodes}: give it as KEY=VALUE")
 
     @property
-    def fewest_workers(self) -> int:
+    def min_workers(self) -> int:
         """0: not said."""
         return int(self.workers.split("-")[0] or 0)
 
     @property
-    def most_workers(self) -> int:
+    def max_workers(self) -> int:
         """0: not said."""
         return int(self.workers.split("-")[-1] or 0)
 

@@ -57,7 +57,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
     if own:
         # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
         # share a core.
-        tickets = math.ceil(max(1, config.most_workers) * (1 + decode_cpus))
+        tickets = math.ceil(max(1, config.max_workers) * (1 + decode_cpus))
         cpus = max(usable_cores(), tickets)
         environment |= {
             "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
@@ -76,7 +76,7 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # A submitted job that brought its code has sent it to all nodes; one that found it here has
         # not, and nodes may have an older one.
         code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
-        with _refusals_told(address), _variables(ALL_EXCLUDES_ARE_OURS):
+        with _connection_errors_in_one_line(address), _variables(ALL_EXCLUDES_ARE_OURS):
             ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
     try:
         with _variables(NO_USAGE):
@@ -126,7 +126,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _refusals_told(address: str) -> Iterator[None]:
+def _connection_errors_in_one_line(address: str) -> Iterator[None]:
     """What keeps a driver out of a cluster, in one line."""
     try:
         yield

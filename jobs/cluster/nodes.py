@@ -13,7 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cli.config import Config
-from jobs.cluster.pool import going_nodes
+from jobs.cluster.pool import draining_nodes
 from jobs.cluster.versions import differences, installed_versions
 from taehv.errors import TrainingError
 
@@ -97,7 +97,7 @@ def _ask(paths: Sequence[str]) -> list[NodeFacts]:
     A node that goes meanwhile, or does not answer, is left out: it cannot be told from one that is
     about to go.
     """
-    not_asked = {ray.get_runtime_context().get_node_id(), *going_nodes()}
+    not_asked = {ray.get_runtime_context().get_node_id(), *draining_nodes()}
     asked = [
         _facts_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
             node["NodeManagerAddress"], list(paths)

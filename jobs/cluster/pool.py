@@ -1,5 +1,4 @@
-"""Where training workers can run, and decoding: how many there could be now, waiting for them,
-nodes that go."""
+"""How many training workers the cluster has room for, and what each of them gets."""
 
 from __future__ import annotations
 
@@ -21,56 +20,60 @@ from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
 
-ANSWER_SECONDS = 30.0
-"""In which a node that lives has started a process, even when it is busy."""
+PROBE_SECONDS = 30.0
+"""A live node has started a process within this, even when it is busy."""
 
-SILENCE_SECONDS = 120.0
-"""After which Ray knows whether a node that did not answer has gone."""
+UNRESPONSIVE_SECONDS = 120.0
+"""Within this Ray finds out whether a node that did not answer is dead."""
 
-TELL_SECONDS = 30.0
-"""Between two lines about what is being waited for."""
+LOG_SECONDS = 30.0
+"""Between two log lines that say what the run waits for."""
 
-SETTLE_SECONDS = 15.0
-"""In which GPUs are free again that a worker held until a moment ago."""
+GPU_RELEASE_SECONDS = 15.0
+"""Ray takes up to this to free the GPUs of workers that have just ended."""
 
-DECODER_SECONDS = 300.0
-"""How long training waits, once its own nodes are there, for the first node that decodes."""
+DECODE_NODE_SECONDS = 300.0
+"""How long training, once it has its own nodes, waits for the first node that decodes."""
 
 
 @dataclass(frozen=True)
-class Shares:
-    """How many workers a life of a run has, and what each of them gets."""
+class Allocation:
+    """How many workers an attempt at a run has, and what each of them gets."""
 
     workers: int
     use_gpu: bool
     cpus_per_worker: float
     decode_cpus_per_worker: float
-    """CPUs that the decoding tasks of one worker's stream may hold."""
+    """CPUs that the decoding tasks of one worker may hold."""
     decode_nodes: str = ""
-    """Label, as KEY=VALUE, of the nodes that decode; empty: any."""
+    """Label, as KEY=VALUE, of the nodes that decode; empty: any node."""
 
 
-class Pool:
-    """The cluster's room for training workers.
+class ClusterCapacity:
+    """The cluster's capacity for training workers.
 
-    As a context it ends with nothing more being asked of the autoscaler: where nobody took that
-    back, nodes would stay for minutes after their last work.
+    A context: its end withdraws all requests to the autoscaler, which would otherwise keep nodes
+    for minutes after their last work.
 
     Args:
-        config: how many are wanted.
-        decode_cpus: CPUs of one decoding task; each worker needs one beside it.
-        may_grow: whether nodes may still come; on one machine none will.
-        decode_nodes: label, as KEY=VALUE, of the nodes that decode; empty: any.
+        config: how many workers are wanted.
+        decode_cpus: CPUs of one decoding task; each worker needs room for one such task.
+        nodes_may_join: False on one machine.
+        decode_nodes: label, as KEY=VALUE, of the nodes that decode; empty: any node.
     """
 
     def __init__(
-        self, config: ClusterConfig, decode_cpus: float, may_grow: bool, decode_nodes: str = ""
+        self,
+        config: ClusterConfig,
+        decode_cpus: float,
+        nodes_may_join: bool,
+        decode_nodes: str = "",
     ) -> None:
-        self._config, self._decode_cpus, self._may_grow = config, decode_cpus, may_grow
+        self._config, self._decode_cpus, self._nodes_may_join = config, decode_cpus, nodes_may_join
         self._decode_nodes = decode_nodes
-        self._silent: set[str] = set()
-        self._silent_until = 0.0
-        self._requests = Requests() if may_grow else None
+        self._unresponsive: set[str] = set()
+        self._unresponsive_until = 0.0
+        self._requests = Requests() if nodes_may_join else None
 
     def __enter__(self) -> Self:
         return self
@@ -79,50 +82,54 @@ class Pool:
         if self._requests is not None:
             self._requests.withdraw()
 
-    def wait(self, cancelled: Callable[[], bool]) -> Shares | None:
-        """The shares of the next life, as soon as there is room for as many workers as must be.
+    def wait_for_allocation(self, cancelled: Callable[[], bool]) -> Allocation | None:
+        """Wait until the fewest workers that the run accepts can start; gives what each gets.
 
         None where it was cancelled.
 
         Raises:
-            TrainingError: where that has not come about in `cluster.wait_minutes`.
+            TrainingError: where they cannot within `cluster.wait_minutes`.
         """
-        start = told = time.monotonic()
-        ready: float | None = None
+        start = next_line = time.monotonic()
+        ready_since: float | None = None
         while True:
             now = time.monotonic()
-            self.request(workers=0)
-            there, least = self.possible(), self._least()
-            room = self._room()
-            if room >= least:
-                ready = ready or now
-                settled = room >= min(there, self._most()) or now - ready >= SETTLE_SECONDS
-                wanted = bool(self._decode_nodes) and not self._decoders()
-                if not wanted or not self._may_grow or now - ready > DECODER_SECONDS:
-                    if settled:
-                        return self._shares(min(room, self._most()))
-                    lacking = "a moment is waited for the other GPUs"
-                else:
+            self.request_nodes(workers=0)
+            fitting, startable = self.fitting_workers(), self._startable_workers()
+            fewest, most = self._min_workers(), self._max_workers()
+            if startable >= fewest:
+                ready_since = ready_since or now
+                ready_for = now - ready_since
+                needs_decoder = bool(self._decode_nodes) and not self._decode_only_nodes()
+                if needs_decoder and self._nodes_may_join and ready_for <= DECODE_NODE_SECONDS:
                     lacking = f"decoding waits for a node with the label {self._decode_nodes}"
+                elif startable >= min(fitting, most) or ready_for >= GPU_RELEASE_SECONDS:
+                    return self._allocate(min(startable, most))
+                else:
+                    lacking = "training waits a moment for the other GPUs"
             else:
-                ready = None
-                lacking = (
-                    f"{room} of the {least} workers that cluster.workers asks for can start: "
-                    f"missing is room for {least - room} more, each {self._needs()}. "
-                    + (f"GPUs that are there, but taken: {there - room}. " if there > room else "")
-                    + self._labels_there()
-                ).rstrip(". ")
-                self._check_patience(lacking, now - start)
+                ready_since = None
+                lacking = self._format_lacking(startable, fewest, fitting)
+                self._check_timeout(lacking, now - start)
             if cancelled():
                 return None
-            # What this run itself held a moment ago is not worth a word.
-            if told <= now and (there < least or now - start >= SETTLE_SECONDS):
-                told = now + TELL_SECONDS
+            # That Ray has yet to free what this run itself held is not worth a line.
+            if next_line <= now and (fitting < fewest or now - start >= GPU_RELEASE_SECONDS):
+                next_line = now + LOG_SECONDS
                 log.info("%s; waited %d s", lacking, now - start)
             time.sleep(1.0)
 
-    def _check_patience(self, lacking: str, waited: float) -> None:
-        if not self._may_grow:
+    def _format_lacking(self, startable: int, fewest: int, fitting: int) -> str:
+        taken = fitting - startable
+        return (
+            f"{startable} of the {fewest} workers that cluster.workers asks for can start: "
+            f"missing is room for {fewest - startable} more, each {self._format_needs()}. "
+            + (f"GPUs that are there, but taken: {taken}. " if taken > 0 else "")
+            + self._format_labels()
+        ).rstrip(". ")
+
+    def _check_timeout(self, lacking: str, waited: float) -> None:
+        if not self._nodes_may_join:
             raise TrainingError(
                 f"{lacking}. Ask for fewer workers, lower --data.decode-cpus, or use a larger "
                 "machine"
@@ -133,95 +140,99 @@ class Pool:
                 "(cluster.wait_minutes). Look at `ray status` for nodes that cannot be had"
             )
 
-    def request(self, workers: int) -> None:
-        """Tell the autoscaler what is wanted beside the `workers` that run, which ask for
-        themselves. To be called every now and then: it forgets."""
+    def request_nodes(self, workers: int) -> None:
+        """Ask the autoscaler for nodes for what is missing beside the `workers` that run. To be
+        called again and again: a request expires."""
         if self._requests is None:
             return
         kind = "GPU" if self._use_gpu() else "CPU"
-        more = max(0, (self._config.most_workers or 1) - workers)
+        more = max(0, (self._config.max_workers or 1) - workers)
         bundles = [({kind: 1.0}, label_selector(self._config.train_nodes))] * more
         if self._decode_nodes and not workers:
-            # The first, beside the training nodes; decoding tasks that wait bring the others.
+            # One node to begin with; decoding tasks that wait make the autoscaler add others.
             bundles.append(({"CPU": self._decode_cpus}, label_selector(self._decode_nodes)))
         self._requests.ask(bundles)
 
-    def look_again(self) -> None:
-        """After a failure: nodes that do not answer are not counted for a while. Ray takes half a
-        minute to notice that a node has gone, and would share what is left of it out until then."""
-        self._silent.clear()
-        nodes = [node["NodeID"] for node in self._staying_nodes()]
+    def probe_nodes(self) -> None:
+        """After a failure: do not count nodes that do not answer for a while. Ray takes half a
+        minute to notice that a node is dead, and would place workers on it until then."""
+        self._unresponsive.clear()
+        nodes = [node["NodeID"] for node in self._available_nodes()]
         if len(nodes) < 2:
             return
         asked = {
-            _answer.options(
+            _probe.options(
                 scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
             ).remote(): node
             for node in nodes
         }
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        self._silent |= {asked[reference] for reference in silent}
-        self._silent_until = time.monotonic() + SILENCE_SECONDS
+        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
+        self._unresponsive |= {asked[reference] for reference in silent}
+        self._unresponsive_until = time.monotonic() + UNRESPONSIVE_SECONDS
         for reference in asked.keys() - set(silent):
             try:
                 ray.get(reference)
             except RayError:
-                self._silent.add(asked[reference])
+                self._unresponsive.add(asked[reference])
 
-    def could_grow(self, workers: int) -> bool:
-        """Whether more than the `workers` that run could, and are wanted."""
-        room = workers + self._free() if self._use_gpu() else self.possible()
-        return min(room, self.possible(), self._most()) > workers
+    def could_add_workers(self, workers: int) -> bool:
+        """Whether the run, which has `workers` now, wants more and there is room for them."""
+        possible = self.fitting_workers()
+        if self._use_gpu():
+            possible = min(possible, workers + self._workers_with_free_gpus())
+        return min(possible, self._max_workers()) > workers
 
-    def possible(self) -> int:
-        """Workers that would fit on the nodes that stay."""
-        return sum(self._fit(node["Resources"]) for node in self._training_nodes())
+    def fitting_workers(self) -> int:
+        """How many workers the available nodes hold when nothing else runs there."""
+        return sum(self._workers_on(node["Resources"]) for node in self._training_nodes())
 
-    def _room(self) -> int:
-        """Workers that could start now."""
-        return self._free()
+    def _startable_workers(self) -> int:
+        """How many workers could start now."""
+        return self._workers_with_free_gpus()
 
-    def _free(self) -> int:
-        """Workers for which GPUs are free: they may be another job's. CPUs are not counted so: they
-        are shared with all that decodes, and so with this run itself."""
-        if not (self._may_grow and self._use_gpu()):
-            return self.possible()
+    def _workers_with_free_gpus(self) -> int:
+        """Another job may have GPUs. Used CPUs are not counted: this run's own decoding holds
+        some."""
+        if not (self._nodes_may_join and self._use_gpu()):
+            return self.fitting_workers()
         free = ray_state.available_resources_per_node()
-        return sum(self._fit(free.get(node["NodeID"], {})) for node in self._training_nodes())
+        nodes = self._training_nodes()
+        return sum(self._workers_on(free.get(node["NodeID"], {})) for node in nodes)
 
-    def staying(self) -> set[str]:
-        """Ids of the nodes that live, answer, and have not been given notice."""
-        return {node["NodeID"] for node in self._staying_nodes()}
+    def available_node_ids(self) -> set[str]:
+        """Ids of the nodes that are alive, answer, and are not draining."""
+        return {node["NodeID"] for node in self._available_nodes()}
 
-    def _fit(self, resources: dict[str, float]) -> int:
+    def _workers_on(self, resources: dict[str, float]) -> int:
         if self._use_gpu():
             return int(resources.get("GPU", 0))
-        # A worker on CPUs takes what decoding leaves, but at least a part of one.
-        room = resources.get("CPU", 0.0) / (self._least_cpus() + self._decode_cpus)
+        # A worker on CPUs takes what decoding leaves, but at least a part of a CPU.
+        room = resources.get("CPU", 0.0) / (self._min_cpus_per_worker() + self._decode_cpus)
         return math.floor(room + 1e-6)
 
-    def _shares(self, workers: int) -> Shares:
+    def _allocate(self, workers: int) -> Allocation:
         if self._use_gpu():
-            return self._shares_beside_gpus(workers)
+            return self._allocate_gpus(workers)
         nodes = [node["Resources"] for node in self._training_nodes()]
-        # By the fullest node: workers are equal.
+        # All workers get the same, so the fullest node decides.
         cpus = min(
-            node["CPU"] / math.ceil(workers * self._fit(node) / max(1, self.possible()))
+            node["CPU"]
+            / math.ceil(workers * self._workers_on(node) / max(1, self.fitting_workers()))
             for node in nodes
-            if self._fit(node)
+            if self._workers_on(node)
         )
         own = min(1.0, _round_down(cpus - self._decode_cpus))
-        decode_nodes, decode_cpus = self._decoding(workers, cpus - own)
-        return Shares(workers, False, own, decode_cpus, decode_nodes)
+        decode_nodes, decode_cpus = self._allocate_decoding(workers, cpus - own)
+        return Allocation(workers, False, own, decode_cpus, decode_nodes)
 
-    def _shares_beside_gpus(self, workers: int) -> Shares:
+    def _allocate_gpus(self, workers: int) -> Allocation:
         nodes = self._training_nodes()
-        if self._decoders():
-            # Decoding is elsewhere, and leaves a worker the CPU that it wants.
+        if self._decode_only_nodes():
+            # Other nodes decode, so a worker gets a whole CPU where its node has one.
             cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
             own = min(1.0, _round_down(cpus))
         else:
-            nodes = self._staying_nodes()
+            nodes = self._available_nodes()
             cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
             if cpus <= self._decode_cpus:
                 raise TrainingError(
@@ -229,108 +240,106 @@ class Pool:
                     f"{self._decode_cpus:g}: lower --data.decode-cpus or add CPU nodes"
                 )
             own = min(1.0, _round_down(cpus - self._decode_cpus))
-        decode_nodes, decode_cpus = self._decoding(workers, cpus - own)
-        return Shares(workers, True, own, decode_cpus, decode_nodes)
+        decode_nodes, decode_cpus = self._allocate_decoding(workers, cpus - own)
+        return Allocation(workers, True, own, decode_cpus, decode_nodes)
 
-    def _decoding(self, workers: int, beside: float) -> tuple[str, float]:
-        """The label of the nodes that decode, and the CPUs that one worker's stream may hold.
+    def _allocate_decoding(self, workers: int, beside: float) -> tuple[str, float]:
+        """The label of the nodes that decode, and the CPUs that one worker's decoding may hold.
 
-        `beside`: CPUs that a worker leaves on its own node.
+        beside: CPUs per worker that workers leave on their own nodes.
         """
-        decoders = self._decoders()
+        decoders = self._decode_only_nodes()
         if decoders:
-            there = sum(node["Resources"].get("CPU", 0.0) for node in decoders) / workers
-            cpus = max(self._config.decode_cpus, self._decode_cpus)
-            return self._decode_nodes, cpus if self._config.decode_cpus else max(cpus, there)
+            cpus = self._config.decode_cpus
+            if not cpus:
+                cpus = sum(node["Resources"].get("CPU", 0.0) for node in decoders) / workers
+            return self._decode_nodes, max(cpus, self._decode_cpus)
         if self._decode_nodes:
             log.warning(
                 "there is no node with the label %s (data.decode_nodes): any node decodes, until "
                 "the workers start the next time. %s",
                 self._decode_nodes,
-                self._labels_there(),
+                self._format_labels(),
             )
         return "", max(self._decode_cpus, min(beside, self._config.decode_cpus or beside))
 
-    def _decoders(self) -> list[dict[str, Any]]:
-        """The nodes set aside for decoding; none where any may decode."""
-        if not self._decode_nodes:
+    def _decode_only_nodes(self) -> list[dict[str, Any]]:
+        """The nodes that are reserved for decoding; none where any node may decode."""
+        label = self._decode_nodes
+        if not label:
             return []
-        return [
-            node for node in self._staying_nodes() if has_label(node["Labels"], self._decode_nodes)
-        ]
+        return [node for node in self._available_nodes() if has_label(node["Labels"], label)]
 
-    def _labels_there(self) -> str:
-        """A sentence on the labels that nodes do have, where one is asked for."""
+    def _format_labels(self) -> str:
+        """A sentence on the labels that nodes have; empty where no label is asked for."""
         if not (self._config.train_nodes or self._decode_nodes):
             return ""
         own = {
             f"{key}={value}"
-            for node in self._staying_nodes()
+            for node in self._available_nodes()
             for key, value in node["Labels"].items()
             if not key.startswith("ray.io/")
         }
         return f"Labels of the nodes that are there: {', '.join(sorted(own)) or 'none'}. "
 
-    def _least_cpus(self) -> float:
-        """Of a training worker on the CPU."""
-        return 0.5 if self._may_grow else 0.01
+    def _min_cpus_per_worker(self) -> float:
+        return 0.5 if self._nodes_may_join else 0.01
 
     def _use_gpu(self) -> bool:
         if self._config.gpu != "auto":
             return self._config.gpu != "no"
         return any(node["Resources"].get("GPU", 0) for node in self._training_nodes())
 
-    def _least(self) -> int:
-        return self._config.fewest_workers or 1
+    def _min_workers(self) -> int:
+        return self._config.min_workers or 1
 
-    def _most(self) -> int:
-        if self._config.most_workers:
-            return self._config.most_workers
+    def _max_workers(self) -> int:
+        if self._config.max_workers:
+            return self._config.max_workers
         gpus = sum(int(node["Resources"].get("GPU", 0)) for node in self._training_nodes())
         return (gpus if self._use_gpu() else 0) or 1
 
-    def _needs(self) -> str:
+    def _format_needs(self) -> str:
         where = self._config.train_nodes
         there = f" on a node with the label {where}" if where else ""
         if self._use_gpu():
             return f"with a GPU{there}"
-        return f"with {self._least_cpus() + self._decode_cpus:g} CPUs{there}"
+        return f"with {self._min_cpus_per_worker() + self._decode_cpus:g} CPUs{there}"
 
     def _training_nodes(self) -> list[dict[str, Any]]:
-        """Staying nodes that may train."""
-        nodes = self._staying_nodes()
-        where = self._config.train_nodes
-        return [node for node in nodes if has_label(node["Labels"], where)] if where else nodes
+        """Available nodes that may train."""
+        label = self._config.train_nodes
+        return [node for node in self._available_nodes() if has_label(node["Labels"], label)]
 
-    def _staying_nodes(self) -> list[dict[str, Any]]:
-        """Nodes that live, answer, and have not been given notice."""
-        silent = self._silent if time.monotonic() < self._silent_until else set()
-        left = going_nodes() | silent
+    def _available_nodes(self) -> list[dict[str, Any]]:
+        """Nodes that are alive, answer, and are not draining."""
+        silent = self._unresponsive if time.monotonic() < self._unresponsive_until else set()
+        left = draining_nodes() | silent
         return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left]
 
 
 def label_selector(label: str) -> dict[str, str]:
-    """Ray's form of KEY=VALUE; of nothing: any node."""
+    """Ray's form of KEY=VALUE; an empty label selects any node."""
     key, _, value = label.partition("=")
     return {key: value} if key else {}
 
 
 def has_label(labels: Mapping[str, str], label: str) -> bool:
-    """Whether KEY=VALUE is among a node's labels; nothing is among any."""
+    """Whether KEY=VALUE is among a node's labels; an empty label always is."""
     return label_selector(label).items() <= labels.items()
 
 
-def going_nodes() -> set[str]:
-    """Ids of nodes that have been given notice."""
-    # Ray tells a training worker through a collective; the driver must know without one.
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that the cloud or an administrator is about to take away."""
+    # Ray Train's own interface is for training workers, by a collective.
     return set(ray_state.get_draining_nodes())
 
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _answer() -> None:
-    """What a node that lives can run."""
+def _probe() -> None:
+    """Does nothing: that it ran shows that its node is alive."""
 
 
 def _round_down(cpus: float) -> float:
-    """To a precision that Ray has."""
+    """To hundredths, which Ray can count."""
     return max(0.01, math.floor(cpus * 100 + 1e-6) / 100)

@@ -52,8 +52,8 @@ def count_workers(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler)
         to_come += count * _fit(config, on_gpus, kind.resources)
         room -= count
     there = sum(node.gpus for node in places) if on_gpus else 1
-    most_wanted = cluster.most_workers or there or 1
-    return Workers(now, max(now, to_come), cluster.fewest_workers or 1, most_wanted, on_gpus)
+    most_wanted = cluster.max_workers or there or 1
+    return Workers(now, max(now, to_come), cluster.min_workers or 1, most_wanted, on_gpus)
 
 
 def _fit(config: Config, on_gpus: bool, resources: Mapping[str, float]) -> int:

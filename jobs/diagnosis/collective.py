@@ -98,7 +98,7 @@ def look_at_collective(config: Config, nodes: Sequence[Node], on_gpus: bool) -> 
     else:
         places = [node for node in places if node.resources.get("CPU", 0) > 0]
     spots = [node for node in places for _ in range(node.gpus if nccl else 1)]
-    spots = spots[: min(MOST_RANKS, config.cluster.most_workers or MOST_RANKS)]
+    spots = spots[: min(MOST_RANKS, config.cluster.max_workers or MOST_RANKS)]
     if len(spots) < (1 if nccl else 2):
         return None
     backend = "nccl" if nccl else "gloo"

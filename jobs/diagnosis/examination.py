@@ -20,7 +20,7 @@ from jobs.cli.paths import placed
 from jobs.cli.places import with_places
 from jobs.cluster import connection
 from jobs.cluster.nodes import local_inputs
-from jobs.cluster.pool import Pool
+from jobs.cluster.pool import ClusterCapacity
 from jobs.diagnosis.autoscaler import Autoscaler, judge_autoscaler, look_at_autoscaler
 from jobs.diagnosis.capacity import Workers, count_workers, judge_workers
 from jobs.diagnosis.collective import judge_collective, look_at_collective
@@ -151,9 +151,11 @@ class _Cluster:
     def examine(self) -> Iterator[Finding]:
         cluster_config, data = self.config.cluster, self.config.data
         # Left when everything has been looked at: nodes that were started for it are idle then.
-        with Pool(cluster_config, data.decode_cpus, not self.own_ray, data.decode_nodes) as pool:
+        with ClusterCapacity(
+            cluster_config, data.decode_cpus, not self.own_ray, data.decode_nodes
+        ) as capacity:
             if self.options.start_nodes:
-                yield from self._start_nodes(pool)
+                yield from self._start_nodes(capacity)
             yield from self._examine()
 
     def _examine(self) -> Iterator[Finding]:
@@ -168,11 +170,11 @@ class _Cluster:
             log.info("%s", what)
             yield from part()
 
-    def _start_nodes(self, pool: Pool) -> Iterator[Finding]:
+    def _start_nodes(self, capacity: ClusterCapacity) -> Iterator[Finding]:
         log.info("waiting for nodes, at most %g minutes", self.config.cluster.wait_minutes)
         begun = time.monotonic()
         try:
-            pool.wait(lambda: False)
+            capacity.wait_for_allocation(lambda: False)
         except TrainingError as error:
             advice = "the lines below say why, as far as it can be seen"
             yield _failed("starting nodes", error, advice)

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from jobs.cluster.nodes import on_node
-from jobs.cluster.pool import going_nodes, has_label
+from jobs.cluster.pool import draining_nodes, has_label
 from jobs.cluster.versions import PACKAGES
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import Machine, describe
@@ -65,7 +65,7 @@ def _describe_there(paths: Sequence[str]) -> Machine:
 def look_at_nodes(paths: Sequence[str]) -> list[Node]:
     """Every node that lives, the head first; `paths` are local ones that all should see. One that
     is going is not asked."""
-    own, going = ray.get_runtime_context().get_node_id(), going_nodes()
+    own, going = ray.get_runtime_context().get_node_id(), draining_nodes()
     alive = [node for node in ray.nodes() if node["Alive"]]
     asked = {
         _describe_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(

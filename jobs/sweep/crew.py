@@ -1,22 +1,24 @@
-"""Training workers that stay from one trial to the next.
+"""Training workers that run one trial after another.
 
 To start a worker, its Ray Train controller and their imports takes longer than many a trial of a
-sweep. So one Ray Train run holds the workers of a slot, and they run `train_worker`, the function
-of jobs/train.py, once for each trial that comes. A trial that fails ends its crew; the next one has
-a new one.
+sweep. So one Ray Train run holds the workers of a trial's actor, and they run `train_worker`, the
+function of jobs/train.py, once for each trial. A trial that fails ends its workers; the next one
+starts new ones.
 """
 
 from __future__ import annotations
 
 import time
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import ray
 from ray.train import TrainingFailedError
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Shares
-from jobs.training.driver import Fit
+from jobs.cluster.pool import Allocation
+from jobs.training.driver import FitThread
 from jobs.training.messages import open_mailbox
 from jobs.training.trainer import make_trainer
 from jobs.training.worker import train_worker
@@ -25,128 +27,122 @@ POLL_SECONDS = 0.2
 
 
 @ray.remote(num_cpus=0)
-class _Rota:
-    """Which trial the workers are to run."""
+class _Dispatcher:
+    """Gives every worker of a pool the settings of the next trial."""
 
     def __init__(self) -> None:
-        self._turn = 0
+        self._trial = 0
         self._settings: Any = None
-        self._over = False
+        self._closed = False
         self._done: dict[int, int] = {}
 
-    def give(self, settings: dict[str, Any]) -> int:
-        self._turn += 1
+    def assign(self, settings: dict[str, Any]) -> int:
+        """Gives the trial's number here."""
+        self._trial += 1
         self._settings = settings
-        return self._turn
+        return self._trial
 
-    def dismiss(self) -> None:
-        self._over = True
+    def close(self) -> None:
+        self._closed = True
 
-    def next(self, after: int) -> tuple[int, Any]:
-        """The turn later than `after` with its settings; 0: there is none yet; -1: it is over."""
-        if self._over:
+    def next_trial(self, last: int) -> tuple[int, Any]:
+        """The trial after `last` with its settings; 0: there is none yet; -1: the pool closes."""
+        if self._closed:
             return -1, None
-        return (self._turn, self._settings) if self._turn > after else (0, None)
+        return (self._trial, self._settings) if self._trial > last else (0, None)
 
-    def end_turn(self, turn: int) -> None:
-        """One worker has ended it."""
-        self._done[turn] = self._done.get(turn, 0) + 1
+    def report_done(self, trial: int) -> None:
+        """To be called by each worker."""
+        self._done[trial] = self._done.get(trial, 0) + 1
 
-    def done(self, turn: int) -> int:
-        return self._done.get(turn, 0)
+    def workers_done(self, trial: int) -> int:
+        return self._done.get(trial, 0)
 
 
-def _serve(settings: dict[str, Any]) -> None:
-    """What each worker of a crew runs."""
-    rota, turn = settings["rota"], 0
+def _run_trials(settings: dict[str, Any]) -> None:
+    """What each worker of a pool runs."""
+    dispatcher, last = settings["dispatcher"], 0
     while True:
-        number, task = ray.get(rota.next.remote(turn))
-        if number < 0:
+        trial, trial_settings = ray.get(dispatcher.next_trial.remote(last))
+        if trial < 0:
             return
-        if not number:
+        if not trial:
             time.sleep(POLL_SECONDS)
             continue
-        turn = number
-        train_worker(task)
-        # What it has sent has arrived when this is answered; the next run has the same mailbox.
-        ray.get(task["mailbox"].has_failed.remote())
-        del task
-        ray.get(rota.end_turn.remote(turn))
+        last = trial
+        train_worker(trial_settings)
+        # An answer shows that all messages have arrived; the next trial has the same mailbox.
+        ray.get(trial_settings["mailbox"].has_failed.remote())
+        del trial_settings
+        ray.get(dispatcher.report_done.remote(trial))
 
 
-class Crew:
-    """The workers of a slot.
+class WorkerPool:
+    """The training workers of one trial's actor.
 
     Args:
         folder: where Ray keeps its own record of them.
         config: of the cluster.
-        own_ray: whether Ray is this machine's alone.
+        own_ray: whether Ray runs on this machine alone.
     """
 
     def __init__(self, folder: str, config: ClusterConfig, own_ray: bool) -> None:
         self._folder, self._config, self._own_ray = folder, config, own_ray
-        self._fit: Fit | None = None
-        self._shares: Shares | None = None
-        self._rota: Any = None
+        self._fit: FitThread | None = None
+        self._allocation: Allocation | None = None
+        self._dispatcher: Any = None
         self._mailbox: Any = None
 
     def size(self) -> int:
-        """Workers that it has now, with all that they hold."""
-        at_work = self._fit is not None and self._fit.is_alive()
-        return self._shares.workers if at_work and self._shares else 0
+        """How many workers are alive, whether a trial runs or not."""
+        alive = self._fit is not None and self._fit.is_alive()
+        return self._allocation.workers if alive and self._allocation else 0
 
     def mailbox(self) -> Any:
-        """An empty mailbox for a run: that of the one before, unless it is forgotten."""
+        """An empty mailbox for a run."""
         if self._mailbox is None:
             self._mailbox = open_mailbox()
         else:
             ray.get(self._mailbox.clear.remote())
         return self._mailbox
 
-    def forget_mailbox(self) -> None:
-        """After a run that failed, whose workers may still have something to say."""
+    def drop_mailbox(self) -> None:
+        """After a run that failed, whose workers may still send messages."""
         self._mailbox = None
 
-    def trainer(self, settings: dict[str, Any], shares: Shares) -> Any:
-        """One life of a run by these workers; it has `fit` as a TorchTrainer has."""
-        return _Turn(self, settings, shares)
+    def trainer(self, settings: dict[str, Any], allocation: Allocation) -> Any:
+        """One attempt at a run by these workers; it has `fit` as a TorchTrainer has."""
+        return SimpleNamespace(fit=partial(self.run_trial, settings, allocation))
 
-    def work(self, settings: dict[str, Any], shares: Shares) -> None:
+    def run_trial(self, settings: dict[str, Any], allocation: Allocation) -> None:
         """Have the workers run `train_worker(settings)`, and wait for its end.
 
         Raises:
             TrainingFailedError: where a worker raised something, or died.
         """
-        if self._fit is None or not self._fit.is_alive() or shares != self._shares:
-            self.dismiss()
-            self._start(shares)
+        if self._fit is None or not self._fit.is_alive() or allocation != self._allocation:
+            self.close()
+            self._start(allocation)
         assert self._fit is not None
-        turn = ray.get(self._rota.give.remote(settings))
-        while ray.get(self._rota.done.remote(turn)) < shares.workers:
+        trial = ray.get(self._dispatcher.assign.remote(settings))
+        while ray.get(self._dispatcher.workers_done.remote(trial)) < allocation.workers:
             if not self._fit.is_alive():
                 error = self._fit.error
                 self._fit = None
-                raise error or TrainingFailedError("the workers ended without a word")
+                raise error or TrainingFailedError("the workers ended without an error message")
             time.sleep(POLL_SECONDS)
 
-    def dismiss(self) -> None:
-        """End the workers, and wait until what they held is free."""
+    def close(self) -> None:
+        """End the workers, and wait until their resources are free."""
         if self._fit is not None and self._fit.is_alive():
-            self._rota.dismiss.remote()
+            self._dispatcher.close.remote()
             self._fit.join()
         self._fit = None
 
-    def _start(self, shares: Shares) -> None:
-        self._rota, self._shares = _Rota.remote(), shares  # type: ignore[attr-defined]
-        settings = {"rota": self._rota, "run_dir": self._folder}
-        trainer = make_trainer(_serve, settings, shares, self._config, self._own_ray)
-        self._fit = Fit(trainer)
+    def _start(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        self._dispatcher = _Dispatcher.remote()  # type: ignore[attr-defined]
+        settings = {"dispatcher": self._dispatcher, "run_dir": self._folder}
+        trainer = make_trainer(_run_trials, settings, allocation, self._config, self._own_ray)
+        self._fit = FitThread(trainer)
         self._fit.start()
-
-
-class _Turn:
-    def __init__(self, crew: Crew, settings: dict[str, Any], shares: Shares) -> None:
-        self._crew, self._settings, self._shares = crew, settings, shares
-
-    def fit(self) -> None:
-        self._crew.work(self._settings, self._shares)

@@ -246,7 +246,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         return tracker
 
 
-class Ending(tune.Stopper):  # type: ignore[misc]
+class SweepStopper(tune.Stopper):  # type: ignore[misc]
     """Ends Ray Tune once a session is over."""
 
     def __init__(self, session: Session) -> None:
@@ -260,7 +260,7 @@ class Ending(tune.Stopper):  # type: ignore[misc]
 
 
 @contextmanager
-def signals_stop(session: Session) -> Iterator[None]:
+def stop_on_signals(session: Session) -> Iterator[None]:
     """Ctrl-C and SIGTERM stop the sweep with all checkpoints saved; a second one at once."""
 
     def handle(number: signal.Signals) -> None:

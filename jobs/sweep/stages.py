@@ -15,7 +15,7 @@ from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import ENDED, Ledger, Record, Stage
 from jobs.sweep.results import ranked
 from jobs.sweep.search import listed, scheduler, searched
-from jobs.sweep.session import Ending, Session
+from jobs.sweep.session import Session, SweepStopper
 from jobs.sweep.space import Settings
 from jobs.sweep.trial import Trial, TrialPlan
 
@@ -109,7 +109,7 @@ class Stages:
                     # Trials save their own, in their run folders.
                     checkpoint_config=CheckpointConfig(checkpoint_at_end=False),
                     callbacks=[self._session],
-                    stop=Ending(self._session),
+                    stop=SweepStopper(self._session),
                     verbose=0,
                 ),
             )

@@ -20,12 +20,12 @@ from data_pipeline.clips import open_sources
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
 from jobs.cluster.nodes import check_nodes
-from jobs.cluster.pool import Pool, Shares
-from jobs.sweep.crew import Crew
+from jobs.cluster.pool import Allocation, ClusterCapacity
+from jobs.sweep.crew import WorkerPool
 from jobs.sweep.reporter import TrialBegun, TrialEnded, TrialReporter
 from jobs.sweep.space import Settings, with_settings
 from jobs.training.checks import check, check_workers
-from jobs.training.driver import Driver, MostSkipped
+from jobs.training.driver import Driver, SkipLimit
 from jobs.training.resumed import keep_config
 from jobs.training.worker import worker_settings
 from taehv.credentials import hide_credentials
@@ -70,7 +70,9 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         session of the sweep: it is then told over again, from what it wrote down."""
         log_without_credentials()
         self._plan = plan
-        self._crew = Crew(RunFolder(plan.folder).address, plan.base.cluster, plan.own_ray)
+        self._worker_pool = WorkerPool(
+            RunFolder(plan.folder).address, plan.base.cluster, plan.own_ray
+        )
         self._run: _Run | None = None
         self._begin(config)
 
@@ -93,7 +95,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def cleanup(self) -> None:
         self._end()
-        self._crew.dismiss()
+        self._worker_pool.close()
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._last: Row = {"step": 0}
@@ -109,7 +111,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
             return
         run_config = trial_config(plan.base, config["settings"], address)
         self._steps = run_config.train.max_steps
-        self._run = _Run(number, run_config, plan, self._crew)
+        self._run = _Run(number, run_config, plan, self._worker_pool)
         self._run.start()
 
     def _end(self) -> None:
@@ -127,9 +129,11 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 class _Run(threading.Thread):
     """The run's driver, beside the actor's thread, which answers Ray Tune."""
 
-    def __init__(self, number: int, config: Config, plan: TrialPlan, crew: Crew) -> None:
+    def __init__(
+        self, number: int, config: Config, plan: TrialPlan, worker_pool: WorkerPool
+    ) -> None:
         super().__init__(name=f"trial {number}", daemon=True)
-        self.config, self._plan, self._crew = config, plan, crew
+        self.config, self._plan, self._worker_pool = config, plan, worker_pool
         self.news: queue.Queue[Row | None] = queue.Queue()
         """Rows with validation scores; None: there will be none any more."""
         self.error = ""
@@ -156,7 +160,7 @@ class _Run(threading.Thread):
         except Exception as error:  # noqa: BLE001
             # Whatever it is, it is this trial's alone.
             self.error = hide_credentials(str(error)) or type(error).__name__
-            self._crew.forget_mailbox()
+            self._worker_pool.drop_mailbox()
             self._keep_traceback()
         finally:
             room.removeHandler(self._reporter)
@@ -188,31 +192,31 @@ class _Run(threading.Thread):
         for row in journal.read_run(run_folder):
             # What was validated before an interruption counts.
             self._reporter.add_validation(row)
-        mailbox = self._crew.mailbox()
+        mailbox = self._worker_pool.mailbox()
         videos = len(training.videos) + len(validation.videos)
-        skipped = MostSkipped(config.data.max_bad_fraction, videos)
+        skipped = SkipLimit(config.data.max_bad_fraction, videos)
         reporter: Any = self._reporter
         self._driver = Driver(run_folder, mailbox, lambda: reporter, reporter, skipped)
         self._watcher.start()
-        pool = ShareOfPool(
+        capacity = TrialCapacity(
             plan.concurrent,
-            self._crew,
+            self._worker_pool,
             config.cluster,
             config.data.decode_cpus,
             not plan.own_ray,
             config.data.decode_nodes,
         )
 
-        def make_trainer(config: Config, shares: Shares) -> Any:
-            check_workers(config, shares.workers)
+        def make_trainer(config: Config, allocation: Allocation) -> Any:
+            check_workers(config, allocation.workers)
             if not plan.own_ray:
                 check_nodes(config)
-            settings = worker_settings(config, mailbox, shares, training, validation)
-            return self._crew.trainer(settings, shares)
+            settings = worker_settings(config, mailbox, allocation, training, validation)
+            return self._worker_pool.trainer(settings, allocation)
 
         if self._stop_wanted:
             self._driver.stop(signal.SIGTERM)
-        return self._driver.drive(pool, config, make_trainer)
+        return self._driver.drive(capacity, config, make_trainer)
 
     def _watch(self) -> None:
         """Stop where the sweep says so."""
@@ -221,30 +225,32 @@ class _Run(threading.Thread):
                 self.stop()
 
 
-class ShareOfPool(Pool):
+class TrialCapacity(ClusterCapacity):
     """The room of one of several trials that share a cluster."""
 
-    def __init__(self, trials: int, crew: Crew, *arguments: Any) -> None:
+    def __init__(self, trials: int, worker_pool: WorkerPool, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._trials, self._crew = trials, crew
+        self._trials, self._worker_pool = trials, worker_pool
 
-    def _room(self) -> int:
+    def _startable_workers(self) -> int:
         # The workers of a slot hold their GPUs from one trial to the next.
-        return min(self.possible(), self._free() + self._crew.size())
+        return min(
+            self.fitting_workers(), self._workers_with_free_gpus() + self._worker_pool.size()
+        )
 
-    def _most(self) -> int:
-        most = super()._most()
+    def _max_workers(self) -> int:
+        most = super()._max_workers()
         if not self._use_gpu():
             return most
-        return max(self._least(), min(most, self.possible() // self._trials))
+        return max(self._min_workers(), min(most, self.fitting_workers() // self._trials))
 
-    def wait(self, cancelled: Any) -> Shares | None:
-        shares = super().wait(cancelled)
-        if shares is None or self._trials == 1:
-            return shares
+    def wait_for_allocation(self, cancelled: Any) -> Allocation | None:
+        allocation = super().wait_for_allocation(cancelled)
+        if allocation is None or self._trials == 1:
+            return allocation
         least = self._decode_cpus
-        cpus = (shares.cpus_per_worker + shares.decode_cpus_per_worker) / self._trials
+        cpus = (allocation.cpus_per_worker + allocation.decode_cpus_per_worker) / self._trials
         own = max(0.01, min(1.0, math.floor(100 * (cpus - least)) / 100))
         return dataclasses.replace(
-            shares, cpus_per_worker=own, decode_cpus_per_worker=max(least, cpus - own)
+            allocation, cpus_per_worker=own, decode_cpus_per_worker=max(least, cpus - own)
         )

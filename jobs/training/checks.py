@@ -23,8 +23,8 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_sizes(config, network)
-    if config.cluster.most_workers:
-        check_workers(config, config.cluster.most_workers)
+    if config.cluster.max_workers:
+        check_workers(config, config.cluster.max_workers)
     if config.model.pretrained:
         build_model(config.model)
     if config.teacher.path:

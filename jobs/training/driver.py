@@ -1,11 +1,12 @@
-"""The driver's side of a run: it waits for the workers, shows, tracks, and passes on Ctrl-C.
+"""The driver's side of a run: it starts the workers, shows and tracks what they report, and stops
+them on Ctrl-C.
 
-Workers that die are started again here, with as many as there is room for. Ray Train can do that
-itself (`num_workers=(min, max)`, `max_preemption_failures`, `get_preemption_info()`), but Ray 2.60
+Where workers die, as many are started again here as there is room for. Ray Train can do that itself
+(`num_workers=(min, max)`, `max_preemption_failures`, `get_preemption_info()`), but Ray 2.60
 ends healthy workers, without asking them to save, when there is room for more; it counts the loss
-of a node that gave no notice as a failure of the run; and it places two workers of half a CPU each
-on one CPU. So `jobs/cluster/connection.py` gives it a fixed number of workers and no restarts. What
-has become of this is worth a look at each newer Ray.
+of a node that was not drained as a failure of the run; and it places two workers of half a CPU each
+on one CPU. So `jobs/training/trainer.py` gives it a fixed number of workers and no restarts. Check
+with each newer Ray whether this still holds.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cli.console import stop_signals_to
 from jobs.cli.progress import Progress
-from jobs.cluster.pool import Pool, Shares, going_nodes
+from jobs.cluster.pool import Allocation, ClusterCapacity, draining_nodes
 from jobs.media.pictures import comparison_mp4, side_by_side_png
 from jobs.tracking.tracker import Tracker
 from jobs.training.messages import (
@@ -52,36 +53,35 @@ from taehv.run.run_folder import RunFolder, go_on_line
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""Between two looks at the mailbox. Where training runs on this machine's CPUs, each of them, with
-the mailbox's own process, takes time from a step."""
+"""Between two looks into the mailbox. Where this machine's CPUs train, each look takes time from a
+step, as does the mailbox's own process."""
 
-MOST_BARREN_LIVES = 10
-"""In a row, which lost their nodes before they got further than the run had been: then it is the
-run that kills them."""
+MAX_RESTARTS_WITHOUT_PROGRESS = 10
+"""Where so many attempts in a row lost nodes before they got past the run's furthest step, the run
+itself is what kills the nodes."""
 
 VIDEO_FPS = 8.0
-"""Of the comparison videos: slow enough to see what flickers."""
+"""Frames per second of the comparison videos: slow enough to see what flickers."""
 
 
 @dataclass(frozen=True)
-class MostSkipped:
+class SkipLimit:
     """How many videos may turn out to be unusable."""
 
     fraction: float
-    of_videos: int
+    all_videos: int
 
     @property
     def videos(self) -> int:
-        return int(self.fraction * self.of_videos)
+        return int(self.fraction * self.all_videos)
 
-    @property
-    def told(self) -> str:
-        return f"data.max_bad_fraction ({self.fraction:g}) of the {self.of_videos} videos"
+    def __str__(self) -> str:
+        return f"data.max_bad_fraction ({self.fraction:g}) of the {self.all_videos} videos"
 
 
 @dataclass(frozen=True)
-class Ending:
-    """How a life of a run ended: by itself, with a worker's death, or for lack of memory."""
+class AttemptResult:
+    """How an attempt ended: with a summary, an error, or a shortage of GPU memory."""
 
     summary: Mapping[str, Any] | None
     """See `taehv.training.Summary`."""
@@ -90,19 +90,19 @@ class Ending:
 
 
 class Driver:
-    """Drives one run through its lives.
+    """Drives one run through as many attempts as it takes.
 
-    A life is a set of training workers, from their start to their end. It ends with the run, when
-    a worker dies, when a pass is too large for a worker's GPU, or when it is asked to save and make
-    way, for more workers or from nodes that were given notice. The next one goes on from the newest
-    checkpoint.
+    An attempt is a group of training workers, from their start to their end. It ends when the run
+    is done, a worker dies, or a pass is too large for a GPU; or when the driver requests a restart,
+    because there is room for more workers or a node drains. The next attempt goes on from the
+    newest checkpoint.
 
     Args:
-        run: where pictures are written.
-        mailbox: the workers' messages.
-        tracking: gives MLflow, which may still be starting.
-        progress: bar or lines.
-        most_skipped: so many videos may turn out to be unusable.
+        run: the run's folder, where pictures are written.
+        mailbox: takes the workers' messages.
+        tracking: gives the tracker, which may still be starting.
+        progress: shows how far the run is.
+        skip_limit: how many videos may turn out to be unusable.
     """
 
     def __init__(
@@ -111,140 +111,152 @@ class Driver:
         mailbox: Any,
         tracking: Callable[[], Tracker],
         progress: Progress,
-        most_skipped: MostSkipped,
+        skip_limit: SkipLimit,
     ) -> None:
         self.run = run
         self.mailbox = mailbox
         self._tracking = tracking
         self.progress = progress
-        self.most_skipped = most_skipped
+        self.skip_limit = skip_limit
         self.stopped_by: signal.Signals | None = None
         self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
         self._shortage: OutOfMemory | None = None
-        self._nodes: set[str] = set()
+        self._node_ids: set[str] = set()
         self._placement_group: PlacementGroup | None = None
-        self._told_way = False
-        self._step = self._furthest = 0
-        self._barren_lives = 0
+        self._restart_requested = False
+        self._step = self._furthest_step = 0
+        self._restarts_without_progress = 0
 
     @property
     def tracker(self) -> Tracker:
         return self._tracking()
 
     def drive(
-        self, pool: Pool, config: Config, make_trainer: Callable[[Config, Shares], TorchTrainer]
+        self,
+        capacity: ClusterCapacity,
+        config: Config,
+        make_trainer: Callable[[Config, Allocation], TorchTrainer],
     ) -> Mapping[str, Any] | None:
         """Run to the end and give the workers' summary (see `taehv.training.Summary`); None where
         the run was stopped while it waited for room.
 
         Args:
-            pool: where workers can run. Left as a context when the run ends, it asks the
-                autoscaler for nothing more.
-            config: of the run; later lives may have smaller passes (`train.auto_micro_batch`).
-            make_trainer: the workers of a life, by its configuration and shares.
+            capacity: where workers can run; its context is entered and left here.
+            config: of the run; later attempts may have smaller passes (`train.auto_micro_batch`).
+            make_trainer: makes the workers of an attempt, by its configuration and allocation.
 
         Raises:
-            TrainingError: for what a worker said only the user can mend, for workers that died
+            TrainingError: where a worker reports what only the user can mend, where workers die
                 more often than they may, and where there is no room for them.
         """
         failures = 0
-        with self._signals(), pool:
+        with self._signals(), capacity:
             while True:
-                shares = pool.wait(cancelled=lambda: self.stopped_by is not None)
-                if shares is None:
+                allocation = capacity.wait_for_allocation(
+                    cancelled=lambda: self.stopped_by is not None
+                )
+                if allocation is None:
                     return None
-                trainer = make_trainer(config, shares)
-                ending = self._live(trainer, pool, config.cluster, shares.workers)
+                trainer = make_trainer(config, allocation)
+                result = self._run_attempt(trainer, capacity, config.cluster, allocation.workers)
                 if self._failure is not None:
                     raise TrainingError(self._failure)
-                summary = ending.summary
+                summary = result.summary
                 if summary is not None and (summary["finished"] or self.stopped_by):
                     return summary
-                if ending.shortage is not None:
-                    config = _with_smaller_passes(config, ending.shortage)
+                if result.shortage is not None:
+                    config = _with_smaller_passes(config, result.shortage)
                 elif summary is None:
-                    pool.look_again()
-                    failures += self._judge(ending, failures, pool, shares, config)
+                    capacity.probe_nodes()
+                    failures += self._count_failure(result, failures, capacity, allocation, config)
 
     def stop(self, number: signal.Signals) -> None:
-        """Ask the workers to save and end, as this signal does. From any thread."""
+        """Ask the workers to save and end, as this signal does. Any thread may call it."""
         self.stopped_by = number
         self.mailbox.request_stop.remote()
 
-    def _judge(
-        self, ending: Ending, failures: int, pool: Pool, shares: Shares, config: Config
+    def _count_failure(
+        self,
+        result: AttemptResult,
+        failures: int,
+        capacity: ClusterCapacity,
+        allocation: Allocation,
+        config: Config,
     ) -> int:
-        """Whether a death counts as a failure, 0 or 1; nodes that go are none.
+        """1 where an error counts as a failure, 0 where a lost node caused it.
 
         Raises:
-            TrainingError: where it was one too many.
+            TrainingError: where there were more failures than there may be.
         """
-        # A node that was replaced leaves as much room as there was; one whose worker had not yet
-        # said where it runs is not among the nodes of this life. Either shows by the other.
-        if self._nodes - pool.staying() or pool.possible() < shares.workers:
-            log.warning("nodes have gone (%s); going on with what is there", ending.error)
-            self._judge_progress(ending)
+        # Where a lost node was replaced, there is as much room as before; where its worker had not
+        # reported yet, it is not among `_node_ids`. One of the two shows the loss.
+        if (
+            self._node_ids - capacity.available_node_ids()
+            or capacity.fitting_workers() < allocation.workers
+        ):
+            log.warning("nodes have gone (%s); going on with those that are left", result.error)
+            self._check_progress(result)
             return 0
         most = config.cluster.max_failures
         if failures == most:
             raise TrainingError(
-                f"the training workers failed: {ending.error} (failure {failures + 1}, "
+                f"the training workers failed: {result.error} (failure {failures + 1}, "
                 f"cluster.max_failures is {most})"
             )
         log.warning(
             "the training workers failed (%d of %d times): %s; starting them again",
             failures + 1,
             most,
-            ending.error,
+            result.error,
         )
         return 1
 
-    def _judge_progress(self, ending: Ending) -> None:
-        """Raises TrainingError where life after life loses its nodes and none gets any further, as
-        where a batch fills a node's memory and the autoscaler brings another: without end."""
-        if self._step > self._furthest:
-            self._furthest, self._barren_lives = self._step, 0
+    def _check_progress(self, result: AttemptResult) -> None:
+        """Raises TrainingError where attempt after attempt loses nodes and none gets any further.
+        Where a batch fills a node's memory and the autoscaler adds another, there is no end."""
+        if self._step > self._furthest_step:
+            self._furthest_step, self._restarts_without_progress = self._step, 0
             return
-        self._barren_lives += 1
-        if self._barren_lives == MOST_BARREN_LIVES:
+        self._restarts_without_progress += 1
+        if self._restarts_without_progress == MAX_RESTARTS_WITHOUT_PROGRESS:
             raise TrainingError(
-                f"{MOST_BARREN_LIVES} times in a row nodes were lost before the run got past step "
-                f"{self._furthest} ({ending.error}). Does the run end them? See the memory of a "
-                "node while it trains, and `dmesg` there. If they were merely reclaimed, go on "
-                f"with {go_on_line(self.run.address)}"
+                f"{MAX_RESTARTS_WITHOUT_PROGRESS} times in a row nodes were lost before the run "
+                f"got past step {self._furthest_step} ({result.error}). Does the run end them? See "
+                "the memory of a node while it trains, and `dmesg` there. If they were merely "
+                f"reclaimed, go on with {go_on_line(self.run.address)}"
             )
 
-    def _live(
-        self, trainer: TorchTrainer, pool: Pool, config: ClusterConfig, workers: int
-    ) -> Ending:
-        """One life."""
-        self._summary, self._shortage, self._nodes, self._told_way = None, None, set(), False
+    def _run_attempt(
+        self, trainer: TorchTrainer, capacity: ClusterCapacity, config: ClusterConfig, workers: int
+    ) -> AttemptResult:
+        self._summary, self._shortage = None, None
+        self._node_ids, self._restart_requested = set(), False
         self._placement_group = None
         ray.get(self.mailbox.begin.remote())
-        # Only now: a signal that came before this call ended has had its request taken back by it.
+        # Only now: `begin` has withdrawn the request of a signal that came before it ended.
         if self.stopped_by is not None:
             self.mailbox.request_stop.remote()
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
-        fit = Fit(trainer)
+        fit = FitThread(trainer)
         fit.start()
-        look_at = time.monotonic() + config.resize_seconds
+        next_check = time.monotonic() + config.resize_seconds
         while fit.is_alive():
-            self._deliver()
-            pool.request(workers)
-            if self._nodes & going_nodes():
-                self._make_way("a node has been given notice")
-            elif time.monotonic() > look_at:
-                look_at = time.monotonic() + config.resize_seconds
-                if pool.could_grow(workers):
-                    self._make_way("there is room for more workers")
+            self._handle_messages()
+            capacity.request_nodes(workers)
+            if self._node_ids & draining_nodes():
+                self._request_restart("a node has been given notice")
+            elif time.monotonic() > next_check:
+                next_check = time.monotonic() + config.resize_seconds
+                if capacity.could_add_workers(workers):
+                    self._request_restart("there is room for more workers")
             fit.join(POLL_SECONDS)
-        self._deliver()
+        self._handle_messages()
         if fit.error is not None:
             self._free_placement_group()
-        error = "" if fit.error is None else _cause(fit.error)
-        error = error or "they ended without a word; see the log above"
-        return Ending(self._summary, error, self._shortage)
+        error = "" if fit.error is None else _last_line(fit.error)
+        error = error or "they ended without an error message; see the log above"
+        return AttemptResult(self._summary, error, self._shortage)
 
     def _free_placement_group(self) -> None:
         """Ray keeps the resources of a killed controller's workers until this job ends, and new
@@ -254,14 +266,14 @@ class Driver:
         if self._placement_group is not None:
             remove_placement_group(self._placement_group)
 
-    def _make_way(self, reason: str) -> None:
-        """Ask the workers, once in their life, to save and end."""
-        if not self._told_way:
-            self._told_way = True
-            log.info("%s: saving a checkpoint, then going on with what is there", reason)
+    def _request_restart(self, reason: str) -> None:
+        """Ask the workers, once in an attempt, to save and end."""
+        if not self._restart_requested:
+            self._restart_requested = True
+            log.info("%s: saving a checkpoint, then starting the workers again", reason)
             self.mailbox.request_stop.remote()
 
-    def _deliver(self) -> None:
+    def _handle_messages(self) -> None:
         messages: list[WorkerMessage] = ray.get(self.mailbox.take.remote())
         for message in messages:
             self._handle(message)
@@ -283,7 +295,7 @@ class Driver:
             case VideosQuarantined(rejected, total):
                 self._warn_of_skipped(rejected, total)
             case WorkerStarted(node_id, placement_group):
-                self._nodes.add(node_id)
+                self._node_ids.add(node_id)
                 self._placement_group = placement_group
             case OutOfMemory():
                 # Several workers may send one; all come to the same number of clips.
@@ -318,10 +330,10 @@ class Driver:
         for entry in rejected:
             log.warning("video %s is skipped: %s", entry["video"], entry["reason"])
         self.progress.skipped(total)
-        if total > self.most_skipped.videos and self._failure is None:
+        if total > self.skip_limit.videos and self._failure is None:
             self._failure = (
-                f"{total} videos cannot be used, more than {self.most_skipped.told}; the last of "
-                f"them is {rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
+                f"{total} videos cannot be used, more than {self.skip_limit}; the last of them is "
+                f"{rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
                 f"{self.run.address_of('quarantine.jsonl')}. "
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
                 f"{go_on_line(self.run.address)}"
@@ -339,15 +351,15 @@ class Driver:
             self.stop(number)
 
         if threading.current_thread() is not threading.main_thread():
-            # Signals are the main thread's affair; `stop` is for who drives a run beside it.
+            # Only the main thread gets signals; a driver in another thread is stopped by `stop`.
             yield
             return
         with stop_signals_to(handle):
             yield
 
 
-class Fit(threading.Thread):
-    """`trainer.fit()` beside the main thread, which has signals and messages to attend to."""
+class FitThread(threading.Thread):
+    """Runs `trainer.fit()` while the main thread handles signals and messages."""
 
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
@@ -359,7 +371,7 @@ class Fit(threading.Thread):
         try:
             self.result = self.trainer.fit()
         except (TrainingFailedError, RayError) as error:
-            # The latter where the controller itself has died.
+            # A RayError where the controller itself has died.
             self.error = error
 
 
@@ -374,7 +386,7 @@ def _with_smaller_passes(config: Config, shortage: OutOfMemory) -> Config:
     return dataclasses.replace(config, train=train)
 
 
-def _cause(error: TrainingFailedError | RayError) -> str:
-    """The last line that says something: Ray's message is a page of traceback."""
+def _last_line(error: TrainingFailedError | RayError) -> str:
+    """The last line with text: Ray's message is a page of traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

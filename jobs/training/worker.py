@@ -1,4 +1,5 @@
-"""What runs in each training worker: clips from Ray Data, hooks to the mailbox, the loop."""
+"""What runs in each training worker: the training loop, with clips from Ray Data and hooks that
+report to the driver."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
-from jobs.cluster.pool import Shares
+from jobs.cluster.pool import Allocation
 from jobs.training.messages import (
     LogForwarder,
     OutOfMemory,
@@ -61,16 +62,15 @@ class RayClips:
             source,
             schedule,
             cpu_limit=self.cpu_limit,
-            # Training on CPUs, maybe on the very cores that decode.
+            # A CPU that trains may be one that decodes.
             gives_way=not torch.cuda.is_available(),
         )
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """One training worker, from its start, or its restart after a failure, to the end of the run.
+    """One training worker, from its start to the end of the run or of the attempt.
 
-    Something that only the user can mend is told to the driver; since Ray would start the workers
-    again and again over it, the next start then returns at once.
+    Where another worker has reported what only the user can mend, it returns at once.
     """
     mailbox = settings["mailbox"]
     if ray.get(mailbox.has_failed.remote()):
@@ -101,7 +101,7 @@ def report_start(mailbox: Any) -> None:
 
 
 def _report_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
-    """Ask for a life with smaller passes, where that is wanted and possible."""
+    """Ask for an attempt with smaller passes, where that is wanted and possible."""
     if config.train.auto_micro_batch and error.halved_pass:
         ray.get(mailbox.put.remote(OutOfMemory(error.shortage, error.halved_pass)))
     else:
@@ -109,11 +109,11 @@ def _report_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -
 
 
 def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None]:
-    """The run's newest whole checkpoint, else the one that was asked for, and the folder that it
-    lives as long as. A collective."""
+    """The run's newest whole checkpoint, else the one that was asked for, and its folder, which
+    must be kept as long as the checkpoint is used. A collective."""
     newest = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
     if newest is not None:
-        # To look at it, the main worker has brought it here.
+        # The main worker has fetched it to check it.
         return run, run.local / newest if distributed.is_main() else run.retrieve(newest)
     if config.train.resume in ("", "latest"):
         return run, None
@@ -128,16 +128,16 @@ def _set_up_process(mailbox: Any) -> None:
     if torch.cuda.is_available():
         device = ray_train.torch.get_device()
         torch.cuda.set_device(device)
-        # DeepSpeed takes the GPU of this number, and GPUs may be in another order than ranks.
+        # DeepSpeed uses the GPU of this number, and GPUs may be in another order than ranks.
         os.environ["LOCAL_RANK"] = str(device.index)
     else:
-        # Ray allows a worker one thread per whole CPU it reserved; decoding needs far less than
-        # the rest.
+        # Ray sets one thread per whole CPU that the worker reserved, but decoding needs far less
+        # than all others.
         torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
     log_without_credentials()
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
-    # A worker of a sweep has had other runs, with mailboxes of their own.
+    # A worker of a sweep has run other trials, each with a handler of its own.
     for handler in [h for h in root.handlers if isinstance(h, LogForwarder)]:
         root.removeHandler(handler)
     root.addHandler(LogForwarder(mailbox))
@@ -148,17 +148,17 @@ def _set_up_process(mailbox: Any) -> None:
 def worker_settings(
     config: Config,
     mailbox: Any,
-    shares: Shares,
+    allocation: Allocation,
     training: ClipSource,
     validation: ClipSource,
 ) -> dict[str, Any]:
-    """What every worker is given."""
+    """What `train_worker` takes."""
     return {
         "config": config,
         "mailbox": mailbox,
-        "training": _decoded_on(shares.decode_nodes, training),
-        "validation": _decoded_on(shares.decode_nodes, validation),
-        "decode_cpus": shares.decode_cpus_per_worker,
+        "training": _decoded_on(allocation.decode_nodes, training),
+        "validation": _decoded_on(allocation.decode_nodes, validation),
+        "decode_cpus": allocation.decode_cpus_per_worker,
         "run_dir": config.train.run_dir,
     }
 

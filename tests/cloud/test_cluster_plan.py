@@ -218,4 +218,4 @@ def test_the_clusters_defaults_are_a_config() -> None:
     assert config.cluster.train_nodes.partition("=")[2] in labels
     assert config.data.decode_nodes.partition("=")[2] in labels
     # A default batch feeds as many workers as one node has GPUs.
-    config.train.layout(config.cluster.most_workers)
+    config.train.layout(config.cluster.max_workers)

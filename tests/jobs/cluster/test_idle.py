@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import ClusterConfig
 from jobs.cluster.connection import connected
-from jobs.cluster.pool import Pool
+from jobs.cluster.pool import ClusterCapacity
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.jobs_run import assert_quiet
 from tests.helpers.local_ray import demanded, several_nodes
@@ -56,9 +56,12 @@ def test_nothing_keeps_a_node_once_the_job_is_over(
     source, _ = open_sources(data, seed=0, batch=2)
     config = ClusterConfig(workers="2", gpu="no", train_nodes="role=train")
     capfd.readouterr()
-    with connected(config, decode_cpus=0.5), Pool(config, 0.5, may_grow=True) as pool:
+    with (
+        connected(config, decode_cpus=0.5),
+        ClusterCapacity(config, 0.5, nodes_may_join=True) as capacity,
+    ):
         assert ray.get(work.remote(source)) == 2
-        pool.request(workers=0)
+        capacity.request_nodes(workers=0)
         deadline = time.monotonic() + 30
         while demanded() != [{"CPU": 1.0}] * 2:
             assert time.monotonic() < deadline, demanded()

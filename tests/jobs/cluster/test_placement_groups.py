@@ -11,9 +11,9 @@ import ray
 
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster import local_ray as own_node
-from jobs.cluster.pool import Pool, Shares
+from jobs.cluster.pool import Allocation, ClusterCapacity
 from jobs.training import trainer
-from jobs.training.driver import Driver, MostSkipped
+from jobs.training.driver import Driver, SkipLimit
 from jobs.training.messages import open_mailbox
 from jobs.training.worker import report_start
 from taehv.errors import TrainingError
@@ -54,21 +54,19 @@ def test_what_a_killed_controller_s_workers_held_is_free(
     mailbox = open_mailbox()
     settings = {"mailbox": mailbox, "run_dir": str(tmp_path)}
 
-    def make_trainer(_: Config, shares: Shares) -> Any:
-        assert shares.cpus_per_worker == 1
-        return trainer.make_trainer(work, settings, shares, config, own_ray=True)
+    def make_trainer(_: Config, allocation: Allocation) -> Any:
+        assert allocation.cpus_per_worker == 1
+        return trainer.make_trainer(work, settings, allocation, config, own_ray=True)
 
     class Silent:
         """No progress is shown."""
 
     progress: Any = Silent()
     nobody: Any = None
-    driver = Driver(
-        RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1)
-    )
-    pool = Pool(config, decode_cpus=0.0, may_grow=False)
+    driver = Driver(RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
+    capacity = ClusterCapacity(config, decode_cpus=0.0, nodes_may_join=False)
     with pytest.raises(TrainingError, match=r"failed: .*died"):
-        driver.drive(pool, Config(cluster=config), make_trainer)
+        driver.drive(capacity, Config(cluster=config), make_trainer)
     deadline = time.monotonic() + 60
     while free_cpus() < 1:
         assert time.monotonic() < deadline, "its resources stay taken"

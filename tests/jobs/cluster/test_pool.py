@@ -8,8 +8,8 @@ from ray._private.state import state as ray_state
 
 from jobs.cli.config import ClusterConfig
 from jobs.cluster import autoscaling
-from jobs.cluster import pool as pool_module
-from jobs.cluster.pool import Pool, Shares, label_selector
+from jobs.cluster import pool as capacity_module
+from jobs.cluster.pool import Allocation, ClusterCapacity, label_selector
 from taehv.errors import TrainingError
 
 
@@ -65,7 +65,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(ray, "nodes", lambda: there)
     monkeypatch.setattr(ray, "get_runtime_context", Job)
-    monkeypatch.setattr(pool_module, "going_nodes", lambda: set())
+    monkeypatch.setattr(capacity_module, "draining_nodes", lambda: set())
     monkeypatch.setattr(autoscaling, "DefaultAutoscalingCoordinator", Autoscaler)
     return there
 
@@ -89,26 +89,28 @@ def held(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[s
 @pytest.fixture
 def clock(held: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(pool_module, "time", clock)
+    monkeypatch.setattr(capacity_module, "time", clock)
     monkeypatch.setattr(autoscaling, "time", clock)
     return clock
 
 
-def make_pool(config: ClusterConfig = ON_CLUSTER, decode_nodes: str = "role=decode") -> Pool:
-    return Pool(config, decode_cpus=1.0, may_grow=True, decode_nodes=decode_nodes)
+def make_capacity(
+    config: ClusterConfig = ON_CLUSTER, decode_nodes: str = "role=decode"
+) -> ClusterCapacity:
+    return ClusterCapacity(config, decode_cpus=1.0, nodes_may_join=True, decode_nodes=decode_nodes)
 
 
-def wait(pool: Pool) -> Shares:
-    shares = pool.wait(cancelled=lambda: False)
-    assert shares is not None
-    return shares
+def wait(capacity: ClusterCapacity) -> Allocation:
+    allocation = capacity.wait_for_allocation(cancelled=lambda: False)
+    assert allocation is not None
+    return allocation
 
 
 def test_decoding_and_training_have_nodes_of_their_own(
     nodes: list[dict[str, Any]], clock: Clock
 ) -> None:
     nodes += [DECODE, TRAIN]
-    assert wait(make_pool()) == Shares(4, True, 1.0, 8, "role=decode")
+    assert wait(make_capacity()) == Allocation(4, True, 1.0, 8, "role=decode")
 
 
 def test_without_a_number_decoding_shares_what_is_there(
@@ -116,14 +118,14 @@ def test_without_a_number_decoding_shares_what_is_there(
 ) -> None:
     nodes += [DECODE, TRAIN]
     config = ClusterConfig(workers="2", gpu="yes", train_nodes="role=train")
-    assert wait(make_pool(config)).decode_cpus_per_worker == 8  # 16 for two
+    assert wait(make_capacity(config)).decode_cpus_per_worker == 8  # 16 for two
 
 
 def test_gpus_without_the_label_are_left_alone(nodes: list[dict[str, Any]], clock: Clock) -> None:
     nodes += [DECODE, OTHER]
     clock.events[120] = lambda: nodes.append(TRAIN)
-    shares = wait(make_pool())
-    assert shares.workers == 4
+    allocation = wait(make_capacity())
+    assert allocation.workers == 4
     assert 120 <= clock.now < 125
 
 
@@ -131,9 +133,13 @@ def test_where_any_node_may_decode_none_is_waited_for(
     nodes: list[dict[str, Any]], clock: Clock
 ) -> None:
     nodes.append(TRAIN)
-    shares = wait(make_pool(decode_nodes=""))
+    allocation = wait(make_capacity(decode_nodes=""))
     assert clock.now == 0
-    assert (shares.workers, shares.decode_nodes, shares.decode_cpus_per_worker) == (4, "", 8)
+    assert (allocation.workers, allocation.decode_nodes, allocation.decode_cpus_per_worker) == (
+        4,
+        "",
+        8,
+    )
 
 
 def test_the_first_decode_node_is_waited_for(
@@ -142,7 +148,7 @@ def test_the_first_decode_node_is_waited_for(
     nodes.append(TRAIN)
     clock.events[60] = lambda: nodes.append(DECODE)
     with caplog.at_level("INFO"):
-        assert wait(make_pool()).decode_nodes == "role=decode"
+        assert wait(make_capacity()).decode_nodes == "role=decode"
     assert 60 <= clock.now < 65
     assert "decoding waits for a node with the label role=decode" in caplog.text
 
@@ -151,10 +157,10 @@ def test_where_none_comes_any_node_decodes_and_that_is_told(
     nodes: list[dict[str, Any]], clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     nodes.append(TRAIN)
-    shares = wait(make_pool())
-    assert shares.decode_nodes == ""
-    assert shares.decode_cpus_per_worker == 8
-    assert clock.now > pool_module.DECODER_SECONDS
+    allocation = wait(make_capacity())
+    assert allocation.decode_nodes == ""
+    assert allocation.decode_cpus_per_worker == 8
+    assert clock.now > capacity_module.DECODE_NODE_SECONDS
     assert "any node decodes" in caplog.text
     assert "Labels of the nodes that are there: role=head, role=train" in caplog.text
 
@@ -164,7 +170,7 @@ def test_what_does_not_come_is_named_with_the_labels_that_are_there(
 ) -> None:
     nodes += [DECODE, node("x", cpus=8, gpus=1, role="trian")]
     with pytest.raises(TrainingError) as told:
-        make_pool().wait(cancelled=lambda: False)
+        make_capacity().wait_for_allocation(cancelled=lambda: False)
     text = str(told.value)
     assert "0 of the 1 workers" in text
     assert "with a GPU on a node with the label role=train" in text
@@ -176,27 +182,27 @@ def test_the_autoscaler_is_asked_for_all_workers_and_one_decoder(
     nodes: list[dict[str, Any]], clock: Clock
 ) -> None:
     nodes += [DECODE, TRAIN]
-    pool = make_pool()
-    wait(pool)
-    assert pool._requests is not None
-    autoscaler: Any = pool._requests._coordinator
+    capacity = make_capacity()
+    wait(capacity)
+    assert capacity._requests is not None
+    autoscaler: Any = capacity._requests._coordinator
     train = ({"GPU": 1.0}, {"role": "train"})
     assert autoscaler.asked == [[train] * 4 + [({"CPU": 1.0}, {"role": "decode"})]]
     # While they run, they ask for themselves.
-    pool.request(workers=3)
+    capacity.request_nodes(workers=3)
     assert autoscaler.asked[-1] == [train]
-    pool.request(workers=3)
+    capacity.request_nodes(workers=3)
     assert len(autoscaler.asked) == 2
     # What is asked is forgotten unless it is repeated.
     clock.now += autoscaling.REQUEST_SECONDS / 2
-    pool.request(workers=3)
+    capacity.request_nodes(workers=3)
     assert len(autoscaler.asked) == 3
 
 
 def test_trials_of_one_job_ask_beside_one_another(
     nodes: list[dict[str, Any]], clock: Clock
 ) -> None:
-    asking: list[Any] = [make_pool()._requests for _ in range(2)]
+    asking: list[Any] = [make_capacity()._requests for _ in range(2)]
     assert asking[0]._coordinator.name != asking[1]._coordinator.name
 
 
@@ -212,7 +218,7 @@ def test_gpus_of_another_job_are_waited_for(
     clock.events[300] = lambda: held.update(t=3)
     clock.events[305] = held.clear
     with caplog.at_level("INFO"):
-        assert wait(make_pool()).workers == 4
+        assert wait(make_capacity()).workers == 4
     assert 305 <= clock.now < 310
     assert "0 of the 1 workers" in caplog.text
     assert "GPUs that are there, but taken: 4" in caplog.text
@@ -223,15 +229,15 @@ def test_what_another_job_leaves_is_enough(
 ) -> None:
     nodes += [DECODE, TRAIN]
     held["t"] = 1
-    pool = make_pool()
-    assert wait(pool).workers == 3
+    capacity = make_capacity()
+    assert wait(capacity).workers == 3
     # Somebody may just have died.
-    assert clock.now >= pool_module.SETTLE_SECONDS
+    assert clock.now >= capacity_module.GPU_RELEASE_SECONDS
     held["t"] = 4
-    assert not pool.could_grow(3)
+    assert not capacity.could_add_workers(3)
     held["t"] = 3
-    assert pool.could_grow(3)
-    assert not pool.could_grow(4)
+    assert capacity.could_add_workers(3)
+    assert not capacity.could_add_workers(4)
 
 
 def test_gpus_that_stay_taken_end_the_wait(
@@ -240,7 +246,7 @@ def test_gpus_that_stay_taken_end_the_wait(
     nodes += [DECODE, TRAIN]
     held["t"] = 4
     with pytest.raises(TrainingError, match="GPUs that are there, but taken: 4"):
-        make_pool().wait(cancelled=lambda: False)
+        make_capacity().wait_for_allocation(cancelled=lambda: False)
 
 
 def test_labels_in_rays_form() -> None:

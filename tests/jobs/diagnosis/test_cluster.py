@@ -104,7 +104,7 @@ def test_a_sick_cluster(
     node = cluster.add_node(num_cpus=1, env_vars={"PYTHONPATH": str(other)})
     leaving = cluster.add_node(num_cpus=1, labels={"role": "trian"})
     # Without work, a real one would leave at once.
-    monkeypatch.setattr(nodes, "going_nodes", lambda: {leaving.node_id})
+    monkeypatch.setattr(nodes, "draining_nodes", lambda: {leaving.node_id})
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     try:

@@ -13,11 +13,11 @@ from ray._private.state import state as ray_state
 from rich.console import Console
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Shares
+from jobs.cluster.pool import Allocation
 from jobs.sweep import scoring, search
 from jobs.sweep.board import Board
 from jobs.sweep.ledger import Record
-from jobs.sweep.trial import ShareOfPool
+from jobs.sweep.trial import TrialCapacity
 from taehv.evaluation.metrics import score_clips
 from taehv.losses.teacher import Teacher, TeacherConfig
 from taehv.training.validation import ValidationSet
@@ -110,7 +110,7 @@ def test_listed_points_come_in_their_order(tmp_path: Path) -> None:
     assert [searcher.suggest(str(k)) for k in range(4)] == points
 
 
-class FakeCrew:
+class FakeWorkers:
     def __init__(self, size: int) -> None:
         self._size = size
 
@@ -119,7 +119,7 @@ class FakeCrew:
 
 
 @pytest.mark.parametrize(
-    ("workers", "trials", "crew", "free", "room", "most"),
+    ("workers", "trials", "held", "free", "room", "most"),
     [
         # Two trials of a machine of 4 GPUs: two each, and no more when there is room.
         ("", 2, 0, 4, 4, 2),
@@ -135,7 +135,7 @@ def test_trials_share_the_gpus(
     monkeypatch: pytest.MonkeyPatch,
     workers: str,
     trials: int,
-    crew: int,
+    held: int,
     free: int,
     room: int,
     most: int,
@@ -145,21 +145,25 @@ def test_trials_share_the_gpus(
     available = {"n": gpus | {"GPU": float(free)}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: available)
-    monkeypatch.setattr("jobs.cluster.pool.going_nodes", set)
-    pool = object.__new__(ShareOfPool)
-    pool._trials, pool._crew = trials, FakeCrew(crew)  # type: ignore[assignment]
-    pool._config, pool._may_grow = ClusterConfig(workers=workers, gpu="yes"), True
-    pool._silent, pool._silent_until = set(), 0.0
-    assert (pool._room(), pool._most()) == (room, most)
-    assert not pool.could_grow(most)
+    monkeypatch.setattr("jobs.cluster.pool.draining_nodes", set)
+    capacity = object.__new__(TrialCapacity)
+    capacity._trials, capacity._worker_pool = trials, FakeWorkers(held)  # type: ignore[assignment]
+    capacity._config, capacity._nodes_may_join = ClusterConfig(workers=workers, gpu="yes"), True
+    capacity._unresponsive, capacity._unresponsive_until = set(), 0.0
+    assert (capacity._startable_workers(), capacity._max_workers()) == (room, most)
+    assert not capacity.could_add_workers(most)
 
 
 def test_trials_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Shares(1, False, 1.0, 3.0)
-    monkeypatch.setattr("jobs.cluster.pool.Pool.wait", lambda self, cancelled: whole)
-    pool = object.__new__(ShareOfPool)
-    pool._trials, pool._decode_cpus = 2, 0.5
-    shares = pool.wait(lambda: False)
-    assert shares is not None
-    assert 2 * (shares.cpus_per_worker + shares.decode_cpus_per_worker) == pytest.approx(4.0)
-    assert shares.decode_cpus_per_worker >= 0.5
+    whole = Allocation(1, False, 1.0, 3.0)
+    monkeypatch.setattr(
+        "jobs.cluster.pool.ClusterCapacity.wait_for_allocation", lambda self, cancelled: whole
+    )
+    capacity = object.__new__(TrialCapacity)
+    capacity._trials, capacity._decode_cpus = 2, 0.5
+    allocation = capacity.wait_for_allocation(lambda: False)
+    assert allocation is not None
+    assert 2 * (allocation.cpus_per_worker + allocation.decode_cpus_per_worker) == pytest.approx(
+        4.0
+    )
+    assert allocation.decode_cpus_per_worker >= 0.5

@@ -1,4 +1,4 @@
-"""What ends a life of a run under Ray, and which of these ends count as failures."""
+"""What ends an attempt at a run under Ray, and which of these ends count as failures."""
 
 import dataclasses
 import logging
@@ -16,10 +16,10 @@ import torch
 from ray.train import WorkerGroupError
 
 from jobs.cli.config import ClusterConfig, Config
-from jobs.cluster.pool import Shares
+from jobs.cluster.pool import Allocation
 from jobs.training import driver as driver_module
 from jobs.training import worker
-from jobs.training.driver import Driver, MostSkipped
+from jobs.training.driver import Driver, SkipLimit
 from jobs.training.messages import (
     Mailbox,
     OutOfMemory,
@@ -54,31 +54,31 @@ class HereAndNow:
         return Remote(getattr(self.state, name))
 
 
-class FakePool:
+class FakeCapacity:
     left = 0
 
-    def __enter__(self) -> "FakePool":
+    def __enter__(self) -> "FakeCapacity":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.left += 1
 
-    def wait(self, cancelled: Callable[[], bool]) -> Shares:
-        return Shares(2, False, 1.0, 1.0)
+    def wait_for_allocation(self, cancelled: Callable[[], bool]) -> Allocation:
+        return Allocation(2, False, 1.0, 1.0)
 
-    def request(self, workers: int) -> None:
+    def request_nodes(self, workers: int) -> None:
         pass
 
-    def could_grow(self, workers: int) -> bool:
+    def could_add_workers(self, workers: int) -> bool:
         return False
 
-    def look_again(self) -> None:
+    def probe_nodes(self) -> None:
         pass
 
-    def possible(self) -> int:
+    def fitting_workers(self) -> int:
         return 2
 
-    def staying(self) -> set[str]:
+    def available_node_ids(self) -> set[str]:
         return {"a", "b"}
 
 
@@ -98,7 +98,7 @@ class FakeTrainer:
 @pytest.fixture
 def mailbox(monkeypatch: pytest.MonkeyPatch) -> HereAndNow:
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(driver_module, "going_nodes", lambda: set())
+    monkeypatch.setattr(driver_module, "draining_nodes", lambda: set())
     monkeypatch.setattr(driver_module, "POLL_SECONDS", 0.01)
     return HereAndNow()
 
@@ -114,25 +114,25 @@ def drive(
     mailbox: HereAndNow,
     folder: Path,
     config: Config,
-    lives: list[list[WorkerMessage]],
+    attempts: list[list[WorkerMessage]],
 ) -> list[int]:
-    """Drive a run through `lives`; the limit on clips per pass that each of them is given."""
+    """Drive a run through `attempts`; the limit on clips per pass that each of them is given."""
     limits: list[int] = []
 
-    def make_trainer(config: Config, shares: Shares) -> Any:
+    def make_trainer(config: Config, allocation: Allocation) -> Any:
         limits.append(config.train.max_clips_per_pass)
         assert config.train.global_batch_size == 8
-        return FakeTrainer(mailbox, lives[len(limits) - 1])
+        return FakeTrainer(mailbox, attempts[len(limits) - 1])
 
     nobody: Any = None
-    pool: Any = FakePool()
+    capacity: Any = FakeCapacity()
     progress: Any = Silent()
-    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1))
+    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
     try:
-        assert driver.drive(pool, config, make_trainer) == FINISHED
+        assert driver.drive(capacity, config, make_trainer) == FINISHED
     finally:
         # However the run ended, the autoscaler is asked for nothing more.
-        assert pool.left == 1
+        assert capacity.left == 1
     return limits
 
 
@@ -143,41 +143,41 @@ def config_with(max_failures: int) -> Config:
     )
 
 
-def test_the_next_life_has_smaller_passes_and_no_failure_is_counted(
+def test_the_next_attempt_has_smaller_passes_and_no_failure_is_counted(
     mailbox: HereAndNow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     smaller = dataclasses.replace(SHORT, clips_per_pass=2)
-    # Both workers of the first life say so.
-    lives: list[list[WorkerMessage]] = [[SHORT] * 2, [smaller], [RunEnded(FINISHED)]]
-    assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 4, 2]
+    # Both workers of the first attempt say so.
+    attempts: list[list[WorkerMessage]] = [[SHORT] * 2, [smaller], [RunEnded(FINISHED)]]
+    assert drive(mailbox, tmp_path, config_with(max_failures=0), attempts) == [0, 4, 2]
     assert caplog.text.count("a pass of 8 clips is too large; starting the workers again") == 2
     assert "with train.max_clips_per_pass 4 (the global batch stays)" in caplog.text
 
 
 def test_a_death_after_a_shortage_is_a_failure(mailbox: HereAndNow, tmp_path: Path) -> None:
-    lives: list[list[WorkerMessage]] = [[SHORT], [], [RunEnded(FINISHED)]]
-    assert drive(mailbox, tmp_path, config_with(max_failures=1), lives) == [0, 4, 4]
+    attempts: list[list[WorkerMessage]] = [[SHORT], [], [RunEnded(FINISHED)]]
+    assert drive(mailbox, tmp_path, config_with(max_failures=1), attempts) == [0, 4, 4]
     with pytest.raises(TrainingError, match=r"cluster\.max_failures is 0"):
-        drive(mailbox, tmp_path, config_with(max_failures=0), lives)
+        drive(mailbox, tmp_path, config_with(max_failures=0), attempts)
 
 
 def test_a_death_over_a_lost_node_is_none_though_the_node_is_replaced(
     mailbox: HereAndNow, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """There is room for as many workers as before: nodes a and b, where it ran on a and c."""
-    lives: list[list[WorkerMessage]] = [
+    attempts: list[list[WorkerMessage]] = [
         [WorkerStarted("a"), WorkerStarted("c")],
         [WorkerStarted("a"), RunEnded(FINISHED)],
     ]
-    assert drive(mailbox, tmp_path, config_with(max_failures=0), lives) == [0, 0]
+    assert drive(mailbox, tmp_path, config_with(max_failures=0), attempts) == [0, 0]
     assert "nodes have gone" in caplog.text
 
 
-def test_lives_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
+def test_attempts_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
     mailbox: HereAndNow, tmp_path: Path
 ) -> None:
-    """A life that gets further begins the count anew."""
-    most = driver_module.MOST_BARREN_LIVES
+    """An attempt that gets further begins the count anew."""
+    most = driver_module.MAX_RESTARTS_WITHOUT_PROGRESS
     lost: list[WorkerMessage] = [WorkerStarted("c")]
     first = [[*lost, StepDone(3)]] * most
     then = [[*lost, StepDone(4)]] * most
@@ -206,7 +206,7 @@ def test_a_worker_asks_for_smaller_passes_or_says_that_there_are_none(
 def test_a_signal_while_workers_are_about_to_start_is_passed_on(
     mailbox: HereAndNow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its request to stop reaches the mailbox before what begins a life, which takes it back."""
+    """Its request to stop reaches the mailbox before what begins an attempt, which takes it back."""
 
     class Workers(FakeTrainer):
         def fit(self) -> None:
@@ -219,13 +219,11 @@ def test_a_signal_while_workers_are_about_to_start_is_passed_on(
 
     monkeypatch.setattr(mailbox.state, "begin", interrupted)
     nobody: Any = None
-    pool: Any = FakePool()
+    capacity: Any = FakeCapacity()
     progress: Any = Silent()
-    driver = Driver(
-        RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, MostSkipped(1.0, 1)
-    )
+    driver = Driver(RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
     trainer: Any = Workers(mailbox, [])
-    summary = driver.drive(pool, Config(), lambda config, shares: trainer)
+    summary = driver.drive(capacity, Config(), lambda config, allocation: trainer)
     assert summary is not None
     assert not summary["finished"]
 

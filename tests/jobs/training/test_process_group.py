@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Shares
+from jobs.cluster.pool import Allocation
 from jobs.training import process_group
 from jobs.training.process_group import OnCluster
 from jobs.training.trainer import _rendezvous
@@ -85,7 +85,7 @@ def test_the_interface_of_an_address() -> None:
 
 @pytest.mark.parametrize("own_ray", [True, False])
 def test_workers_meet_over_what_they_were_given(own_ray: bool) -> None:
-    on_gpu, on_cpu = (Shares(1, use_gpu, 1.0, 1.0) for use_gpu in (True, False))
+    on_gpu, on_cpu = (Allocation(1, use_gpu, 1.0, 1.0) for use_gpu in (True, False))
     for gpu, shares, backend in [
         ("yes", on_gpu, "nccl"),
         ("pretend", on_gpu, "gloo"),
