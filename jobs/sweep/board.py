@@ -1,4 +1,4 @@
-"""The trials while they run: a table that refreshes on a terminal, plain lines in a log."""
+"""Shows the trials while they run: a table that refreshes on a terminal, plain lines in a log."""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from taehv.interfaces import Row
 
 log = logging.getLogger(__name__)
 
-LINE_SECONDS = 15.0
-"""Between two lines of a log about trials that go on."""
+LOG_SECONDS = 15.0
+"""Between two log lines about trials that run."""
 
-MOST_ROWS = 30
-"""Of the table; the latest are shown."""
+MAX_ROWS = 30
+"""The table shows so many trials, the latest."""
 
 
-class Board:
-    """Shows how far the trials are."""
-
+class TrialProgress:
     def __init__(self, metric: str, max_steps: int, trials: int) -> None:
         self._metric, self._max_steps, self._trials = metric, max_steps, trials
         self._records: dict[int, Record] = {}
@@ -41,40 +39,43 @@ class Board:
             self._live.start()
             self._redirect_log()
 
-    def remember(self, records: Iterable[Record]) -> None:
-        """Trials of an earlier session."""
+    def add_earlier_trials(self, records: Iterable[Record]) -> None:
         counts: dict[str, int] = {}
         for record in records:
             self._records[record.number] = record
             self._steps[record.number] = record.step
             counts[record.status] = counts.get(record.status, 0) + 1
         if counts:
-            told = ", ".join(f"{count} {status}" for status, count in counts.items())
-            log.info("going on with a sweep of which there are: %s", told)
+            text = ", ".join(f"{count} {status}" for status, count in counts.items())
+            log.info("going on with a sweep of which there are: %s", text)
 
-    def expect(self, trials: int) -> None:
-        """There are to be so many."""
+    def set_trials(self, trials: int) -> None:
         self._trials = trials
 
     def update(self, record: Record) -> None:
-        """A trial has begun or ended."""
+        """To be called when a trial has begun or ended."""
         before = self._records.get(record.number)
         self._records[record.number] = record
         self._steps[record.number] = max(record.step, self._steps.get(record.number, 0))
         if self._live is None and (before is None or before.status != record.status):
-            log.info("trial %s %s%s", record.name, _told(record), self._score(record.number))
+            log.info(
+                "trial %s %s%s",
+                record.name,
+                _format_state(record),
+                self._format_score(record.number),
+            )
 
     def step(self, number: int, step: int) -> None:
         self._steps[number] = step
         running = [r for r in self._records.values() if r.status == "running"]
-        if self._live is None and time.monotonic() - self._last_line > LINE_SECONDS and running:
+        if self._live is None and time.monotonic() - self._last_line > LOG_SECONDS and running:
             self._last_line = time.monotonic()
-            told = ", ".join(
+            text = ", ".join(
                 f"trial {r.name} step {self._steps[r.number]} of {self._max_steps}"
-                f"{self._score(r.number)}"
+                f"{self._format_score(r.number)}"
                 for r in running
             )
-            log.info("%s; %s", self._counted(), told)
+            log.info("%s; %s", self._format_counts(), text)
 
     def row(self, number: int, row: Row) -> None:
         if self._metric in row:
@@ -87,25 +88,25 @@ class Board:
             self._redirect_log()
 
     def _redirect_log(self) -> None:
-        """Lines of the log go above the table while there is one."""
+        """Send log lines above the table while there is one."""
         for handler in logging.getLogger().handlers:
             if isinstance(handler, logging.StreamHandler):
                 handler.setStream(sys.stderr)
 
-    def _score(self, number: int) -> str:
+    def _format_score(self, number: int) -> str:
         score = self._scores.get(number)
         return "" if score is None else f", {self._metric} {score:.4g}"
 
-    def _counted(self) -> str:
+    def _format_counts(self) -> str:
         ended = sum(r.status in ("finished", "pruned", "failed") for r in self._records.values())
         minutes = (time.monotonic() - self._started) / 60
         return f"{ended} of {self._trials} trials done, {minutes:.1f} min"
 
     def _table(self) -> Table:
-        table = Table(title=self._counted(), title_justify="left")
+        table = Table(title=self._format_counts(), title_justify="left")
         for name in ("trial", "status", "step", self._metric, "seed", "settings"):
             table.add_column(name, justify="left" if name in ("status", "settings") else "right")
-        for number in sorted(self._records)[-MOST_ROWS:]:
+        for number in sorted(self._records)[-MAX_ROWS:]:
             record = self._records[number]
             score = self._scores.get(number)
             table.add_row(
@@ -114,13 +115,13 @@ class Board:
                 f"{self._steps[number]} / {self._max_steps}",
                 "" if score is None else f"{score:.4g}",
                 str(record.seed),
-                settings_told(record),
+                format_settings(record),
             )
         return table
 
 
-def settings_told(record: Record) -> str:
-    """What sets a trial apart, in short."""
+def format_settings(record: Record) -> str:
+    """The settings by which a trial differs from the others, in short."""
     if record.label:
         return record.label
     return ", ".join(
@@ -130,9 +131,9 @@ def settings_told(record: Record) -> str:
     )
 
 
-def _told(record: Record) -> str:
+def _format_state(record: Record) -> str:
     if record.status == "running":
         begun = "goes on" if record.attempts > 1 else "begins"
-        return f"{begun}: {settings_told(record)}, seed {record.seed}"
+        return f"{begun}: {format_settings(record)}, seed {record.seed}"
     why = f" ({record.error})" if record.error else ""
     return f"{record.status} at step {record.step}, {record.seconds:.0f} s{why}"

@@ -19,48 +19,41 @@ from ray.tune.search.optuna import OptunaSearch
 from jobs.sweep.definition import Plan, Search
 from jobs.sweep.space import Settings
 
-Enrol = Callable[[Settings], dict[str, Any]]
-"""Makes a trial of drawn values, and gives what the trial is told."""
+RegisterTrial = Callable[[Settings], dict[str, Any]]
+"""Makes a trial of drawn values, and gives the trial's configuration for Ray Tune."""
 
 
 class Searcher(OptunaSearch):  # type: ignore[misc]
-    """OptunaSearch, whose suggestions become trials of the sweep.
+    """OptunaSearch that calls `register` with every suggestion."""
 
-    Args:
-        enrol: called with every suggestion.
-    """
-
-    def __init__(self, enrol: Enrol, **options: Any) -> None:
+    def __init__(self, register: RegisterTrial, **options: Any) -> None:
         super().__init__(**options)
-        self._enrol = enrol
+        self._register = register
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         drawn = super().suggest(trial_id)
-        return None if drawn is None else self._enrol(drawn)
+        return None if drawn is None else self._register(drawn)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: a sweep goes on from the records of its trials."""
+        """Saves nothing: a sweep goes on from the records of its trials."""
 
 
-def searched(plan: Plan, known: Sequence[Settings], enrol: Enrol) -> Any:
-    """The searcher of a search.
-
-    known: values of the trials of an earlier session, which come first again: the sampler learns
-    from them.
-    """
+def make_searcher(plan: Plan, known: Sequence[Settings], register: RegisterTrial) -> Any:
+    """Suggests values by Optuna; first `known`, those of an earlier session's trials, from which
+    the sampler learns."""
     space = {key: domain.distribution() for key, domain in plan.space.items()}
-    return _searcher(plan, space, known, sampler(plan.sweep.search), enrol)
+    return _searcher(plan, space, known, make_sampler(plan.sweep.search), register)
 
 
-def listed(plan: Plan, points: Sequence[Settings], enrol: Enrol) -> Any:
-    """A searcher that gives these points in their order, and no others."""
+def list_searcher(plan: Plan, points: Sequence[Settings], register: RegisterTrial) -> Any:
+    """Suggests these points in their order, and no others."""
     index = {"point": CategoricalDistribution(tuple(range(len(points))))}
     numbers = [{"point": number} for number in range(len(points))]
 
-    def enrol_point(drawn: Mapping[str, Any]) -> dict[str, Any]:
-        return enrol(points[drawn["point"]])
+    def register_point(drawn: Mapping[str, Any]) -> dict[str, Any]:
+        return register(points[drawn["point"]])
 
-    return _searcher(plan, index, numbers, optuna.samplers.RandomSampler(0), enrol_point)
+    return _searcher(plan, index, numbers, optuna.samplers.RandomSampler(0), register_point)
 
 
 def _searcher(
@@ -68,11 +61,11 @@ def _searcher(
     space: Mapping[str, BaseDistribution],
     first: Sequence[Settings],
     sampler: optuna.samplers.BaseSampler,
-    enrol: Enrol,
+    register: RegisterTrial,
 ) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     searcher = Searcher(
-        enrol,
+        register,
         space=dict(space),
         metric=plan.sweep.metric,
         mode=plan.sweep.direction,
@@ -82,7 +75,7 @@ def _searcher(
     return ConcurrencyLimiter(searcher, max_concurrent=plan.sweep.concurrent)
 
 
-def sampler(search: Search) -> optuna.samplers.BaseSampler:
+def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
     """Optuna's, by the name in the sweep's YAML."""
     if search.algorithm == "random":
         return optuna.samplers.RandomSampler(search.seed)
@@ -94,7 +87,7 @@ def sampler(search: Search) -> optuna.samplers.BaseSampler:
     )
 
 
-def scheduler(plan: Plan) -> TrialScheduler:
+def make_scheduler(plan: Plan) -> TrialScheduler:
     """Ray Tune's, by the name in the sweep's YAML."""
     sweep = plan.sweep
     train = plan.base.train

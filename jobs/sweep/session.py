@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from jobs.cli.config import flatten
 from jobs.cli.console import stop_signals_to
-from jobs.sweep.board import Board
+from jobs.sweep.board import TrialProgress
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger, Status
 from jobs.sweep.reporter import (
@@ -37,8 +37,8 @@ from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-END_SECONDS = 300.0
-"""A trial that is stopped has this long to save its checkpoint."""
+STOP_SECONDS = 300.0
+"""How long a trial that is stopped may take to save its checkpoint."""
 
 MLFLOW_STATUS: dict[Status, Any] = {
     "finished": "FINISHED",
@@ -46,54 +46,55 @@ MLFLOW_STATUS: dict[Status, Any] = {
     "failed": "FAILED",
     "interrupted": "KILLED",
 }
-"""MLflow has no word for a pruned run: the tag `trial.status` tells it from a killed one."""
+"""MLflow has no status for a pruned run: the tag `trial.status` tells it from a killed one."""
 
-NO_SETTINGS = ("train.run_dir", "train.resume", "tracking.run_name")
-"""Each trial's own without being settings: MLflow compares runs by the parameters that differ."""
+UNTRACKED_KEYS = ("train.run_dir", "train.resume", "tracking.run_name")
+"""They differ between trials without being settings: MLflow compares runs by the parameters that
+differ."""
 
 
 class Session(tune.Callback):  # type: ignore[misc]
-    """Listens to the trials, writes down what becomes of them, and stops them.
+    """Handles the trials' messages, records their state, and stops them.
 
     Args:
-        plan: what is tried.
+        plan: the sweep.
         ledger: the records of the trials.
         mailbox: takes the trials' messages.
-        tracker: of the sweep, beneath which each trial has a run of its own.
-        board: shows how far it is.
+        tracker: of the sweep; each trial has a run beneath it.
+        progress: shows how far the trials are.
     """
 
     def __init__(
-        self, plan: Plan, ledger: Ledger, mailbox: Any, tracker: Tracker, board: Board
+        self, plan: Plan, ledger: Ledger, mailbox: Any, tracker: Tracker, progress: TrialProgress
     ) -> None:
-        self.plan, self.ledger, self.mailbox, self.board = plan, ledger, mailbox, board
+        self.plan, self.ledger, self.mailbox, self.progress = plan, ledger, mailbox, progress
         self.stopped_by: signal.Signals | None = None
-        self.stopping = ""
-        """Why no more is begun; empty: it goes on."""
+        self.stop_reason = ""
+        """Why the sweep stops; empty: it does not."""
         self._tracker = tracker
         self._trackers: dict[int, Tracker] = {}
         self._folders: dict[int, RunFolder] = {}
-        self._live: set[int] = set()
+        self._running: set[int] = set()
         self._steps: dict[int, int] = {n: r.step for n, r in ledger.records.items()}
         hours = plan.sweep.budget.hours
-        self._until = time.monotonic() + 3600 * hours if hours else float("inf")
+        self._deadline = time.monotonic() + 3600 * hours if hours else float("inf")
 
     def stop(self, reason: str) -> None:
         """Ask all trials to save a checkpoint and end."""
-        if not self.stopping:
-            self.stopping = reason
+        if not self.stop_reason:
+            self.stop_reason = reason
             log.warning("%s: the trials save their checkpoints and stop", reason)
             self.mailbox.request_stop_of_all.remote()
 
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether Ray Tune may end: the sweep stops, and its trials have done so."""
-        return bool(self.stopping) and not self._live
+        return bool(self.stop_reason) and not self._running
 
-    # ------------------------------------------------------------ what Ray Tune tells
+    # ------------------------------------------------------------ callbacks of Ray Tune
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        self.listen()
-        if time.monotonic() > self._until:
+        self.handle_messages()
+        if time.monotonic() > self._deadline:
             self.stop(f"budget.hours ({self.plan.sweep.budget.hours:g}) are over")
         most = self.plan.sweep.budget.steps
         if most and sum(self._steps.values()) >= most:
@@ -102,29 +103,28 @@ class Session(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        # A trial that the scheduler stops is waited for: Ray Tune itself gives the last ones a few
-        # seconds, and a kill would leave half a checkpoint.
+        # Wait for a trial that the scheduler stops: Ray Tune gives the last ones a few seconds, and
+        # a kill would leave half a checkpoint.
         number = trial.config["number"]
-        self.listen()
-        if number in self._live:
+        self.handle_messages()
+        if number in self._running:
             self.mailbox.request_stop.remote(number)
-            end = time.monotonic() + END_SECONDS
-            while number in self._live and time.monotonic() < end:
+            end = time.monotonic() + STOP_SECONDS
+            while number in self._running and time.monotonic() < end:
                 time.sleep(0.05)
-                self.listen()
+                self.handle_messages()
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        self.listen()
+        self.handle_messages()
         number = trial.config["number"]
-        if number in self._live:
+        if number in self._running:
             self._conclude(number, "failed", error="its process died; see the log above")
 
-    # ------------------------------------------------------------ what the trials tell
+    # ------------------------------------------------------------ messages of the trials
 
-    def listen(self) -> None:
-        """Handle the messages that the trials have sent."""
+    def handle_messages(self) -> None:
         messages: list[TrialMessage] = ray.get(self.mailbox.take.remote())
         for message in messages:
             self._handle(message.number, message.event)
@@ -137,7 +137,7 @@ class Session(tune.Callback):  # type: ignore[misc]
                 self._show_step(number, step)
             case RowLogged(row):
                 self._trackers[number].log(row, row["step"])
-                self.board.row(number, row)
+                self.progress.row(number, row)
                 self._show_step(number, row["step"])
             case ArtifactWritten(path, folder):
                 self._trackers[number].artifact(Path(path), folder)
@@ -151,16 +151,16 @@ class Session(tune.Callback):  # type: ignore[misc]
                 assert_never(event)
 
     def _begin(self, number: int, run_dir: str) -> None:
-        self._live.add(number)
+        self._running.add(number)
         attempts = self.ledger.records[number].attempts + 1
         record = self.ledger.update(number, status="running", attempts=attempts, error="")
         if number not in self._trackers:
             self._trackers[number] = self._track(number, run_dir)
-        self.board.update(record)
+        self.progress.update(record)
 
     def _show_step(self, number: int, step: int) -> None:
         self._steps[number] = step
-        self.board.step(number, step)
+        self.progress.step(number, step)
 
     def _end(self, number: int, ended: TrialEnded) -> None:
         record, summary, status = self.ledger.records[number], ended.summary, "pruned"
@@ -168,7 +168,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             status = "failed"
         elif summary and summary["finished"]:
             status = "finished"
-        elif self.stopping:
+        elif self.stop_reason:
             status = "interrupted"
         changes: dict[str, Any] = {"error": ended.error}
         changes["seconds"] = record.seconds + ended.seconds
@@ -180,14 +180,14 @@ class Session(tune.Callback):  # type: ignore[misc]
     # ------------------------------------------------------------
 
     def close(self) -> None:
-        """What is still open when a session ends is interrupted."""
-        for number in sorted(self._live):
+        """Record trials that still run as interrupted."""
+        for number in sorted(self._running):
             self._conclude(number, "interrupted")
         for tracker in self._trackers.values():
             tracker.finish("KILLED")
 
     def _conclude(self, number: int, status: Any, **changes: Any) -> None:
-        self._live.discard(number)
+        self._running.discard(number)
         record = dataclasses.replace(self.ledger.records[number], status=status, **changes)
         rows = self.ledger.rows(record)
         step = max([record.step, *(int(row["step"]) for row in rows)])
@@ -214,7 +214,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             if folder.exists("config.yaml"):
                 tracker.artifact(folder.retrieve("config.yaml"))
             tracker.finish(MLFLOW_STATUS[record.status])
-        self.board.update(record)
+        self.progress.update(record)
 
     def _track(self, number: int, run_dir: str) -> Tracker:
         record = self.ledger.records[number]
@@ -225,7 +225,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             run_name=name,
             tensorboard=False,
         )
-        # On a store its local files live as long as it does.
+        # Of a folder on a store, the local copy lives as long as this object.
         folder = self._folders[number] = RunFolder(run_dir)
         folder.retrieve("mlflow.json")
         tags = {
@@ -235,7 +235,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             "trial.seed": str(record.seed),
             "trial.run_dir": run_dir,
         } | ({"trial.row": record.label} if record.label else {})
-        parameters = {k: v for k, v in flatten(config).items() if k not in NO_SETTINGS}
+        parameters = {k: v for k, v in flatten(config).items() if k not in UNTRACKED_KEYS}
         tracker = Tracker.start(
             tracking, folder.local, parameters, tags, parent_run_id=self._tracker.run_id
         )
@@ -256,7 +256,7 @@ class SweepStopper(tune.Stopper):  # type: ignore[misc]
         return False
 
     def stop_all(self) -> bool:
-        return self._session.over()
+        return self._session.is_over()
 
 
 @contextmanager

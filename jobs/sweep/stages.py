@@ -14,18 +14,18 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import ENDED, Ledger, Record, Stage
 from jobs.sweep.results import ranked
-from jobs.sweep.search import listed, scheduler, searched
+from jobs.sweep.search import list_searcher, make_scheduler, make_searcher
 from jobs.sweep.session import Session, SweepStopper
 from jobs.sweep.space import Settings
 from jobs.sweep.trial import Trial, TrialPlan
 
 log = logging.getLogger(__name__)
 
-BESIDE_THE_DRIVER = {"node:__internal_head__": 0.001}
-"""What a trial's own actor asks for: its place on the head, which no cloud takes away. Its training
-workers ask for themselves."""
+ON_HEAD_NODE = {"node:__internal_head__": 0.001}
+"""Resources of a trial's actor: it runs on the head, which no cloud takes away. Its training
+workers have resources of their own."""
 
-# Trials say themselves what is wrong with them, in a line.
+# A trial reports its error itself, in one line.
 logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
 # Ray Tune's own loggers write a folder for each trial, and its own handler of Ctrl-C leaves
@@ -42,9 +42,9 @@ class Stages:
     """Runs the stages.
 
     Args:
-        plan: what is tried.
-        trial_plan: what all trials share.
-        session: listens to them.
+        plan: the sweep.
+        trial_plan: what all trials have in common.
+        session: handles their messages.
     """
 
     def __init__(self, plan: Plan, trial_plan: TrialPlan, session: Session) -> None:
@@ -52,9 +52,9 @@ class Stages:
         self._ledger: Ledger = session.ledger
 
     def run(self) -> None:
-        """Run what is to be run, to its end or until the session stops."""
+        """Run all stages, or until the session stops."""
         self._search()
-        if self._plan.sweep.confirm and not self._session.stopping:
+        if self._plan.sweep.confirm and not self._session.stop_reason:
             self._confirm()
 
     def _search(self) -> None:
@@ -64,42 +64,44 @@ class Stages:
             return
         known = [record for record in self._ledger.of_stage("search") if record.status != "failed"]
         failed = len(self._ledger.of_stage("search")) - len(known)
-        left = self._plan.sweep.search.trials - failed
-        if any(record.status not in ENDED for record in known) or len(known) < left:
-            again = _Again(self, "search", known)
+        missing = self._plan.sweep.search.trials - failed
+        if any(record.status not in ENDED for record in known) or len(known) < missing:
+            earlier = _EarlierTrials(self, "search", known)
             drawn = [record.drawn for record in known]
-            self._tune(searched(self._plan, drawn, again.enrol), left, scheduler(self._plan))
+            searcher = make_searcher(self._plan, drawn, earlier.register)
+            self._tune(searcher, missing, make_scheduler(self._plan))
 
     def _confirm(self) -> None:
         best = ranked(self._plan, self._ledger)[: self._plan.sweep.confirm]
         others = self._plan.sweep.seeds[1:]
         points = [group.drawn | {"train.seed": seed} for group in best for seed in others]
         log.info("the best %d configurations are run with %d more seeds", len(best), len(others))
-        self._session.board.expect(len(self._ledger.of_stage("search")) + len(points))
+        self._session.progress.set_trials(len(self._ledger.of_stage("search")) + len(points))
         self._run_listed("confirm", points)
 
     def _run_listed(self, stage: Stage, points: Sequence[Settings]) -> None:
-        """Those points that have no trial that ended; where trials are stopped early, the others
-        are told again, as what they are compared with."""
+        """Run the points that have no ended trial. Where a scheduler stops trials early, the ended
+        ones are reported again, so that it can compare with them."""
         known = self._ledger.of_stage(stage)
         ended = [record.drawn for record in known if record.status in ENDED]
         if all(point in ended for point in points):
             return
-        rule = scheduler(self._plan) if stage == "search" else None
-        told = self._plan.sweep.scheduler.name != "none" and rule is not None
-        passed = [r for r in known if r.status == "failed" or (r.status in ENDED and not told)]
-        left = [point for point in points if point not in [record.drawn for record in passed]]
-        again = _Again(self, stage, [record for record in known if record not in passed])
-        self._tune(listed(self._plan, left, again.enrol), len(left), rule)
+        scheduler = make_scheduler(self._plan) if stage == "search" else None
+        compared = self._plan.sweep.scheduler.name != "none" and scheduler is not None
+        skipped = ("failed",) if compared else ENDED
+        passed = [record for record in known if record.status in skipped]
+        missing = [point for point in points if point not in [record.drawn for record in passed]]
+        earlier = _EarlierTrials(self, stage, [record for record in known if record not in passed])
+        self._tune(list_searcher(self._plan, missing, earlier.register), len(missing), scheduler)
 
-    def _tune(self, searcher: Any, trials: int, rule: Any) -> None:
+    def _tune(self, searcher: Any, trials: int, scheduler: Any) -> None:
         sweep = self._plan.sweep
         with tempfile.TemporaryDirectory(prefix="taehv_tune_") as folder:
             trainable = tune.with_parameters(Trial, plan=self._trial_plan)
             tuner = tune.Tuner(
-                tune.with_resources(trainable, tune.PlacementGroupFactory([BESIDE_THE_DRIVER])),
+                tune.with_resources(trainable, tune.PlacementGroupFactory([ON_HEAD_NODE])),
                 tune_config=TuneConfig(
-                    search_alg=searcher, scheduler=rule, num_samples=trials, reuse_actors=True
+                    search_alg=searcher, scheduler=scheduler, num_samples=trials, reuse_actors=True
                 ),
                 run_config=RunConfig(
                     name=sweep.name,
@@ -114,10 +116,10 @@ class Stages:
                 ),
             )
             tuner.fit()
-        self._session.listen()
+        self._session.handle_messages()
 
-    def enrol(self, stage: Stage, drawn: Settings, record: Record | None) -> dict[str, Any]:
-        """What a trial is told; without a record it is a new one."""
+    def register(self, stage: Stage, drawn: Settings, record: Record | None) -> dict[str, Any]:
+        """The trial's configuration for Ray Tune; without a record it is a new trial."""
         if record is None:
             settings = self._plan.resolve(drawn)
             settings.setdefault("train.seed", self._plan.sweep.seeds[0])
@@ -137,14 +139,14 @@ class Stages:
         }
 
 
-class _Again:
-    """Trials of an earlier session, each to be told or gone on with once."""
+class _EarlierTrials:
+    """Trials of an earlier session, each of which is reported again or resumed once."""
 
     def __init__(self, stages: Stages, stage: Stage, known: Sequence[Record]) -> None:
         self._stages, self._stage, self._known = stages, stage, list(known)
 
-    def enrol(self, drawn: Settings) -> dict[str, Any]:
+    def register(self, drawn: Settings) -> dict[str, Any]:
         record = next((r for r in self._known if r.drawn == drawn), None)
         if record is not None:
             self._known.remove(record)
-        return self._stages.enrol(self._stage, dict(drawn), record)
+        return self._stages.register(self._stage, dict(drawn), record)

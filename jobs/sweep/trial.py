@@ -33,27 +33,27 @@ from taehv.interfaces import Row
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
 
-STOP_SECONDS = 0.3
-"""A trial asks no more often than this whether it is to stop."""
+POLL_SECONDS = 0.3
+"""Between two questions of a trial whether it is to stop."""
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What all trials of a sweep share."""
+    """What all trials of a sweep have in common."""
 
     base: Config
     metric: str
     folder: str
-    """The sweep's."""
+    """Of the sweep."""
     mailbox: Any
     """Takes the trials' messages to the sweep's driver."""
     own_ray: bool
     concurrent: int
-    """Trials that share the cluster."""
+    """How many trials share the cluster."""
 
 
 def trial_config(base: Config, settings: Settings, run_dir: str) -> Config:
-    """What `jobs/train.py` would be told to make this trial, or to go on with it."""
+    """The configuration with which `jobs/train.py` would make this trial, or go on with it."""
     config = with_settings(base, settings)
     train = dataclasses.replace(config.train, run_dir=run_dir, resume="latest")
     return dataclasses.replace(config, train=train)
@@ -67,7 +67,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any], plan: TrialPlan) -> None:
         """config: the trial's `number`, its `settings`, and whether it `ended` in an earlier
-        session of the sweep: it is then told over again, from what it wrote down."""
+        session of the sweep: then its recorded results are reported again."""
         log_without_credentials()
         self._plan = plan
         self._worker_pool = WorkerPool(
@@ -83,11 +83,13 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         if self._run is None:
-            return self._result(self._told.pop(0) if self._told else None, done=not self._told)
-        row = self._run.news.get()
+            return self._result(
+                self._recorded.pop(0) if self._recorded else None, done=not self._recorded
+            )
+        row = self._run.validations.get()
         if row is not None and row["step"] < self._steps:
             return self._result(row, done=False)
-        # The last validation is told once all that a run leaves has been written.
+        # The last validation is reported once the run has written all its files.
         self._run.join()
         if self._run.error:
             raise RuntimeError(self._run.error)
@@ -100,12 +102,12 @@ class Trial(tune.Trainable):  # type: ignore[misc]
     def _begin(self, config: dict[str, Any]) -> None:
         self._last: Row = {"step": 0}
         self._run = None
-        self._told: list[Row] = []
+        self._recorded: list[Row] = []
         number, plan = config["number"], self._plan
         address = RunFolder(plan.folder).address_of(f"trials/{number:03d}")
         if config["ended"]:
             rows = journal.read_run(RunFolder(address))
-            self._told = [row for row in rows if plan.metric in row]
+            self._recorded = [row for row in rows if plan.metric in row]
             return
         if not ray.get(plan.mailbox.begin.remote(number)):
             return
@@ -127,60 +129,60 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
 
 class _Run(threading.Thread):
-    """The run's driver, beside the actor's thread, which answers Ray Tune."""
+    """Drives the run, while the actor's own thread answers Ray Tune."""
 
     def __init__(
         self, number: int, config: Config, plan: TrialPlan, worker_pool: WorkerPool
     ) -> None:
         super().__init__(name=f"trial {number}", daemon=True)
         self.config, self._plan, self._worker_pool = config, plan, worker_pool
-        self.news: queue.Queue[Row | None] = queue.Queue()
-        """Rows with validation scores; None: there will be none any more."""
+        self.validations: queue.Queue[Row | None] = queue.Queue()
+        """Rows with validation scores; None: the run has ended."""
         self.error = ""
-        self._reporter = TrialReporter(plan.mailbox, number, plan.metric, self.news)
+        self._reporter = TrialReporter(plan.mailbox, number, plan.metric, self.validations)
         self._driver: Driver | None = None
-        self._stop_wanted = False
-        self._over = threading.Event()
+        self._stop_requested = False
+        self._done = threading.Event()
         self._watcher = threading.Thread(target=self._watch, daemon=True)
 
     def stop(self) -> None:
         """Ask the run to save a checkpoint and end."""
-        self._stop_wanted = True
+        self._stop_requested = True
         if self._driver is not None:
             self._driver.stop(signal.SIGTERM)
 
     def run(self) -> None:
         began = time.monotonic()
-        room = logging.getLogger("jobs")
-        room.addHandler(self._reporter)
+        jobs_log = logging.getLogger("jobs")
+        jobs_log.addHandler(self._reporter)
         self._reporter.send(TrialBegun(self.config.train.run_dir))
         summary = None
         try:
-            summary = self._conduct()
+            summary = self._train()
         except Exception as error:  # noqa: BLE001
-            # Whatever it is, it is this trial's alone.
+            # Whatever fails, fails this trial alone.
             self.error = hide_credentials(str(error)) or type(error).__name__
             self._worker_pool.drop_mailbox()
             self._keep_traceback()
         finally:
-            room.removeHandler(self._reporter)
-            self._over.set()
+            jobs_log.removeHandler(self._reporter)
+            self._done.set()
             if self._watcher.is_alive():
-                # The next run has the same mailbox, and is not to be stopped in place of this one.
+                # The next run has the same mailbox, and must not be stopped in place of this one.
                 self._watcher.join()
             ended = TrialEnded(summary, self.error, time.monotonic() - began)
-            self.news.put(None)
+            self.validations.put(None)
             # The actor waits for the end of this thread, so the sweep has this before its result.
             ray.get(self._reporter.send(ended))
 
     def _keep_traceback(self) -> None:
-        """Beside the trial's record, which has its message alone."""
+        """The trial's record has the message alone."""
         run_folder = RunFolder(self.config.train.run_dir)
         run_folder.local.mkdir(parents=True, exist_ok=True)
         (run_folder.local / "error.txt").write_text(hide_credentials(traceback.format_exc()))
         run_folder.publish("error.txt")
 
-    def _conduct(self) -> Any:
+    def _train(self) -> Any:
         config, plan = self.config, self._plan
         check(config)
         run_folder = RunFolder(config.train.run_dir)
@@ -190,7 +192,7 @@ class _Run(threading.Thread):
         run_folder.local.mkdir(parents=True, exist_ok=True)
         keep_config(run_folder, config)
         for row in journal.read_run(run_folder):
-            # What was validated before an interruption counts.
+            # Validations before an interruption count.
             self._reporter.add_validation(row)
         mailbox = self._worker_pool.mailbox()
         videos = len(training.videos) + len(validation.videos)
@@ -214,26 +216,26 @@ class _Run(threading.Thread):
             settings = worker_settings(config, mailbox, allocation, training, validation)
             return self._worker_pool.trainer(settings, allocation)
 
-        if self._stop_wanted:
+        if self._stop_requested:
             self._driver.stop(signal.SIGTERM)
         return self._driver.drive(capacity, config, make_trainer)
 
     def _watch(self) -> None:
-        """Stop where the sweep says so."""
-        while not self._stop_wanted and not self._over.wait(STOP_SECONDS):
+        """Stop the run when the sweep requests it."""
+        while not self._stop_requested and not self._done.wait(POLL_SECONDS):
             if ray.get(self._plan.mailbox.stop_requested.remote(self._reporter.number)):
                 self.stop()
 
 
 class TrialCapacity(ClusterCapacity):
-    """The room of one of several trials that share a cluster."""
+    """The capacity for one of several trials that share a cluster."""
 
     def __init__(self, trials: int, worker_pool: WorkerPool, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._trials, self._worker_pool = trials, worker_pool
 
     def _startable_workers(self) -> int:
-        # The workers of a slot hold their GPUs from one trial to the next.
+        # The workers hold their GPUs from one trial to the next.
         return min(
             self.fitting_workers(), self._workers_with_free_gpus() + self._worker_pool.size()
         )

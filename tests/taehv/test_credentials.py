@@ -16,9 +16,9 @@ from jobs.cli.console import log_plainly, log_without_credentials, refuse
 from jobs.diagnosis import output
 from jobs.diagnosis.finding import Finding, Level
 from jobs.latents.shards import Settings, write_settings
+from jobs.sweep.command_line import keep_definition
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.results import write_csv
-from jobs.tune import _keep_definition
 from taehv.credentials import hide_credentials, without_credentials
 from taehv.errors import TrainingError
 from taehv.run.quarantine import Quarantine
@@ -229,7 +229,7 @@ space:
     folder.local.mkdir()
     for _ in range(2):
         # The second time it is compared with what was kept.
-        _keep_definition(plan, folder)
+        keep_definition(plan, folder)
     ledger = Ledger(folder)
     number = add_trial(plan, ledger, {"loss.seraena": 0.1}, [20.0])
     ledger.update(number, status="failed", error=f"{STORE % 'run'} refuses")

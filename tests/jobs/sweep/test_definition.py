@@ -8,6 +8,7 @@ import pytest
 from jobs import tune
 from jobs.cli.config import Config, flatten
 from jobs.cli.errors import ConfigError
+from jobs.sweep.command_line import go_on_line, keep_definition, parse
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.space import with_settings
 
@@ -43,7 +44,7 @@ def test_a_clusters_defaults_lie_beneath_a_sweep(
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(GOOD.replace("settings:", "settings:\n  cluster: {workers: 2}"))
     given = ["--cluster.wait-minutes", "5", "--data.annotations", "s3://bucket/videos.json"]
-    plan, folder = tune.parse([str(sweep), *given, "--sweep-dir", "runs/sweep"])
+    plan, folder = parse([str(sweep), *given, "--sweep-dir", "runs/sweep"])
     cluster = plan.base.cluster
     assert (cluster.gpu, cluster.workers, cluster.wait_minutes) == ("pretend", "2", 5)
     assert folder.address == f"{tmp_path}/shared/runs/sweep"
@@ -59,15 +60,15 @@ def test_the_printed_line_is_all_that_a_sweep_needs(
     sweep.write_text(GOOD.replace("train:", "data: {height: 64}\n  train:") + "config: mine.yaml\n")
     typed = "--data.annotations a.json --data.root d --loss.reconstruction 5 --cluster.workers 2"
     uri = ["--tracking.uri", "https://me:secret@mlflow.lan/x"]
-    begun, folder = tune.parse([str(sweep), *typed.split(), *uri, "--sweep-dir", "my sweeps/a"])
+    begun, folder = parse([str(sweep), *typed.split(), *uri, "--sweep-dir", "my sweeps/a"])
     folder.local.mkdir(parents=True)
-    tune._keep_definition(begun, folder)
+    keep_definition(begun, folder)
     sweep.unlink()
     assert not [file for file in folder.local.iterdir() if "secret" in file.read_text()]
 
     monkeypatch.chdir("/")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri[1])
-    again, same = tune.parse(shlex.split(tune.go_on_line(folder)))
+    again, same = parse(shlex.split(go_on_line(folder)))
     assert same.address == folder.address
     kept = flatten(begun.base) | {"tracking.uri": ""}
     assert flatten(again.base) == kept
@@ -77,15 +78,15 @@ def test_the_printed_line_is_all_that_a_sweep_needs(
         begun.sweep.search,
     )
     assert again.sweep.name == begun.sweep.name
-    tune._keep_definition(again, folder)
+    keep_definition(again, folder)
 
     # What is typed goes before it, and what makes another sweep of it is refused.
-    other, _ = tune.parse(["--sweep-dir", folder.address, "--loss.reconstruction", "6"])
+    other, _ = parse(["--sweep-dir", folder.address, "--loss.reconstruction", "6"])
     assert other.base.loss.reconstruction == 6
     with pytest.raises(ConfigError, match=r"another sweep, which differs in config.loss.reconstr"):
-        tune._keep_definition(other, folder)
+        keep_definition(other, folder)
     with pytest.raises(ConfigError, match=r"nothing/sweep.yaml is not there"):
-        tune.parse(["--sweep-dir", f"{tmp_path}/nothing"])
+        parse(["--sweep-dir", f"{tmp_path}/nothing"])
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Parts of a sweep, each by itself: the board, the reference VAE's scores, the searcher."""
+"""Parts of a sweep, each by itself: its progress, the reference VAE's scores, the searcher."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from rich.console import Console
 from jobs.cli.config import ClusterConfig
 from jobs.cluster.pool import Allocation
 from jobs.sweep import scoring, search
-from jobs.sweep.board import Board
+from jobs.sweep.board import TrialProgress
 from jobs.sweep.ledger import Record
 from jobs.sweep.trial import TrialCapacity
 from taehv.evaluation.metrics import score_clips
@@ -31,15 +31,15 @@ def record(number: int, **changes: Any) -> Record:
 
 
 def test_lines_of_a_log_tell_of_every_trial(caplog: pytest.LogCaptureFixture) -> None:
-    board = Board("val_ema/psnr", max_steps=50, trials=2)
+    progress = TrialProgress("val_ema/psnr", max_steps=50, trials=2)
     with caplog.at_level(logging.INFO, "jobs"):
-        board.update(record(1, attempts=1))
-        board.row(1, {"step": 20, "val_ema/psnr": 24.125})
-        board.step(1, 20)
-        board.update(record(1, status="finished", step=50, seconds=12.0))
-        board.update(record(2, attempts=2))
-        board.update(record(2, status="failed", step=10, error="no such file"))
-    board.close()
+        progress.update(record(1, attempts=1))
+        progress.row(1, {"step": 20, "val_ema/psnr": 24.125})
+        progress.step(1, 20)
+        progress.update(record(1, status="finished", step=50, seconds=12.0))
+        progress.update(record(2, attempts=2))
+        progress.update(record(2, status="failed", step=10, error="no such file"))
+    progress.close()
     assert [entry.getMessage() for entry in caplog.records] == [
         "trial 001 begins: seraena 0.25, seed 3",
         "trial 001 finished at step 50, 12 s, val_ema/psnr 24.12",
@@ -49,13 +49,13 @@ def test_lines_of_a_log_tell_of_every_trial(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_the_table_of_a_terminal_shows_every_trial() -> None:
-    board = Board("val_ema/psnr", max_steps=50, trials=4)
-    board.update(record(1, status="pruned", step=30))
-    board.update(record(2))
-    board.step(2, 17)
-    board.row(2, {"step": 10, "val_ema/psnr": 21.5})
+    progress = TrialProgress("val_ema/psnr", max_steps=50, trials=4)
+    progress.update(record(1, status="pruned", step=30))
+    progress.update(record(2))
+    progress.step(2, 17)
+    progress.row(2, {"step": 10, "val_ema/psnr": 21.5})
     console = Console(file=io.StringIO(), width=100, record=True)
-    console.print(board._table())
+    console.print(progress._table())
     shown = console.export_text()
     assert "1 of 4 trials done" in shown
     first, second = (line for line in shown.splitlines() if "seraena" in line)
@@ -89,7 +89,7 @@ def test_a_search_comes_to_the_same_suggestions_again(tmp_path: Path) -> None:
     )
 
     def drawn(known: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-        searcher = search.searched(plan, known, lambda values: dict(values))
+        searcher = search.make_searcher(plan, known, lambda values: dict(values))
         return [searcher.suggest(str(k)) for k in range(count)]
 
     first = drawn([], 4)
@@ -106,7 +106,7 @@ def test_listed_points_come_in_their_order(tmp_path: Path) -> None:
     )
     points = plan.points()
     assert points is not None
-    searcher = search.listed(plan, points, lambda values: dict(values))
+    searcher = search.list_searcher(plan, points, lambda values: dict(values))
     assert [searcher.suggest(str(k)) for k in range(4)] == points
 
 

@@ -206,7 +206,7 @@ def test_a_worker_asks_for_smaller_passes_or_says_that_there_are_none(
 def test_a_signal_while_workers_are_about_to_start_is_passed_on(
     mailbox: HereAndNow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its request to stop reaches the mailbox before what begins an attempt, which takes it back."""
+    """Its request to stop reaches the mailbox before the attempt begins, which withdraws it."""
 
     class Workers(FakeTrainer):
         def fit(self) -> None:
