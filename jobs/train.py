@@ -21,7 +21,7 @@ from jobs.cli.config import Config, flatten, parse
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.cli.errors import ConfigError
 from jobs.cli.places import with_places
-from jobs.cli.progress import Progress
+from jobs.cli.progress import TrainingProgress
 from jobs.cluster import connection
 from jobs.cluster.nodes import check_nodes
 from jobs.cluster.pool import Allocation, ClusterCapacity
@@ -71,7 +71,7 @@ def run(config: Config) -> int:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=resume))
     log.info("run folder: %s", run_folder)
 
-    progress = Progress(config.train.max_steps)
+    progress = TrainingProgress(config.train.max_steps)
     # MLflow takes seconds to start, and is not needed before the first row.
     tracking = cache(lambda: ThreadPoolExecutor(1).submit(_start_tracking, config, run_folder))
     try:

@@ -13,47 +13,66 @@ from taehv.interfaces import Row
 
 log = logging.getLogger(__name__)
 
-LINE_SECONDS = 10.0
-"""Between two lines of a log."""
+LOG_SECONDS = 10.0
+"""Between two log lines."""
 
 
-class Progress:
-    """Shows how far a run is, how fast it goes, and how long it will take."""
+class _Progress:
+    """A bar on a terminal; elsewhere a log line every `LOG_SECONDS`."""
 
-    def __init__(self, max_steps: int) -> None:
-        self.max_steps = max_steps
-        self.on_terminal = sys.stderr.isatty()
-        self._first: tuple[int, float] | None = None
+    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+        self._total = total
+        self._on_terminal = sys.stderr.isatty()
         self._last_line = 0.0
-        self._loss = self._skipped = ""
         self._bar = tqdm(
-            total=max_steps, unit="step", disable=not self.on_terminal, dynamic_ncols=True
+            total=total,
+            initial=done,
+            unit=unit,
+            disable=not self._on_terminal,
+            dynamic_ncols=True,
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
 
+    def close(self) -> None:
+        self._bar.close()
+        self._redirect.__exit__(None, None, None)
+
+    def _update_bar(self, done: int, note: str) -> bool:
+        """Gives whether a log line is due."""
+        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(done - self._bar.n)
+        due = not self._on_terminal and time.monotonic() - self._last_line > LOG_SECONDS
+        if due:
+            self._last_line = time.monotonic()
+        return due
+
+    def _format_left(self, done: int, per_second: float) -> str:
+        left = int((self._total - done) / per_second)
+        return f"{left // 60}:{left % 60:02d} left"
+
+
+class TrainingProgress(_Progress):
+    """Shows how far a run is, how fast it goes, and how long it will take."""
+
+    def __init__(self, max_steps: int) -> None:
+        super().__init__(max_steps, "step")
+        self._first: tuple[int, float] | None = None
+        self._loss = self._skipped = ""
+
     def step(self, step: int) -> None:
         if self._first is None:
-            # A resumed run's rate is taken over the steps it made itself.
+            # A resumed run's rate is taken over the steps that it made itself.
             self._first = (step, time.monotonic())
             self._bar.initial = self._bar.n = step
             self._bar.unpause()
-        self._bar.update(step - self._bar.n)
-        if not self.on_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            log.info(
-                "step %d of %d%s%s%s",
-                step,
-                self.max_steps,
-                self._pace(step),
-                self._loss,
-                self._skipped,
-            )
+        note = self._loss + self._skipped
+        if self._update_bar(step, note.lstrip(", ")):
+            log.info("step %d of %d%s%s", step, self._total, self._format_pace(step), note)
 
     def row(self, row: Row) -> None:
         if "train/reconstruction_loss" in row:
             self._loss = f", reconstruction loss {row['train/reconstruction_loss']:.5f}"
-            self._show_postfix()
         if "val/psnr" in row:
             log.info(
                 "step %d validation: PSNR %.2f dB, SSIM %.3f; averaged weights %.2f dB, %.3f",
@@ -65,72 +84,42 @@ class Progress:
             )
 
     def skipped(self, videos: int) -> None:
-        """So many videos have turned out to be unusable."""
+        """How many videos have turned out to be unusable by now."""
         self._skipped = f", {videos} videos skipped"
-        self._show_postfix()
 
-    def close(self) -> None:
-        self._bar.close()
-        self._redirect.__exit__(None, None, None)
-
-    def _show_postfix(self) -> None:
-        self._bar.set_postfix_str((self._loss + self._skipped).lstrip(", "), refresh=False)
-
-    def _pace(self, step: int) -> str:
+    def _format_pace(self, step: int) -> str:
         assert self._first is not None
         steps, seconds = step - self._first[0], time.monotonic() - self._first[1]
         if not steps:
             return ""
         rate = steps / seconds
-        left = int((self.max_steps - step) / rate)
-        return f" ({rate:.2f} steps/s, {left // 60}:{left % 60:02d} left)"
+        return f" ({rate:.2f} steps/s, {self._format_left(step, rate)})"
 
 
-class VideoProgress:
-    """Counts videos and frames; a context manager's worth of state, closed at the end."""
+class VideoProgress(_Progress):
+    """Counts videos and frames.
+
+    Args:
+        videos: of the whole job.
+        done: those that are done already when it starts.
+    """
 
     def __init__(self, videos: int, done: int) -> None:
-        """done: videos of an earlier life of the job."""
-        self._videos, self._before, self._done = videos, done, done
+        super().__init__(videos, "video", done)
+        self._before, self._done = done, done
         self._frames = self._unusable = 0
         self._start = self._last_line = time.monotonic()
-        self._on_terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=videos,
-            initial=done,
-            unit="video",
-            disable=not self._on_terminal,
-            dynamic_ncols=True,
-        )
-        self._redirect = logging_redirect_tqdm()
-        self._redirect.__enter__()
 
     def add(self, videos: int, frames: int, unusable: int) -> None:
-        """So many more; `videos` are those that could be used."""
+        """Count more; `videos` are those that could be used."""
         self._done += videos + unusable
         self._frames += frames
         self._unusable += unusable
-        self._bar.set_postfix_str(self._told(), refresh=False)
-        self._bar.update(videos + unusable)
-        if not self._on_terminal and time.monotonic() - self._last_line > LINE_SECONDS:
-            self._last_line = time.monotonic()
-            left = int((self._videos - self._done) / self._rate(self._done - self._before))
-            log.info(
-                "%d of %d videos (%s, %d:%02d left)",
-                self._done,
-                self._videos,
-                self._told(),
-                left // 60,
-                left % 60,
-            )
+        note = f"{self._per_second(self._frames):.0f} frames/s"
+        note += f", {self._unusable} unusable" if self._unusable else ""
+        if self._update_bar(self._done, note):
+            left = self._format_left(self._done, self._per_second(self._done - self._before))
+            log.info("%d of %d videos (%s, %s)", self._done, self._total, note, left)
 
-    def close(self) -> None:
-        self._bar.close()
-        self._redirect.__exit__(None, None, None)
-
-    def _told(self) -> str:
-        unusable = f", {self._unusable} unusable" if self._unusable else ""
-        return f"{self._rate(self._frames):.0f} frames/s{unusable}"
-
-    def _rate(self, count: int) -> float:
+    def _per_second(self, count: int) -> float:
         return count / max(time.monotonic() - self._start, 1e-3)

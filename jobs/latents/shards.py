@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.videos.storage import open_media
+from taehv.atomic import replacing, write_atomically
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.run.run_folder import RunFolder
@@ -174,7 +175,7 @@ def write_settings(folder: RunFolder, settings: Settings) -> None:
     """Raises OSError."""
     shown = in_all_texts(without_credentials, asdict(settings))
     content = {"format": FORMAT, "version": VERSION, **shown}
-    _write_whole(folder, SETTINGS, json.dumps(content, indent=1) + "\n")
+    _write(folder, SETTINGS, json.dumps(content, indent=1) + "\n")
 
 
 def claim_decoded(folder: RunFolder, settings: Settings, weights_sha256: str, form: str) -> None:
@@ -183,8 +184,13 @@ def claim_decoded(folder: RunFolder, settings: Settings, weights_sha256: str, fo
     Raises TrainingError where it holds something else, or cannot be written.
     """
     latents = {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
-    told = {"format": "taehv-decoded", "latents": latents, "weights": weights_sha256, "form": form}
-    text = json.dumps(told, indent=1) + "\n"
+    content = {
+        "format": "taehv-decoded",
+        "latents": latents,
+        "weights": weights_sha256,
+        "form": form,
+    }
+    text = json.dumps(content, indent=1) + "\n"
     try:
         if folder.exists(DECODED):
             if folder.retrieve(DECODED).read_text() != text:
@@ -198,7 +204,7 @@ def claim_decoded(folder: RunFolder, settings: Settings, weights_sha256: str, fo
             raise TrainingError(
                 f"--output-dir {folder} holds something else already ({held[0]}): choose another"
             )
-        _write_whole(folder, DECODED, text)
+        _write(folder, DECODED, text)
     except OSError as error:
         raise TrainingError(
             f"--output-dir {folder} cannot be written: {error.strerror or error}"
@@ -341,12 +347,11 @@ def write_index(folder: RunFolder, names: Sequence[str]) -> tuple[int, int, int]
 
     Raises TrainingError where a shard is damaged, OSError where they cannot be written.
     """
-    aside = folder.local / f".{INDEX}.{os.getpid()}"
     videos = frames = 0
     unusable: list[str] = []
     rows: list[dict[str, Any]] = []
-    try:
-        with pq.ParquetWriter(aside, INDEX_SCHEMA) as writer:
+    with replacing(folder.local / INDEX) as temporary:
+        with pq.ParquetWriter(temporary, INDEX_SCHEMA) as writer:
             for name, summary in read_summaries(folder, names):
                 rows += [asdict(video) | {"shard": name} for video in summary.videos]
                 videos += len(summary.videos)
@@ -356,11 +361,8 @@ def write_index(folder: RunFolder, names: Sequence[str]) -> tuple[int, int, int]
                     writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
                     rows.clear()
             writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-        _write_whole(folder, QUARANTINE, "".join(unusable))
-        aside.replace(folder.local / INDEX)
-        folder.publish(INDEX)
-    finally:
-        aside.unlink(missing_ok=True)
+        _write(folder, QUARANTINE, "".join(unusable))
+    folder.publish(INDEX)
     return videos, len(unusable), frames
 
 
@@ -371,12 +373,7 @@ def _writer(path: Path) -> pq.ParquetWriter:
     )
 
 
-def _write_whole(folder: RunFolder, name: str, text: str) -> None:
+def _write(folder: RunFolder, name: str, text: str) -> None:
     folder.local.mkdir(parents=True, exist_ok=True)
-    aside = folder.local / f".{name}.{os.getpid()}"
-    try:
-        aside.write_text(text)
-        aside.replace(folder.local / name)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(folder.local / name, text)
     folder.publish(name)

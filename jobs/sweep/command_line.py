@@ -18,8 +18,8 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.paths import run_address
 from jobs.cli.places import with_places
 from jobs.sweep.definition import Plan, as_begun, make_plan, read_sweep
+from taehv.atomic import write_atomically
 from taehv.credentials import in_all_texts, without_credentials
-from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 
 BEGUN = "sweep.yaml"

@@ -11,11 +11,11 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from jobs.sweep.space import frozen
+from taehv.atomic import write_atomically
 from taehv.credentials import hide_credentials, in_all_texts
 from taehv.errors import TrainingError
 from taehv.interfaces import Row
 from taehv.run import journal
-from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 
 Status = Literal["running", "finished", "pruned", "failed", "interrupted"]

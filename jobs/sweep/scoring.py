@@ -18,11 +18,11 @@ from jobs.sweep.ledger import Ledger
 from jobs.sweep.space import with_settings
 from jobs.training.worker import RayClips
 from taehv import distributed
+from taehv.atomic import write_atomically
 from taehv.evaluation.lpips import Lpips
 from taehv.losses.teacher import FRAME_BLOCK, Teacher
 from taehv.model import build_model
 from taehv.model.alignment import repeat_last_frame
-from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 from taehv.training.validation import ValidationSet
 

@@ -29,7 +29,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cli.console import stop_signals_to
-from jobs.cli.progress import Progress
+from jobs.cli.progress import TrainingProgress
 from jobs.cluster.pool import Allocation, ClusterCapacity, draining_nodes
 from jobs.media.pictures import comparison_mp4, side_by_side_png
 from jobs.tracking.tracker import Tracker
@@ -110,7 +110,7 @@ class Driver:
         run: RunFolder,
         mailbox: Any,
         tracking: Callable[[], Tracker],
-        progress: Progress,
+        progress: TrainingProgress,
         skip_limit: SkipLimit,
     ) -> None:
         self.run = run

@@ -15,10 +15,10 @@ from jobs.cli.config import Config, flatten, read_run_config
 from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import COMMAND, FILE, goes_on
 from jobs.cli.paths import absolute, is_job_copy
+from taehv.atomic import write_atomically
 from taehv.errors import TrainingError
 from taehv.model.shapes import expected_shapes
 from taehv.run import checkpoint
-from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 from taehv.training.state import to_yaml
 

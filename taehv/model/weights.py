@@ -5,7 +5,6 @@ must be in the file and the other way round, with one exception that is part of 
 with less time upscaling than the file takes the last frames of each TGrow).
 """
 
-import os
 import pickle
 import struct
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from taehv.atomic import replacing
 from taehv.errors import TrainingError
 from taehv.model.blocks import TGrow
 from taehv.model.shapes import infer_config, override_flags
@@ -157,25 +157,16 @@ def export_weights(
     broken = [key for key, value in plain.items() if not torch.isfinite(value).all()]
     if broken:
         raise TrainingError(f"weights to export are not finite: {_some(broken)}")
-    _write_whole(Path(path_pth), lambda temporary: torch.save(plain, temporary))
+    _write(Path(path_pth), lambda temporary: torch.save(plain, temporary))
     # "format" is what other readers of safetensors look for.
-    _write_whole(
-        Path(path_safetensors), lambda temporary: save_file(plain, temporary, {"format": "pt"})
-    )
+    _write(Path(path_safetensors), lambda temporary: save_file(plain, temporary, {"format": "pt"}))
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Write beside `path` and move there, so that no reader ever meets half a file."""
+def _write(path: Path, write: Callable[[Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         try:
             write(temporary)
         except (RuntimeError, SafetensorError) as error:
-            # How torch and safetensors speak of a full disk.
+            # torch and safetensors raise these where a disk is full.
             raise OSError(f"{path} cannot be written: {error}") from error
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

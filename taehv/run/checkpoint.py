@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from taehv.atomic import write_atomically
 from taehv.errors import TrainingError
 from taehv.run.run_folder import RunFolder
 
@@ -213,15 +213,6 @@ def remove(run: RunFolder, name: str) -> None:
     """Remove a checkpoint. The manifest goes first: a half-removed folder must not look whole."""
     run.remove(f"{name}/{MANIFEST}")
     run.remove(name)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _records(manifest: Path) -> dict[str, FileRecord]:

@@ -6,8 +6,8 @@ import json
 import logging
 from pathlib import Path
 
+from taehv.atomic import write_atomically
 from taehv.interfaces import Row
-from taehv.run.checkpoint import write_atomically
 from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
