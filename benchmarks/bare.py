@@ -38,7 +38,7 @@ def make_batches(config: Config) -> list[Batch]:
             "sample": samples,
             "video": [f"waves {sample}" for sample in samples],
             "rejected": [],
-            "verdicts": [],
+            "transient_failures": [],
             "decoded": 0,
         }
 
@@ -55,12 +55,12 @@ def bare_step(config: Config) -> tuple[TrainState, Callable[[], None]]:
     batches: Iterator[Batch] = cycle([_part(batch, own) for batch in make_batches(config)])
     ahead: list[Batch] = []
 
-    def look_ahead() -> None:
+    def prefetch() -> None:
         batch = next(batches)
         ahead.append({**batch, "frames": distributed.pinned(batch["frames"])})
 
     def step() -> None:
-        train_step(state, ahead.pop() if ahead else next(batches), None, meanwhile=look_ahead)
+        train_step(state, ahead.pop() if ahead else next(batches), None, cpu_work=prefetch)
 
     return state, step
 

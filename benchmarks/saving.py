@@ -49,7 +49,7 @@ def main() -> int:
 
     stalls, writes = [], []
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(RunFolder(folder), keep=1, most_failures=0)
+        saver = Saver(RunFolder(folder), keep=1, max_failures=0)
         for step in range(options.repeats):
             state.step = step
             start = time.perf_counter()

@@ -32,7 +32,7 @@ from data_pipeline.clips import ClipSource, open_sources
 from jobs.cli.config import Config, read_yaml
 from jobs.cli.places import with_places
 from jobs.sweep.ledger import Ledger
-from taehv.interfaces import Batch, Hooks, Verdict
+from taehv.interfaces import Batch, Hooks, TransientFailure
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
 
@@ -59,7 +59,7 @@ class Decoded:
         self._kept: dict[str, list[Batch]] = {}
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Iterator[Batch]:
         return self._batches("training", schedule)
 

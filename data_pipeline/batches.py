@@ -1,5 +1,5 @@
-"""Batches of clips: which windows they need, how they are put together, and the plain way to make
-them, in this process, one after the other."""
+"""Batches of clips: which windows they need, their assembly, and a plain sequential way to make
+them in this process."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from data_pipeline.clips import (
     ClipSource,
     Rejection,
-    Verdict,
+    TransientFailure,
     Window,
     WindowTask,
     load_window,
@@ -23,7 +23,7 @@ from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.plan import SampleOrder, WindowKey
 
 SURPLUS = -1
-"""In place of a sample: a slot that the workers do not divide the batch into. Nothing is read."""
+"""In place of a sample index: the slot pads a batch that the workers do not divide."""
 
 Samples = NDArray[np.int64]
 
@@ -53,8 +53,8 @@ class Batch(TypedDict):
     rejected: list[RejectedVideo]
     """The videos that were tried for this batch's clips and could not be used."""
 
-    verdicts: list[Verdict]
-    """The time-outs that decided which videos this batch's clips come from."""
+    transient_failures: list[TransientFailure]
+    """Those among the attempts that preceded this batch's clips."""
 
     decoded: int
     """Frames decoded for the windows that this batch is the first to use."""
@@ -65,16 +65,16 @@ class Step(NamedTuple):
 
     samples: Samples
     tasks: list[WindowTask]
-    """The windows that it is the first to use, in the order of use."""
+    """The windows that this step is the first to use, in the order of use."""
 
 
 def plan_steps(schedule: Iterator[Samples], order: SampleOrder) -> Iterator[Step]:
     """The steps of a schedule, each window with all of its clips that the schedule asks for.
 
-    The clips of a window are asked for by several steps, so the schedule is read ahead, by the
-    length of two groups of windows: of numbers, not of clips.
+    Since several steps use the clips of a window, the schedule's indices are read ahead by the
+    length of two groups of windows.
 
-    Raises ValueError where two steps differ in their number of samples.
+    Raises ValueError if two steps differ in their number of samples.
     """
     group_steps = -(-order.group_windows * order.clips_per_window // order.batch)
     # The last group of an epoch may be nearly twice as long as the others.
@@ -107,8 +107,8 @@ def plan_steps(schedule: Iterator[Samples], order: SampleOrder) -> Iterator[Step
         ahead.popleft()
 
 
-class Collector:
-    """Clips that were decoded and are waiting for their step."""
+class BatchAssembler:
+    """Holds decoded clips until their step's batch is taken."""
 
     def __init__(self, config: DataConfig) -> None:
         self._config = config
@@ -117,37 +117,37 @@ class Collector:
         self._rejected: list[Rejection] = []
 
     def add(self, window: Window) -> None:
-        """The clips of one more window."""
+        """Add the clips of a window."""
         for index, sample in enumerate(window.samples):
             self._waiting[sample] = (window, index)
         self._decoded += window.decoded
         self._rejected += window.rejected
 
     def lacks(self, samples: Samples) -> bool:
-        """Whether a step must wait for more windows."""
+        """Whether a step needs further windows."""
         return any(s != SURPLUS and s not in self._waiting for s in samples.tolist())
 
     def take(self, samples: Samples) -> Batch:
-        """The batch of a step; its clips are let go of."""
+        """The batch of a step; its clips are released."""
         config = self._config
         shape = (len(samples), config.num_frames, 3, config.height, config.width)
         frames = np.zeros(shape, np.uint8)
         videos = [""] * len(samples)
-        verdicts: list[Verdict] = []
+        failures: list[TransientFailure] = []
         for slot, sample in enumerate(samples.tolist()):
             if sample == SURPLUS:
                 continue
             window, index = self._waiting.pop(sample)
             frames[slot] = window.frames[index]
             videos[slot] = window.video
-            verdicts += window.verdicts
+            failures += window.transient_failures
         rejected = [RejectedVideo(video=r.video, reason=r.reason) for r in self._rejected]
         batch = Batch(
             frames=frames,
             sample=samples.astype(np.int64),
             video=videos,
             rejected=rejected,
-            verdicts=verdicts,
+            transient_failures=failures,
             decoded=self._decoded,
         )
         self._decoded, self._rejected = 0, []
@@ -159,12 +159,12 @@ def iter_batches(source: ClipSource, schedule: Iterator[Samples]) -> Iterator[Ba
 
     The same batches as `streaming.stream_batches`, with no Ray and no parallelism.
 
-    Raises DataError where a clip cannot be made from any video that was tried.
+    Raises DataError if none of the videos that were tried can give a clip.
     """
-    collector = Collector(source.config)
+    assembler = BatchAssembler(source.config)
     with WindowReader() as reader:
         read = partial(reader.read, seconds=source.config.decode_seconds)
         for step in plan_steps(schedule, source.order):
             for task in step.tasks:
-                collector.add(load_window(source, task, read))
-            yield collector.take(step.samples)
+                assembler.add(load_window(source, task, read))
+            yield assembler.take(step.samples)

@@ -1,6 +1,6 @@
-"""The windows of one decoding task: asked for as text, delivered as a table of clips.
+"""The windows of one decoding task: requested as text, delivered as a table with a row per clip.
 
-Of that table every row is a clip; what is to be told of a window is in the rows of its clips.
+The `facts` of a window, as JSON, are repeated in the rows of its clips.
 """
 
 import json
@@ -18,7 +18,7 @@ from data_pipeline.plan import WindowKey
 
 
 def to_text(tasks: list[WindowTask]) -> str:
-    """What a decoding task is sent."""
+    """The request that a decoding task is sent."""
     return json.dumps([(task.key, task.clips, task.samples) for task in tasks])
 
 
@@ -32,7 +32,7 @@ def to_tasks(text: str) -> list[WindowTask]:
 
 @lru_cache(maxsize=1)
 def _reader() -> WindowReader:
-    """This process's decoder; it lives as long as the process does."""
+    """This process's decoder, kept until the process ends."""
     return WindowReader()
 
 
@@ -57,7 +57,7 @@ def decode_block(source: ClipSource, tasks: list[WindowTask]) -> dict[str, Any]:
                 "video": window.video,
                 "decoded": window.decoded,
                 "rejected": [[r.video, r.reason] for r in window.rejected],
-                "verdicts": window.verdicts,
+                "transient_failures": window.transient_failures,
             }
         facts += [json.dumps(fact)] * len(task.clips)
     return {
@@ -68,14 +68,14 @@ def decode_block(source: ClipSource, tasks: list[WindowTask]) -> dict[str, Any]:
 
 
 def windows_of(tasks: list[WindowTask], block: pa.Table | None) -> Iterator[Window]:
-    """The windows of a delivered block, if they are those that were asked; nothing is copied.
+    """The windows of a delivered block; no frames are copied.
 
-    Raises RuntimeError where they are not, DataError where one could not be made.
+    Raises RuntimeError if they are not those of `tasks`, DataError if one could not be made.
     """
-    asked = [sample for task in tasks for sample in task.samples]
+    requested = [sample for task in tasks for sample in task.samples]
     delivered = [] if block is None else block.column("sample").to_pylist()
-    if block is None or delivered != asked:
-        raise RuntimeError(f"Ray Data delivered samples {delivered}, asked were {asked}")
+    if block is None or delivered != requested:
+        raise RuntimeError(f"Ray Data delivered samples {delivered} instead of {requested}")
     frames = block.column("frames").combine_chunks().to_numpy()
     facts = block.column("facts")
     first = 0
@@ -89,6 +89,6 @@ def windows_of(tasks: list[WindowTask], block: pa.Table | None) -> Iterator[Wind
             video=fact["video"],
             decoded=fact["decoded"],
             rejected=tuple(Rejection(*rejection) for rejection in fact["rejected"]),
-            verdicts=tuple(tuple(verdict) for verdict in fact["verdicts"]),
+            transient_failures=tuple(tuple(attempt) for attempt in fact["transient_failures"]),
         )
         first += len(task.samples)

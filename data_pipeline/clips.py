@@ -1,4 +1,4 @@
-"""The clips of a window: plan, decode, augment, and replace what is unusable."""
+"""The clips of a window: plan, decode, augment, and replace unusable videos."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from data_pipeline.config import DataConfig
 from data_pipeline.decoding.augment import Frames
 from data_pipeline.decoding.window import WindowClips, WindowRequest
-from data_pipeline.errors import DataError, MomentaryError, UnusableVideoError
+from data_pipeline.errors import DataError, TransientVideoError, UnusableVideoError
 from data_pipeline.plan import Place, SampleOrder, WindowKey
 from data_pipeline.videos.split import VideoSet, open_videos
 from data_pipeline.videos.storage import OutsideRootError
@@ -15,16 +15,16 @@ from data_pipeline.videos.storage import OutsideRootError
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 64
-"""Videos that are tried for one window: where so many in a row fail, the data set is at fault."""
+"""Videos that are tried for one window before the data set as a whole is called unusable."""
 
 Reader = Callable[[WindowRequest], WindowClips]
-"""`window.read_window`, or a `guard.WindowReader` that outlives what a broken file does to it."""
+"""`window.read_window`, or `sandbox.WindowReader.read`, which a broken file cannot crash."""
 
-Verdict = tuple[int, ...]
-"""A time-out or the like, as (epoch, position, attempt): that attempt is not made again.
+TransientFailure = tuple[int, ...]
+"""An attempt at a video that raised `TransientVideoError`, as (epoch, position, attempt).
 
-All other verdicts on a video come out the same whenever they are reached; this one depends on the
-moment, so a checkpoint keeps it.
+Other failures recur whenever the video is read; this one may not, so a checkpoint keeps it, and a
+resumed run skips the attempt.
 """
 
 
@@ -41,16 +41,16 @@ class Rejection:
 
 @dataclass(frozen=True, eq=False)
 class ClipSource:
-    """All that decides what sample n is."""
+    """Everything that determines which clip sample n is."""
 
     videos: VideoSet
     """The videos that clips are cut from."""
 
     order: SampleOrder
-    """What each sample is."""
+    """Which video, window and crop each sample is."""
 
-    verdicts: Collection[Verdict] = frozenset()
-    """Those that a run had come to before it was interrupted."""
+    transient_failures: Collection[TransientFailure] = frozenset()
+    """Those of the run before it was resumed."""
 
     @property
     def config(self) -> DataConfig:
@@ -59,12 +59,12 @@ class ClipSource:
 
 @dataclass(frozen=True)
 class WindowTask:
-    """A window to decode, and those of its clips that are wanted."""
+    """A window to decode, and which of its clips to make."""
 
     key: WindowKey
     clips: tuple[int, ...]
     samples: tuple[int, ...]
-    """The sample that each clip is."""
+    """The sample index of each clip."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,16 +76,16 @@ class Window:
     """uint8 [clips, T, C, H, W] in [0, 255], C-contiguous."""
 
     video: str
-    """Path, as in the annotation, of the video that they come from."""
+    """Path of the clips' video, as in the annotation."""
 
     decoded: int
-    """Frames that were decoded for them."""
+    """Frames that were decoded for the clips."""
 
     rejected: tuple[Rejection, ...]
-    """The videos that were tried before and could not be used."""
+    """The videos that were tried first and could not be used."""
 
-    verdicts: tuple[Verdict, ...]
-    """The attempts that failed for reasons of the moment, now or in an earlier life of the run."""
+    transient_failures: tuple[TransientFailure, ...]
+    """The transient failures among them, now or before a resume."""
 
 
 def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource, ClipSource]:
@@ -108,29 +108,29 @@ def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource,
 
 
 def load_window(source: ClipSource, task: WindowTask, read: Reader) -> Window:
-    """The clips of a window, from the first video of its plan that can be used.
+    """The clips of a window, from the first usable video of its plan.
 
-    Raises DataError where every video that was tried is unusable.
+    Raises DataError if every video that was tried is unusable.
     """
     attempts = min(len(source.videos), MAX_ATTEMPTS)
     rejected: list[Rejection] = []
-    verdicts: list[Verdict] = []
+    failures: list[TransientFailure] = []
     for attempt in range(attempts):
         video_index = source.order.window(task.key, attempt).video
         video = source.videos.name(video_index)
-        verdict = (*task.key, attempt)
+        failure = (*task.key, attempt)
         try:
-            if verdict in source.verdicts:
-                raise MomentaryError("could not be used before this run was interrupted")
+            if failure in source.transient_failures:
+                raise TransientVideoError("could not be used before this run was interrupted")
             clips = read(_request(source, task, attempt))
         except (UnusableVideoError, OutsideRootError) as error:
             logger.debug("%s is unusable: %s", video, error)
             rejected.append(Rejection(video, str(error)))
-            if isinstance(error, MomentaryError):
-                verdicts.append(verdict)
+            if isinstance(error, TransientVideoError):
+                failures.append(failure)
             continue
         return Window(
-            task.samples, clips.frames, video, clips.decoded, tuple(rejected), tuple(verdicts)
+            task.samples, clips.frames, video, clips.decoded, tuple(rejected), tuple(failures)
         )
 
     examples = "".join(f"\n  {rejection.video}: {rejection.reason}" for rejection in rejected[:3])

@@ -1,4 +1,4 @@
-"""The errors that say whose fault it is: the user's input, or one video of it."""
+"""The package's exceptions: one for the user's input, one for a single video of it."""
 
 
 class DataError(RuntimeError):
@@ -9,8 +9,6 @@ class UnusableVideoError(Exception):
     """A video from which no clip can be made; the text is the reason, without the path."""
 
 
-class MomentaryError(UnusableVideoError):
-    """A video that could not be used just now: a time-out, a store that does not answer.
-
-    All other verdicts on a video come out the same whenever they are reached; this one does not.
-    """
+class TransientVideoError(UnusableVideoError):
+    """A video that could not be used this time, because of a time-out or a store that does not
+    answer; unlike other `UnusableVideoError`s, it may not recur."""

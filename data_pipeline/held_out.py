@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from data_pipeline.clips import Reader, Rejection
 from data_pipeline.config import DataConfig
 from data_pipeline.decoding.augment import Frames
-from data_pipeline.decoding.whole_video import VideoFacts, look_at
+from data_pipeline.decoding.whole_video import VideoFacts, read_facts
 from data_pipeline.decoding.window import WindowRequest, place_clips
 from data_pipeline.plan import CENTRE, visiting_order
 from data_pipeline.videos.split import VideoSet
@@ -68,7 +68,7 @@ def fixed_clips(
     requests = [_request(video, config, (k + 0.5) / clips) for k in range(clips)]
     frames = [read(request).frames[0] for request in requests]
     # In this process, and so after the guarded reads, which a file that hangs does not pass.
-    facts = look_at(video.location)
+    facts = read_facts(video.location)
     places = [place_clips(request, facts.frames)[0][0] for request in requests]
     # A short video has fewer different clips than were asked for.
     distinct = dict(zip(places, frames, strict=True))

@@ -35,7 +35,7 @@ from data_pipeline.config import DataConfig
 GROUP_BYTES = 256 * 2**20
 """About the clips of a group: decoded and not yet trained on, they wait in memory."""
 
-MOST_ROWS = 16
+MAX_ROWS = 16
 """Steps between the clips of a window, about; more would mix no better and fill memory."""
 
 ROUNDS = 8
@@ -155,7 +155,7 @@ class SampleOrder:
         if self.clips_per_window == 1:
             return 1
         row_bytes = self.batch * self.clips_per_window * self.config.clip_bytes
-        return self.batch * max(1, min(MOST_ROWS, GROUP_BYTES // row_bytes))
+        return self.batch * max(1, min(MAX_ROWS, GROUP_BYTES // row_bytes))
 
     @property
     def epoch_windows(self) -> int:

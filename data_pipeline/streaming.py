@@ -1,9 +1,9 @@
 """The batches of `batches.iter_batches`, decoded by Ray Data tasks on any node of the cluster.
 
-Every training worker runs a stream of its own over its own rows, so the order is exact whatever
-the number of workers, and no worker waits for another one's decoding. The schedule is cut into
-segments, each a Ray Dataset of the windows that its steps are the first to use; the next one is
-started while the current one is still being read.
+Every training worker has a stream for its own slots, so the order is exact whatever the number of
+workers, and no worker waits for another one's decoding. The schedule is cut into segments, each a
+Ray Dataset of the windows that its steps are the first to use; the next one is started while the
+current one is still being read.
 
 This is the only file that knows Ray Data. Ray must be initialised in the calling process.
 """
@@ -25,40 +25,40 @@ import ray.data
 from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-from data_pipeline.batches import Batch, Collector, Samples, Step, plan_steps
+from data_pipeline.batches import Batch, BatchAssembler, Samples, Step, plan_steps
 from data_pipeline.blocks import decode_block, to_tasks, to_text, windows_of
 from data_pipeline.clips import ClipSource, Window, WindowTask
-from data_pipeline.decoding.cores import give_way
+from data_pipeline.decoding.cores import use_idle_priority
 
 if TYPE_CHECKING:
     from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 logger = logging.getLogger(__name__)
 
-LEAD = 4
-"""The next segment is started when a LEAD-th of the current one is read: the clips of a window
-are spread over a segment, so decoding it is over long before its last step."""
+LEAD_DIVISOR = 4
+"""The next segment is started when one LEAD_DIVISOR-th of the current one is read: the clips of a
+window are spread over a segment, so its decoding ends long before its last step."""
 
 SEGMENT_BYTES = 256 * 2**20
 """About the size of a segment; up to two segments of each stream are in the object store."""
 
-MOST_STEPS = 1024
+MAX_SEGMENT_STEPS = 1024
 """Bound on the steps of a segment, however small the clips are."""
 
 BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 8
-"""Bounds on what one task decodes: it takes turns with others, and is made again if it dies."""
+"""Limits on what one task decodes, since tasks take turns, and a task that dies is run again."""
 
 RAY_DATA_THREADS = "iter_threaded"
-"""What Ray Data calls the threads in which it fetches and formats blocks."""
+"""The name of the threads in which Ray Data fetches and formats blocks."""
 
-PATIENCE_SECONDS = 60.0
-"""A segment that has not begun to arrive after this long is worth a word."""
+WARN_SECONDS = 60.0
+"""A warning is logged when the first window of a segment takes longer than this."""
 
-ROOM = 8
-"""Times a segment's size that Ray Data may fill, so that it holds back no finished block."""
+OBJECT_STORE_FACTOR = 8
+"""Object store that Ray Data may fill, in segments, so that it holds back no finished block."""
 
-REST_SECONDS = 0.05
-"""Of Ray Data's scheduling thread, from one look to the next."""
+MIN_LOOP_SECONDS = 0.05
+"""Least time between two iterations of Ray Data's scheduling thread."""
 
 
 class Segment(NamedTuple):
@@ -67,7 +67,7 @@ class Segment(NamedTuple):
     steps: list[Step]
     windows: Generator[Window]
     first: list[Window]
-    """The first of the windows, taken to see that decoding is under way; empty if there is none."""
+    """The first of the windows, which shows that decoding has begun; empty if there is none."""
 
 
 def stream_batches(
@@ -76,18 +76,18 @@ def stream_batches(
     *,
     cpu_limit: float | None = None,
     segment_bytes: int = SEGMENT_BYTES,
-    gives_way: bool = False,
+    idle_priority: bool = False,
 ) -> Generator[Batch]:
     """A batch per entry of `schedule`, in its order.
 
     `schedule` yields the samples that this worker needs for each step, int64 [N], N the same for
     all, -1 for a surplus slot. It is read two segments and two groups of windows ahead.
     `cpu_limit` bounds the CPUs that the decoding tasks hold together; None leaves it to Ray.
-    With `gives_way` decoding takes, of its machine, the time that nothing else wants.
-    To close the iterator stops the decoding.
+    With `idle_priority` decoding gets only CPU time that no other process wants.
+    Closing the iterator stops the decoding.
 
-    Raises ValueError where an argument makes no sense, DataError where a clip cannot be made from
-    any video that was tried, and RuntimeError where Ray delivers something else than was asked.
+    Raises ValueError for invalid arguments, DataError if none of the videos that were tried can
+    give a clip, and RuntimeError if Ray delivers other samples than were requested.
     """
     decode_cpus = source.config.decode_cpus
     if cpu_limit is not None and cpu_limit < decode_cpus:
@@ -97,8 +97,8 @@ def stream_batches(
         )
     if segment_bytes < 1:
         raise ValueError(f"segment_bytes must be at least 1, not {segment_bytes}")
-    # A function of its own, so that wrong arguments are told at the call, not at the first batch.
-    return _stream(source, schedule, segment_bytes, cpu_limit, gives_way)
+    # The generator is a function of its own, so that wrong arguments raise at the call.
+    return _stream(source, schedule, segment_bytes, cpu_limit, idle_priority)
 
 
 def _stream(
@@ -106,15 +106,15 @@ def _stream(
     schedule: Iterator[Samples],
     segment_bytes: int,
     cpu_limit: float | None,
-    gives_way: bool,
+    idle_priority: bool,
 ) -> Generator[Batch]:
     decode_cpus = source.config.decode_cpus
-    decoder = _Decoder(ray.put(source), source, cpu_limit, gives_way)
-    segments = _segments(
+    decoder = _Decoder(ray.put(source), source, cpu_limit, idle_priority)
+    segments = _cut_into_segments(
         plan_steps(schedule, source.order), source.config.clip_bytes, segment_bytes
     )
     pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="next-segment")
-    collector = Collector(source.config)
+    assembler = BatchAssembler(source.config)
 
     def begin() -> Future[Segment] | None:
         segment = next(segments, None)
@@ -128,14 +128,14 @@ def _stream(
             with closing(segment.windows):
                 arriving = chain(segment.first, segment.windows)
                 for index, step in enumerate(segment.steps):
-                    if index == len(segment.steps) // LEAD:
+                    if index == len(segment.steps) // LEAD_DIVISOR:
                         pending = begin()
-                    while collector.lacks(step.samples):
-                        collector.add(next(arriving))
-                    yield collector.take(step.samples)
+                    while assembler.lacks(step.samples):
+                        assembler.add(next(arriving))
+                    yield assembler.take(step.samples)
     finally:
-        # A thread that meets a Ray that is shut down takes the process with it, so all are waited
-        # for: that of the next segment, and those in which Ray Data fetches.
+        # A thread that calls Ray after its shutdown crashes the process, so wait for all of them:
+        # that of the next segment, and those in which Ray Data fetches.
         pool.shutdown(wait=True)
         if pending is not None and pending.exception() is None:
             pending.result().windows.close()
@@ -145,29 +145,31 @@ def _stream(
 
 
 def _result(pending: Future[Segment], decode_cpus: float) -> Segment:
-    """The segment; while it does not come, what may be the matter is told."""
+    """The segment; a warning names the likely cause whenever it takes too long."""
     while True:
         try:
-            return pending.result(timeout=PATIENCE_SECONDS)
+            return pending.result(timeout=WARN_SECONDS)
         except TimeoutError:
             if pending.done():
                 raise
             logger.warning(
                 "no clip has come for %g s: a decoding task may be waiting for %g CPUs "
                 "(data.decode_cpus) on a node that may decode; on a cluster `ray status` shows "
-                "what is taken",
-                PATIENCE_SECONDS,
+                "which resources are in use",
+                WARN_SECONDS,
                 decode_cpus,
             )
 
 
-def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Iterator[list[Step]]:
-    """Steps whose windows have about `segment_bytes` together."""
+def _cut_into_segments(
+    steps: Iterator[Step], clip_bytes: int, segment_bytes: int
+) -> Iterator[list[Step]]:
+    """Lists of steps whose windows have about `segment_bytes` together."""
     segment: list[Step] = []
     size = 0
     for step in steps:
         new = sum(len(task.clips) for task in step.tasks) * clip_bytes
-        if segment and (size + new > segment_bytes or len(segment) == MOST_STEPS):
+        if segment and (size + new > segment_bytes or len(segment) == MAX_SEGMENT_STEPS):
             yield segment
             segment, size = [], 0
         segment.append(step)
@@ -178,14 +180,14 @@ def _segments(steps: Iterator[Step], clip_bytes: int, segment_bytes: int) -> Ite
 
 @dataclass(frozen=True)
 class _Decoder:
-    """How the segments of one stream are decoded."""
+    """Starts the decoding of one stream's segments."""
 
     shared: "ray.ObjectRef[ClipSource]"
-    """In the object store once, rather than in every task's arguments."""
+    """`source` in the object store, so that it is not in every task's arguments."""
 
     source: ClipSource
     cpu_limit: float | None
-    gives_way: bool
+    idle_priority: bool
 
     def begin(self, steps: list[Step]) -> Segment:
         """Start a segment and wait for its first window."""
@@ -204,14 +206,14 @@ class _Decoder:
         where = {"label_selector": {key: value}} if key else {}
         with DataContext.current(self._context(len(tasks) * window_bytes)):
             delivered = iter(
-                # Of the ways into Ray Data, the one that starts no tasks of its own: `from_arrow`
-                # asks for a whole CPU per table, to look at its columns.
+                # `from_items` starts no tasks; `from_arrow` would need a whole CPU per table to
+                # inspect its columns.
                 ray.data.from_items(
                     [{"tasks": to_text(block)} for block in blocks],
                     override_num_blocks=len(blocks),
                 )
                 .map_batches(
-                    partial(_decode_block, self.shared, self.gives_way),
+                    partial(_decode_block, self.shared, self.idle_priority),
                     batch_size=None,
                     batch_format="pyarrow",
                     num_cpus=config.decode_cpus,
@@ -228,49 +230,49 @@ class _Decoder:
         context = DataContext.get_current().copy()
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
-            cpu=self.cpu_limit, object_store_memory=ROOM * max(SEGMENT_BYTES, size)
+            cpu=self.cpu_limit, object_store_memory=OBJECT_STORE_FACTOR * max(SEGMENT_BYTES, size)
         )
-        # One block per task: a task that could not hand out its second block would hold its CPU
-        # until somebody reads, and streams that share few CPUs would wait for each other.
+        # One block per task: a task whose second block finds no room would hold its CPU until the
+        # first is read, and streams that share few CPUs would wait for each other.
         context.target_max_block_size = None
         context.custom_execution_callback_classes = [_Limits]
-        # Training may pause for as long as it likes, to validate or to save.
+        # Training may pause for any length of time, to validate or to save.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
         context.print_on_execution_start = False
-        # What is left at WARNING is that progress bars are off.
+        # The only remaining warning is that progress bars are off.
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         return context
 
 
 def _decode_block(
-    shared: "ray.ObjectRef[ClipSource]", gives_way: bool, block: pa.Table
+    shared: "ray.ObjectRef[ClipSource]", idle_priority: bool, block: pa.Table
 ) -> dict[str, Any]:
-    """The clips of some windows, a row each, in a Ray task."""
-    if gives_way:
-        give_way()
+    """The Ray task: the clips of some windows, a row each."""
+    if idle_priority:
+        use_idle_priority()
     return decode_block(ray.get(shared), to_tasks(block.column("tasks")[0].as_py()))
 
 
 class _Limits(ExecutionCallback):  # type: ignore[misc]
-    """Makes a segment's limits what `_context` says they are, and its scheduling thread rest.
+    """Applies the resource limits of `_context`, and slows down Ray Data's scheduling thread.
 
-    Ray Data shares the cluster out among all that run in it, in whole CPUs of each node: where more
-    segments and trainers run than a node has CPUs, nobody gets any of them. Who has none has no
-    task to wait for, and looks again at once: a thread of the training worker's process, which
-    takes the interpreter from the one that trains (on two cores, a fifth of the speed is left).
+    Ray Data divides the cluster among all its executions in whole CPUs of each node: if more
+    segments and trainers run than a node has CPUs, none of them gets any. An execution without a
+    CPU polls without a pause, in a thread of the training worker's process, and takes the GIL from
+    the training thread (on two cores, a fifth of the speed is left).
     """
 
     def before_execution_starts(self, executor: "StreamingExecutor") -> None:
         manager = executor._resource_manager
         manager._get_total_resources = _cluster_resources
-        # What it was told before is not to count for a second more.
+        # Otherwise the limits computed before would stay valid for another second.
         manager._global_limits_last_update_time = 0.0
-        self._due = 0.0
+        self._next_step_at = 0.0
 
     def on_execution_step(self, executor: "StreamingExecutor") -> None:
-        time.sleep(max(0.0, self._due - time.monotonic()))
-        self._due = time.monotonic() + REST_SECONDS
+        time.sleep(max(0.0, self._next_step_at - time.monotonic()))
+        self._next_step_at = time.monotonic() + MIN_LOOP_SECONDS
 
 
 def _cluster_resources() -> ExecutionResources:

@@ -36,8 +36,8 @@ from jobs.training.worker import train_worker, worker_settings
 from taehv.errors import TrainingError
 from taehv.evaluation.verdict import Thresholds
 from taehv.run import journal
-from taehv.run.resume import begin_from
-from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.run.resume import prepare_resume
+from taehv.run.run_folder import RunFolder, resume_options
 
 log = logging.getLogger("jobs.train")
 
@@ -67,7 +67,7 @@ def run(config: Config) -> int:
     )
     run_folder.local.mkdir(parents=True, exist_ok=True)
     if config.train.resume not in ("", "latest"):
-        resume = begin_from(run_folder, config.train.resume)
+        resume = prepare_resume(run_folder, config.train.resume)
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, resume=resume))
     log.info("run folder: %s", run_folder)
 
@@ -124,7 +124,7 @@ def _conclude(
     """Hand the results to the tracker and the user."""
     finished = summary is not None and summary["finished"]
     _end_tracking(tracker, run_folder, "FINISHED" if finished else "KILLED")
-    go_on = f"go on with: {go_on_line(run_folder.address)}"
+    go_on = f"go on with: {resume_options(run_folder.address)}"
     if summary is None:
         assert stopped_by is not None
         print(f"stopped while waiting for workers; {go_on}")

@@ -1,4 +1,4 @@
-"""The only file that knows of ranks: process group, device, and the few collectives in use."""
+"""The only file that uses torch.distributed: process group, ranks, device, collectives."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=2)
-"""How long a worker waits in a collective for one whose clips have yet to be decoded, maybe by a
-node that has yet to come. Workers that have died are noticed without that."""
+COLLECTIVE_TIMEOUT = timedelta(hours=2)
+"""How long a worker waits in a collective for another one whose clips have yet to be decoded, maybe
+by a node that is still starting. Dead workers are detected without this."""
 
 log = logging.getLogger(__name__)
 
 
 def initialise() -> None:
-    """Make sure that a process group exists.
+    """Create the process group unless there is one, as under Ray Train.
 
-    Under Ray Train it does already; under torchrun the environment describes it; a bare process
-    becomes a group of one, over an in-memory store, so that nothing listens on the network.
+    Under torchrun the environment describes it. A single process becomes a group of one over an
+    in-memory store, so that no port is opened.
     """
     if dist.is_initialized():
         return
@@ -39,12 +39,12 @@ def initialise() -> None:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def be_patient() -> None:
-    """Have all groups of workers, DeepSpeed's too, wait as long as `PATIENCE`; NCCL's own would
-    after 10 minutes end the process, gloo's after 30."""
+def set_collective_timeouts() -> None:
+    """Give all process groups, DeepSpeed's too, `COLLECTIVE_TIMEOUT`. By default NCCL would end the
+    process after 10 minutes and gloo after 30."""
     groups = dist.distributed_c10d
     for group in groups._world.pg_map:
-        groups._set_pg_timeout(PATIENCE, group)
+        groups._set_pg_timeout(COLLECTIVE_TIMEOUT, group)
 
 
 def rank() -> int:
@@ -67,14 +67,14 @@ def device() -> torch.device:
 
 
 def on_device(values: Tensor, where: torch.device) -> Tensor:
-    """A copy there, for which the CPU does not wait."""
+    """A copy on the device `where`; asynchronous on a GPU."""
     if where.type == "cuda":
         return values.pin_memory().to(where, non_blocking=True)
     return values.to(where)
 
 
 def pinned(values: np.ndarray) -> np.ndarray:
-    """The values in memory that the accelerator reads by itself: `on_device` then takes no time."""
+    """The values in pinned memory, if there is a GPU, where `on_device` wants them."""
     if not torch.cuda.is_available():
         return values
     return torch.from_numpy(values).pin_memory().numpy()

@@ -1,4 +1,4 @@
-"""What the training loop is given from outside: batches, and someone to tell."""
+"""The interfaces of the training loop: the batches that it reads, and the hooks that it calls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Row = dict[str, Any]
 """`step` and the metrics of that step by their names (`train/loss`, `val/psnr`, ...)."""
 
 
-Verdict = tuple[int, ...]
-"""A judgement on a video that depended on the moment, such as a time-out, in the data's own terms.
-A checkpoint keeps all of them, so that a run that goes on from it comes to the same ones."""
+TransientFailure = tuple[int, ...]
+"""An attempt at a video that failed for a transient reason, such as a time-out, in the data's own
+terms. A checkpoint keeps all of them, so that a resumed run skips the same attempts."""
 
 
 class RejectedVideo(TypedDict):
@@ -34,10 +34,10 @@ class Batch(TypedDict):
     """[N], each clip's path as annotated."""
     rejected: list[RejectedVideo]
     """Videos that could not be used and were replaced."""
-    verdicts: list[Verdict]
-    """Those that decided which videos these clips come from."""
+    transient_failures: list[TransientFailure]
+    """Those among the attempts that preceded these clips."""
     decoded: int
-    """Frames that were decoded, and not counted before, to make these clips."""
+    """Frames decoded for these clips that no earlier batch counts."""
 
 
 class Data(Protocol):
@@ -45,34 +45,34 @@ class Data(Protocol):
     with -1 for surplus slots; all its arrays have the same length."""
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Iterable[Batch]:
-        """Clips of the training videos, augmented; `verdicts` are those of the run so far."""
+        """Clips of the training videos, augmented. `transient_failures` are the run's so far."""
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
         """Clips of the held-out videos, never augmented."""
 
 
 class Hooks:
-    """What the loop tells. This one listens to nothing; override what is wanted.
+    """Callbacks of the training loop. These do nothing; override the ones you need.
 
     All but `on_step` and `should_stop` are called on the main worker alone.
     """
 
     def on_step(self, step: int, samples: Sequence[int]) -> None:
-        """A step was made; `step` counts it, `samples` are this worker's."""
+        """A step was made. `step` is the number of steps so far, `samples` are this worker's."""
 
     def on_row(self, row: Row) -> None:
         """A row was added to metrics.jsonl."""
 
     def on_samples(self, step: int, original: np.ndarray, reconstructed: np.ndarray) -> None:
-        """Some validation clips, uint8 [N, T, 3, H, W], and the averaged weights' work on them."""
+        """Some validation clips, uint8 [N, T, 3, H, W], and their reconstructions by the EMA."""
 
     def on_finding(self, name: str, message: str) -> None:
-        """A health check found something: its name, and what in words."""
+        """The health check `name` found a problem, which `message` describes."""
 
     def on_quarantined(self, rejected: Sequence[RejectedVideo], total: int) -> None:
-        """Videos were added to the quarantine, which has `total` now."""
+        """Videos were added to the quarantine, which now lists `total`."""
 
     def should_stop(self) -> bool:
         """Asked after every step; True on any worker makes all save a checkpoint and return."""

@@ -22,7 +22,7 @@ class Purpose(IntEnum):
     """What a draw is for, so that two draws for the same slot are independent."""
 
     REPLAY_INSERT = 1
-    REPLAY_SHOW = 2
+    REPLAY_SAMPLE = 2
     REAL_OR_FAKE = 3
 
 

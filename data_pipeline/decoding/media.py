@@ -1,4 +1,4 @@
-"""Opening a video file: the container, its stream of moving pictures, and a decoder for it."""
+"""Opening a video file: its container, its video stream, and a decoder for it."""
 
 import io
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ from contextlib import contextmanager
 import av
 from av.container import Flags
 
-from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.errors import TransientVideoError, UnusableVideoError
 from data_pipeline.videos.storage import NotAFileError
 
 MAX_PIXELS = 2**26
-"""Of a frame; 8K has half as many. A damaged header may claim any size."""
+"""Largest frame, twice 8K. A damaged header may claim any size."""
 
 
 def open_video(media: str | io.IOBase) -> tuple[av.container.InputContainer, av.VideoStream]:
-    """A path, or a seekable file, at its first frame. The container is to be closed.
+    """Open a path, or a seekable file, at its first frame. The caller closes the container.
 
-    Raises UnusableVideoError where there is no such file, no video in it, or a video that no
-    decoder can or should be set to.
+    Raises UnusableVideoError if the file is missing, has no video stream, or one that cannot or
+    should not be decoded.
     """
     if not isinstance(media, str):
         media.seek(0)
-    with verdict("cannot be opened"):
+    with translate_errors("cannot be opened"):
         container = av.open(
             media,
             options={"max_pixels": str(MAX_PIXELS)},
@@ -31,20 +31,20 @@ def open_video(media: str | io.IOBase) -> tuple[av.container.InputContainer, av.
         )
         try:
             stream = _video_stream(container)
-            # Some decoders keep to the `skip_frame` that they were opened with.
+            # Some decoders ignore changes of `skip_frame` unless opened first.
             stream.codec_context.open()
         except (UnusableVideoError, av.FFmpegError):
             container.close()
             raise
-    # For files without stamps FFmpeg makes some up: wrong ones where the frames are not shown in
-    # the order that they are decoded in.
+    # For files without timestamps FFmpeg invents some, which are wrong if the order of display is
+    # not that of decoding.
     container.flags &= ~Flags.gen_pts.value
     return container, stream
 
 
 @contextmanager
-def verdict(fault: str) -> Iterator[None]:
-    """FFmpeg's and the file system's errors as a verdict on the video."""
+def translate_errors(fault: str) -> Iterator[None]:
+    """Raise FFmpeg's and the file system's errors as `UnusableVideoError`, with `fault` as text."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -56,7 +56,7 @@ def verdict(fault: str) -> Iterator[None]:
     except av.FFmpegError as error:
         raise UnusableVideoError(f"{fault}: {error.strerror or error}") from error
     except OSError as error:
-        raise MomentaryError(f"{fault}: {error.strerror or error}") from error
+        raise TransientVideoError(f"{fault}: {error.strerror or error}") from error
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -77,8 +77,7 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
         raise UnusableVideoError(f"has frames of no size, or of more than {MAX_PIXELS} pixels")
     if not (stream.average_rate or stream.base_rate or stream.guessed_rate):
         raise UnusableVideoError("has no frame rate")
-    # Parallelism is over tasks: a decoder with threads of its own would take CPUs that the
-    # scheduler gave to somebody else.
+    # Tasks run in parallel; a decoder's own threads would use CPUs that the scheduler gave away.
     context.thread_type = "NONE"
     context.thread_count = 1
     context.options = {"max_pixels": str(MAX_PIXELS)}

@@ -1,8 +1,8 @@
-"""Videos read in a process of their own, which a broken file may hang or crash.
+"""Reads videos in a child process, which a broken file may hang or crash.
 
-Inside of FFmpeg nothing of the same process can stop a decoder that hangs, and nothing outlives
-one that crashes. So a child process (`sandbox_process`) reads the windows, or whole videos; it is
-killed and replaced where it has to be.
+A process can neither stop a decoder that hangs inside FFmpeg nor survive one that crashes. So a
+child process (`sandbox_process`) reads the windows, or whole videos, and is killed and replaced
+when necessary.
 """
 
 import os
@@ -21,61 +21,61 @@ from typing import Self, TypeVar
 import numpy as np
 
 from data_pipeline.decoding.augment import Frames
-from data_pipeline.decoding.cores import use_of_cores, wait_between
+from data_pipeline.decoding.cores import core_times, time_waiting
 from data_pipeline.decoding.sandbox_process import (
     BUG,
     CLIPS,
-    MOMENTARY,
     PIECE,
     REPLY,
     REQUEST,
+    TRANSIENT,
     WHOLE,
 )
 from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
 from data_pipeline.decoding.window import WindowClips, WindowRequest
-from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.errors import TransientVideoError, UnusableVideoError
 
 COMMAND = (sys.executable, "-P", "-m", "data_pipeline.decoding.sandbox_process")
-"""Starts a child; what the working directory holds plays no part."""
+"""Starts a child; -P keeps the working directory out of its import path."""
 
-LEAST_LEFT = 0.05
-"""Seconds; a time limit of which less is left is over. Linux counts in ticks of up to 0.01 s."""
+MIN_SECONDS_LEFT = 0.05
+"""A time limit has passed when less than this is left. Linux counts in ticks of up to 0.01 s."""
 
 STOP_SECONDS = 5.0
-"""For a killed child to be gone. One that waits for a dead file server goes later."""
+"""How long to wait for a killed child. One that waits for a dead file server ends later."""
 
-READS = 2000
-"""Windows until a child is replaced: FFmpeg's memory falls to pieces, a few kB with each."""
+READS_PER_CHILD = 2000
+"""Windows until a child is replaced: each one fragments a few kB of FFmpeg's memory."""
 
 T = TypeVar("T")
 
-FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM)
-"""Signals that no decoder brings upon itself: the kernel sends them where memory is short."""
+EXTERNAL_SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+"""Signals that come from outside, as from the kernel when memory is short, not from a crash."""
 
 
-class TimedOutError(MomentaryError):
-    """A video whose clips were not there within the time limit."""
+class TimedOutError(TransientVideoError):
+    """The clips of a video did not come within the time limit."""
 
 
 class CrashedError(UnusableVideoError):
-    """A video at which the decoder's process was ended by a signal."""
+    """The decoder's process crashed at a video."""
 
 
-class KilledError(MomentaryError):
-    """A video whose decoder was killed from outside, again and again."""
+class KilledError(TransientVideoError):
+    """The decoder's process was killed from outside, again and again."""
 
 
-MORE_READS: dict[type[UnusableVideoError], int] = {CrashedError: 1, KilledError: 4}
-"""How often a video is read again whose child died so. Who kills does not look at the video, and
-may hit the child that has just been started for the second read."""
+MAX_RETRIES: dict[type[UnusableVideoError], int] = {CrashedError: 1, KilledError: 4}
+"""How often a video is read again after such a death. An outside kill has nothing to do with the
+video, and may hit the child of the second read too."""
 
 
-def outlive_deaths(read: Callable[[], T]) -> T:
-    """What `read` returns; where its child dies it is called again, as often as `MORE_READS` says.
+def retry_dead_child(read: Callable[[], T]) -> T:
+    """The result of `read`, which is called again, up to `MAX_RETRIES`, when its child dies.
 
-    Raises what `read` raises, for the last time.
+    Raises the last call's error.
     """
-    left = dict(MORE_READS)
+    left = dict(MAX_RETRIES)
     while True:
         try:
             return read()
@@ -88,7 +88,7 @@ def outlive_deaths(read: Callable[[], T]) -> T:
 class WindowReader:
     """Reads windows in a child process; a context manager.
 
-    For use by one thread: that of the first read, with whose end the child ends, too.
+    Only the thread of the first read may use it; the child ends with that thread.
     """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
@@ -110,24 +110,22 @@ class WindowReader:
         self.close()
 
     def read(self, request: WindowRequest, seconds: float) -> WindowClips:
-        """`read_window(request)`, within a time limit that covers all it takes but the child's wait
-        for a core: that a machine is busy says nothing of a video.
+        """`read_window(request)`, within a time limit. The child's wait for a core does not count,
+        since a busy machine is not the video's fault. See `retry_dead_child` for its death.
 
-        A child that dies is replaced and the window read again: see `outlive_deaths`.
-
-        Raises UnusableVideoError where the video cannot give the clips, crashes the decoder or
-        takes it too much memory; TimedOutError where the time is over; KilledError where no
-        child was left alone; RuntimeError where the fault is the program's.
+        Raises UnusableVideoError if the video cannot give the clips, crashes the decoder or needs
+        too much memory; TimedOutError after the time limit; KilledError if every child was killed;
+        RuntimeError for a fault of the program.
         """
-        return outlive_deaths(lambda: self._read(request, seconds))
+        return retry_dead_child(lambda: self._read(request, seconds))
 
     def read_whole(
         self, request: WholeRequest, seconds: float
     ) -> tuple[WholeVideo, Generator[Frames]]:
         """`plan_whole(request)` and `whole_frames`, within a time limit for each piece.
 
-        The child waits while a piece is worked on; to close the generator early ends it.
-        Both may raise what `read` raises; nothing is read twice, since pieces have been given out.
+        The child waits while the caller works on a piece; closing the generator early ends it.
+        Both raise what `read` raises. Nothing is retried, since pieces have been handed out.
         """
         replies = self._whole(request, seconds)
         video = next(replies)
@@ -135,64 +133,64 @@ class WindowReader:
         return video, replies  # type: ignore[return-value]
 
     def _whole(self, request: WholeRequest, seconds: float) -> Generator[WholeVideo | Frames]:
-        with self._asked(request, seconds, "frame") as link:
-            _, length = _answer_of(link, request, WHOLE)
-            video: WholeVideo = pickle.loads(link.receive(bytearray(length)))
+        with self._send(request, seconds, "frame") as pipes:
+            _, length = _receive_header(pipes, request, WHOLE)
+            video: WholeVideo = pickle.loads(pipes.receive(bytearray(length)))
             yield video
             left = video.frames
             while left:
-                # What the receiver did in between is not the video's time.
-                link.give(seconds)
-                number, _ = _answer_of(link, request, PIECE)
+                # The caller's time between two pieces does not count.
+                pipes.restart_limit(seconds)
+                number, _ = _receive_header(pipes, request, PIECE)
                 piece = np.empty((number, 3, video.height, video.width), np.uint8)
-                link.receive(piece.reshape(-1).data)
+                pipes.receive(piece.reshape(-1).data)
                 left -= number
                 yield piece
 
     def _read(self, request: WindowRequest, seconds: float) -> WindowClips:
-        with self._asked(request, seconds, "clip") as link:
-            decoded, _ = _answer_of(link, request, CLIPS)
+        with self._send(request, seconds, "clip") as pipes:
+            decoded, _ = _receive_header(pipes, request, CLIPS)
             frames = np.empty(request.shape, np.uint8)
-            link.receive(frames.reshape(-1).data)
+            pipes.receive(frames.reshape(-1).data)
         return WindowClips(frames, decoded)
 
     @contextmanager
-    def _asked(
+    def _send(
         self, request: WindowRequest | WholeRequest, seconds: float, wanted: str
-    ) -> Iterator["_Link"]:
-        """A request sent; the child is ended unless its answer is read to the end."""
-        gone = self._child is not None and self._child.poll() is not None
-        if gone or self._answering or self._reads == READS:
+    ) -> Iterator["_Pipes"]:
+        """Send a request. The child is killed unless the caller reads its answer to the end."""
+        dead = self._child is not None and self._child.poll() is not None
+        if dead or self._answering or self._reads == READS_PER_CHILD:
             self.close()
         if self._child is None:
             self._child, self._reads = self._start(), 0
         self._reads += 1
         child = self._child
-        link = _Link(child, seconds)
-        self._answering, sound = True, False
+        pipes = _Pipes(child, seconds)
+        self._answering, answered = True, False
         try:
             body = pickle.dumps(request)
-            link.send(REQUEST.pack(len(body)) + body)
-            yield link
-            sound = True
+            pipes.send(REQUEST.pack(len(body)) + body)
+            yield pipes
+            answered = True
         except UnusableVideoError:
-            sound = True
+            answered = True
             raise
         except TimeoutError:
             raise TimedOutError(
                 f"no {wanted} after {seconds:g} s; its decoder was stopped"
             ) from None
         except (EOFError, BrokenPipeError):
-            raise _end_of(child) from None
+            raise _error_of_dead(child) from None
         finally:
-            # An answer that was left unread may be given up when another child is at work.
+            # A generator may be closed so late that another child has taken this one's place.
             if self._child is child:
                 self._answering = False
-                if not sound:
+                if not answered:
                     self.close()
 
     def close(self) -> None:
-        """End the child. A later read starts another."""
+        """Kill the child. A later read starts another."""
         child, self._child, self._answering = self._child, None, False
         if child is None:
             return
@@ -210,7 +208,7 @@ class WindowReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            # Ctrl-C is for the parent to act on.
+            # A process group of its own keeps Ctrl-C from the child; the parent handles it.
             process_group=0,
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join(filter(None, folders)), "OPENBLAS_NUM_THREADS": "1"},
@@ -221,31 +219,31 @@ class WindowReader:
         return child
 
 
-class _Link:
-    """The two pipes to a child, which has some seconds for its answer."""
+class _Pipes:
+    """The two pipes to a child, with a time limit for its answer."""
 
     def __init__(self, child: subprocess.Popen[bytes], seconds: float) -> None:
         assert child.stdin is not None
         assert child.stdout is not None
         self._requests, self._replies = child.stdin.fileno(), child.stdout.fileno()
         self._pid = child.pid
-        self.give(seconds)
+        self.restart_limit(seconds)
 
-    def give(self, seconds: float) -> None:
-        """Start a new limit of so many seconds; the rest of the old one lapses."""
+    def restart_limit(self, seconds: float) -> None:
+        """Start a new time limit in place of the old one."""
         self._seconds = seconds
-        self._began, self._at_first = time.monotonic(), use_of_cores(self._pid)
+        self._began, self._times_before = time.monotonic(), core_times(self._pid)
         self._deadline = self._began + seconds
 
     def send(self, message: bytes) -> None:
-        """Raises TimeoutError, or BrokenPipeError where the child is gone."""
+        """Raises TimeoutError, or BrokenPipeError if the child is dead."""
         view = memoryview(message)
         while view:
             self._wait(self._requests, select.POLLOUT)
             view = view[os.write(self._requests, view) :]
 
     def receive(self, buffer: bytearray | memoryview) -> memoryview:
-        """Fill the buffer, and return it. Raises TimeoutError, or EOFError without a child."""
+        """Fill the buffer, and return it. Raises TimeoutError, or EOFError if the child is dead."""
         whole = view = memoryview(buffer)
         while view:
             self._wait(self._replies, select.POLLIN)
@@ -259,28 +257,28 @@ class _Link:
         poll = select.poll()
         poll.register(pipe, event)
         while not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            now, cores = time.monotonic(), use_of_cores(self._pid)
-            waited = wait_between(self._at_first, cores, now - self._began)
+            now, times = time.monotonic(), core_times(self._pid)
+            waited = time_waiting(self._times_before, times, now - self._began)
             self._deadline = self._began + self._seconds + waited
-            if self._deadline - now < LEAST_LEFT:
+            if self._deadline - now < MIN_SECONDS_LEFT:
                 raise TimeoutError
 
 
-def _answer_of(
-    link: _Link, request: WindowRequest | WholeRequest, wanted: bytes
+def _receive_header(
+    pipes: _Pipes, request: WindowRequest | WholeRequest, wanted: bytes
 ) -> tuple[int, int]:
-    """The next reply's number and length, if it is of the wanted kind; else what it says."""
-    kind, number, length = REPLY.unpack(link.receive(bytearray(REPLY.size)))
+    """The next reply's number and length; raises the error that it holds instead, if any."""
+    kind, number, length = REPLY.unpack(pipes.receive(bytearray(REPLY.size)))
     if kind == wanted:
         return number, length
-    text = link.receive(bytearray(length)).tobytes().decode()
+    text = pipes.receive(bytearray(length)).tobytes().decode()
     if kind == BUG:
         raise RuntimeError(f"reading {request.location} failed:\n{text}")
-    raise (MomentaryError if kind == MOMENTARY else UnusableVideoError)(text)
+    raise (TransientVideoError if kind == TRANSIENT else UnusableVideoError)(text)
 
 
-def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError:
-    """What a child's unasked end means: only a signal of its own making is the video's fault."""
+def _error_of_dead(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError:
+    """The error for a child that died: only its own crash by a signal is the video's fault."""
     try:
         code = child.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
@@ -288,6 +286,6 @@ def _end_of(child: subprocess.Popen[bytes]) -> UnusableVideoError | RuntimeError
     if code >= 0:
         return RuntimeError(f"the process that reads videos ended with exit code {code}")
     number = signal.Signals(-code)
-    if number in FROM_OUTSIDE:
+    if number in EXTERNAL_SIGNALS:
         return KilledError(f"its decoder was killed ({number.name}); is memory short?")
     return CrashedError(f"crashed the decoder ({number.name})")

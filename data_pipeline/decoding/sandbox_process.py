@@ -1,9 +1,8 @@
-"""The process that reads videos for a `guard.WindowReader`, and may hang or crash at one.
+"""The child process of a `sandbox.WindowReader`, which reads videos and may hang or crash.
 
-It loads little, starts fast and keeps no state. Over its standard input come requests: a length and
-a pickle. Over its standard output go replies: a kind, a number and a length, and that many bytes,
-of clips or of a text. A whole video has many replies: a description of it, and pieces of its
-frames.
+It imports little, starts fast and keeps no state. Its standard input gets requests: a length and a
+pickle. Its standard output gives replies: a kind, a number and a length, then that many bytes of
+clips or of a text. A whole video has many replies: its description, and pieces of its frames.
 """
 
 import ctypes
@@ -17,25 +16,25 @@ import traceback
 
 from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
 from data_pipeline.decoding.window import WindowRequest, read_window
-from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.errors import TransientVideoError, UnusableVideoError
 
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
-CLIPS, WHOLE, PIECE, UNUSABLE, MOMENTARY, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
-"""Kinds of replies. The number is that of decoded frames for clips, of frames for a piece of a
-whole video, and 0 in the others."""
+CLIPS, WHOLE, PIECE, UNUSABLE, TRANSIENT, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
+"""Kinds of replies. The number is that of decoded frames for clips, that of frames for a piece of
+a whole video, and 0 for others."""
 
 MEMORY_BYTES = 8 * 2**30
-"""Address space of the child. Frames of the greatest size, kept for reference, need most of it."""
+"""Address space of the child; reference frames of the largest size need most of it."""
 
 PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     """Answer requests until there are no more."""
-    _confine()
+    _limit_resources()
     requests, replies = sys.stdin.buffer, os.dup(1)
-    # What else is printed must not mix with the replies.
+    # Anything that is printed goes to standard error, not between the replies.
     os.dup2(2, 1)
     sys.excepthook = lambda *error: _reply(
         replies, BUG, 0, "".join(traceback.format_exception(*error)).encode()
@@ -44,8 +43,8 @@ def main() -> None:
         request = pickle.loads(requests.read(*REQUEST.unpack(header)))
         try:
             _answer(replies, request)
-        except MomentaryError as error:
-            _reply(replies, MOMENTARY, 0, str(error).encode())
+        except TransientVideoError as error:
+            _reply(replies, TRANSIENT, 0, str(error).encode())
         except UnusableVideoError as error:
             _reply(replies, UNUSABLE, 0, str(error).encode())
         except MemoryError:
@@ -70,8 +69,8 @@ def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> Non
             view = view[os.write(pipe, view) :]
 
 
-def _confine() -> None:
-    """Limit what a broken file can do, and end with the parent even while FFmpeg hangs."""
+def _limit_resources() -> None:
+    """Limit memory and core dumps, and die with the parent even while FFmpeg hangs."""
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = MEMORY_BYTES if most == resource.RLIM_INFINITY else min(MEMORY_BYTES, most)
     resource.setrlimit(resource.RLIMIT_AS, (limit, most))

@@ -1,9 +1,9 @@
-"""Chosen frames of a video file, bit for bit as a decode from its first frame gives them.
+"""Selected frames of a video file, bit for bit as a decode from its first frame gives them.
 
-Frame k of a video is the k-th that a decode from the start yields. The timeline tells where
-frame k is, so that decoding can begin at the key frame before it. Where the timeline cannot be
-known, or the file or the decoder delivers something else than it says, the file is decoded from
-the start: slower and always right.
+Frame k of a video is the k-th that a decode from the start yields. The timeline says where frame k
+is, so that decoding can begin at the key frame before it. If the timeline is unknown, or does not
+match what the file or the decoder delivers, the file is decoded from the start: slower, but always
+right.
 """
 
 import logging
@@ -17,7 +17,7 @@ from typing import Self
 
 import av
 
-from data_pipeline.decoding.media import open_video, verdict
+from data_pipeline.decoding.media import open_video, translate_errors
 from data_pipeline.decoding.timeline import Timeline, header_timeline, scan_timeline
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.videos.storage import open_media
@@ -30,7 +30,7 @@ MAX_KEYS = 3
 """Key frames tried for a read: the nearest in decoding order may be shown after the frame."""
 
 Sink = Callable[[int, av.VideoFrame], None]
-"""Takes the index of a frame, and the frame as the decoder gives it."""
+"""Called with the index of a frame, and the decoded frame."""
 
 
 class _MismatchError(Exception):
@@ -40,7 +40,7 @@ class _MismatchError(Exception):
 class VideoFile:
     """One video opened for reading; a context manager.
 
-    Raises UnusableVideoError, here and in every method, where the file is missing, has no video
+    The constructor and every method raise UnusableVideoError if the file is missing, has no video
     stream, has frames that are too large, or cannot be decoded.
     """
 
@@ -50,7 +50,7 @@ class VideoFile:
     def __init__(self, location: str) -> None:
         """Open a path or s3://bucket/key."""
         self.decoded = 0
-        with verdict("cannot be opened"):
+        with translate_errors("cannot be opened"):
             self._media = open_media(location)
         try:
             self._container, self._stream = open_video(self._media)
@@ -80,17 +80,17 @@ class VideoFile:
         """Number of frames of the video: the file's own, never an annotation's."""
         if self._timeline is not None:
             return len(self._timeline.stamps)
-        with verdict("cannot be decoded"):
+        with translate_errors("cannot be decoded"):
             return sum(1 for _ in self._decode_all())
 
     def read(self, indices: Sequence[int], sink: Sink) -> None:
-        """Hand the frames at `indices` (increasing, at least one) to `sink`, one by one.
+        """Pass the frames at `indices` (increasing, at least one) to `sink`, one by one.
 
-        No more than one of them is held here. Where the way by a key frame fails half-way, all
-        are handed out again from the first: a later frame of the same index replaces the earlier
-        one. FFmpeg's errors in `sink` count as the video's.
+        If reading from a key frame fails half-way, all frames are passed again from the first: a
+        later frame of the same index replaces the earlier one. FFmpeg's errors in `sink` are taken
+        for the video's.
         """
-        with verdict("cannot be decoded"):
+        with translate_errors("cannot be decoded"):
             if self._timeline is not None and indices[-1] < len(self._timeline.stamps):
                 try:
                     self._read_by_key_frame(self._timeline, indices, sink)
@@ -101,16 +101,16 @@ class VideoFile:
             self._read_from_start(indices, sink)
 
     def walk(self, frames: range) -> Iterator[av.VideoFrame]:
-        """The frames of a range, one by one, by one decode from the first frame of the video.
+        """The frames of a range, one by one, by decoding from the first frame of the video.
 
-        For long stretches; `read` is the way to a few frames far into a file.
+        `read` is faster for a few frames far into a file.
         """
-        with verdict("cannot be decoded"):
+        with translate_errors("cannot be decoded"):
             for _, frame in self._walk(frames):
                 yield frame
 
     def _reopen(self) -> None:
-        """Back to the first frame, also in formats that cannot seek."""
+        """Return to the first frame, also in formats that cannot seek."""
         self._container.close()
         self._container, self._stream = open_video(self._media)
 
@@ -120,22 +120,22 @@ class VideoFile:
 
     @cached_property
     def _timeline(self) -> Timeline | None:
-        """None where it cannot be known, or is not that of the frames that the decoder gives."""
-        with verdict("cannot be decoded"):
+        """None if it is unknown or does not match the frames of the decoder."""
+        with translate_errors("cannot be decoded"):
             timeline = header_timeline(self._stream)
-            if timeline is not None and self._begins_as(timeline):
+            if timeline is not None and self._start_matches(timeline):
                 return timeline
             self._reopen()
             timeline = scan_timeline(self._stream, self._demux())
             if timeline is None:
                 return None
             self._reopen()
-            return timeline if self._begins_as(timeline) else None
+            return timeline if self._start_matches(timeline) else None
 
-    def _begins_as(self, timeline: Timeline) -> bool:
+    def _start_matches(self, timeline: Timeline) -> bool:
         """Whether the file's first two packets are the timeline's first two frames.
 
-        Decoders drop frames that refer to some that the file lacks, and a packet may hold half a
+        Decoders drop frames whose reference frames the file lacks, and a packet may hold half a
         frame, or two: then the frames cannot be numbered by their packets.
         """
         stamps: list[int | None] = []
@@ -156,7 +156,7 @@ class VideoFile:
         return frames[:1] == stamps[:1] == [timeline.stamps[0]] and set(frames) == set(stamps)
 
     def _read_by_key_frame(self, timeline: Timeline, indices: Sequence[int], sink: Sink) -> None:
-        """By way of the key frame before the first one. Raises _MismatchError."""
+        """Decode from the key frame before the first index. Raises _MismatchError."""
         wanted = frozenset(timeline.stamps[list(indices)].tolist())
         pending = deque(indices)
         for index, frame in self._frames_from_key(timeline, indices[0], wanted):
@@ -173,9 +173,9 @@ class VideoFile:
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Frames and their indices, from a key frame on that is frame `first` or before it.
 
-        Those that no other one refers to are left out unless their stamp is in `wanted`. An index
-        is the number of packets that are shown before: those that come before the key frame in
-        the file, and those from there on that have an earlier stamp.
+        Non-reference frames are skipped unless their timestamp is in `wanted`. An index is the
+        number of packets displayed before: those before the key frame in the file, and those after
+        it with an earlier timestamp.
         """
         for place, stamp in islice(timeline.keys_before(first), MAX_KEYS):
             packets = self._packets_from(timeline, place, stamp)
@@ -199,7 +199,7 @@ class VideoFile:
                 if frame.pts is None:
                     raise _MismatchError("a frame has no stamp")
                 if frame.pts < head.pts and last is None:
-                    # Decoded after the key frame and shown before it.
+                    # Decoded after the key frame but displayed before it.
                     continue
                 if last is None and not (frame.key_frame and frame.pts == head.pts):
                     raise _MismatchError("the key frame does not come first")
@@ -224,7 +224,7 @@ class VideoFile:
             raise _MismatchError("the key frame's packet is not found")
 
     def _read_from_start(self, indices: Sequence[int], sink: Sink) -> None:
-        """By counting from the first frame."""
+        """Decode from the first frame, and count."""
         for index, frame in self._walk(indices):
             sink(index, frame)
 
@@ -232,7 +232,7 @@ class VideoFile:
         wanted = frozenset(indices)
         count, damaged = 0, False
         for count, frame in enumerate(self._decode_all(), start=1):
-            # Damage spreads to the frames that follow, up to the next one that refers to none.
+            # Damage spreads to the following frames, up to the next key frame.
             damaged = frame.is_corrupt or (damaged and not frame.key_frame)
             if count - 1 in wanted:
                 if damaged:
@@ -251,7 +251,7 @@ class VideoFile:
             try:
                 frames = packet.decode()
             except av.InvalidDataError as error:
-                # A recording may begin with frames that refer to some before it.
+                # A recording may begin with frames whose reference frames it lacks.
                 if begun:
                     raise
                 failure = error
@@ -265,7 +265,7 @@ class VideoFile:
         """The stream's packets from here on, and an empty one at the end of the file."""
         for packet in self._container.demux(self._stream):
             yield packet
-            # PyAV fails behind it where the file has come up with more streams on the way.
+            # After this packet PyAV fails if more streams have appeared in the file on the way.
             if packet.size == 0 and packet.dts is None:
                 return
 

@@ -1,7 +1,6 @@
-"""Every frame of a video, and what its file says of it.
+"""Every frame of a video, and the properties of its file.
 
-This runs in a small process of its own, too: nothing that is imported here loads PyArrow (which an
-S3 location needs and gets), Ray, pandas or torch.
+This runs in the small child process too, so what `window` says of imports holds here.
 """
 
 import io
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.decoding.augment import ClipMaker, Frames
-from data_pipeline.decoding.media import open_video, verdict
+from data_pipeline.decoding.media import open_video, translate_errors
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.decoding.window import span_frames
 from data_pipeline.errors import UnusableVideoError
@@ -26,28 +25,28 @@ PIECE_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a file says of itself."""
+    """The properties of a video file."""
 
     frames: int
     height: int
     width: int
-    """As shown: turned upright, with square pixels."""
+    """As displayed: upright, with square pixels."""
     fps: float
     bytes: int
 
 
 @dataclass(frozen=True)
 class WholeRequest:
-    """A video, all of whose frames are wanted."""
+    """A request for all frames of a video."""
 
     location: str
     """An absolute path or an S3 location."""
 
     multiple: int
-    """H and W are cut, about the middle, to multiples of this; nothing is scaled."""
+    """Without `height` and `width`: a central crop whose H and W are multiples of this."""
 
     height: int = 0
-    """With `width`: the largest crop of that shape in the middle, scaled to it. 0: not scaled."""
+    """With `width`: the largest central crop of that aspect ratio, scaled to it. 0: unscaled."""
 
     width: int = 0
 
@@ -60,7 +59,7 @@ class WholeRequest:
 
 @dataclass(frozen=True)
 class WholeVideo:
-    """What a request comes to, before any of it is decoded."""
+    """The frames that a request means, before any of them is decoded."""
 
     facts: VideoFacts
     first_frame: int
@@ -73,7 +72,7 @@ class WholeVideo:
 
 def plan_whole(request: WholeRequest, facts: VideoFacts | None = None) -> WholeVideo:
     """Which frames a request means, and their size. Raises UnusableVideoError."""
-    facts = facts or look_at(request.location)
+    facts = facts or read_facts(request.location)
     begin, end = span_frames(request.span, facts.frames)
     end = min(end, begin + request.limit) if request.limit else end
     shown = (facts.height, facts.width)
@@ -96,7 +95,7 @@ def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
     facts, (height, width) = video.facts, (video.height, video.width)
     plan = CENTRE
     if not (request.height and request.width):
-        # `crop_box` takes a part of the largest crop of the wanted shape; this is all its size.
+        # `crop_box` scales by the largest crop of the wanted aspect ratio.
         largest = min(facts.height, facts.width * height / width)
         plan = replace(CENTRE, crop_scale=min(1.0, height / largest))
     length = max(1, PIECE_BYTES // (3 * height * width))
@@ -110,13 +109,13 @@ def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
             yield piece
 
 
-def look_at(location: str) -> VideoFacts:
+def read_facts(location: str) -> VideoFacts:
     """Size, rate and length. The first frame is decoded. Raises UnusableVideoError."""
-    with verdict("cannot be opened"):
+    with translate_errors("cannot be opened"):
         media = open_media(location)
     try:
         container, stream = open_video(media)
-        with verdict("cannot be decoded"), container:
+        with translate_errors("cannot be decoded"), container:
             first = next(container.decode(stream), None)
             if first is None:
                 raise UnusableVideoError("has no frame")

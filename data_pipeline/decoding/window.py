@@ -1,7 +1,7 @@
 """The clips of one window of a video: placed, decoded once, cropped, scaled and jittered.
 
-This runs in a small process of its own: nothing that is imported here loads PyArrow (which an S3
-location needs and gets), Ray, pandas or torch.
+This runs in the small child process: nothing that is imported here loads Ray, pandas or torch, or
+PyArrow unless for a location on S3.
 """
 
 from collections import defaultdict
@@ -63,19 +63,19 @@ class WindowRequest:
 
 @dataclass(frozen=True, eq=False)
 class WindowClips:
-    """What comes of a request."""
+    """The result of a request."""
 
     frames: Frames
     """uint8 [N, T, C, H, W] in [0, 255], C-contiguous: a clip for each plan of the request."""
 
     decoded: int
-    """Frames that came out of the decoder for them."""
+    """Frames that the decoder produced for them."""
 
 
 def read_window(request: WindowRequest) -> WindowClips:
-    """Decode a window and make its clips. In memory are the clips and a frame at a time.
+    """Decode a window and make its clips; only one decoded frame is in memory at a time.
 
-    Raises UnusableVideoError where the video cannot give them.
+    Raises UnusableVideoError if the video cannot give them.
     """
     with VideoFile(request.location) as video:
         places = place_clips(request, video.num_frames)
@@ -104,7 +104,7 @@ def place_clips(request: WindowRequest, num_frames: int) -> list[range]:
 
     A step that is too large for the window becomes the largest that fits.
 
-    Raises UnusableVideoError where a clip does not fit even at step 1.
+    Raises UnusableVideoError if a clip does not fit even at step 1.
     """
     begin, end = span_frames(request.span, num_frames)
     available, gaps = end - begin, request.num_frames - 1
@@ -125,8 +125,7 @@ def place_clips(request: WindowRequest, num_frames: int) -> list[range]:
 def span_frames(span: tuple[float, float], num_frames: int) -> tuple[int, int]:
     """The frames [first, end) of a span in a file of `num_frames` frames.
 
-    Spans that meet at a fraction share no frame whatever the count, since both sides round the
-    same product.
+    Adjacent spans share no frame whatever the count, since both round the same product.
     """
     first, end = (round(fraction * num_frames) for fraction in span)
     return first, end

@@ -38,14 +38,14 @@ def judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> 
     """Against the smallest GPU that is there, or, on CPUs, the memory of a node."""
     data, memory = config.data, estimated.memory
     message = (
-        f"a worker, estimated: {gib(memory.at_rest)} at rest, {gib(memory.one_pass)} for a pass of "
-        f"{estimated.clips_per_pass} clips of {data.num_frames}x{data.height}x{data.width} in "
-        f"{'bf16' if estimated.bf16 else 'fp32'}"
+        f"a worker, estimated: {gib(memory.between_passes)} at rest, {gib(memory.one_pass)} for a "
+        f"pass of {estimated.clips_per_pass} clips of {data.num_frames}x{data.height}x{data.width} "
+        f"in {'bf16' if estimated.bf16 else 'fp32'}"
     )
     if config.teacher.path:
         message += ", without the teacher, which needs some more"
     values = {
-        "at_rest_bytes": memory.at_rest,
+        "at_rest_bytes": memory.between_passes,
         "pass_bytes": memory.one_pass,
         "clips_per_pass": estimated.clips_per_pass,
         "workers": estimated.workers,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from data_pipeline.decoding.augment import Frames
-from data_pipeline.decoding.sandbox import WindowReader, outlive_deaths
+from data_pipeline.decoding.sandbox import WindowReader, retry_dead_child
 from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
 from data_pipeline.errors import DataError, UnusableVideoError
 from data_pipeline.videos.index import open_index
@@ -105,7 +105,7 @@ class EncodingWorker:
                 # What is encoded can be decoded.
                 plain_name(path, self._settings.root, "mp4")
                 encode = partial(self._encode, path, location, writer)
-                videos.append(outlive_deaths(encode))
+                videos.append(retry_dead_child(encode))
             except (UnusableVideoError, OutsideRootError, UnnamedVideoError) as error:
                 unusable.append({"video": path, "reason": hide_credentials(str(error))})
         return Summary(videos, unusable)

@@ -48,7 +48,7 @@ from jobs.training.messages import (
 )
 from taehv.errors import TrainingError
 from taehv.interfaces import RejectedVideo
-from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.run.run_folder import RunFolder, resume_options
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ class Driver:
                 f"{MAX_RESTARTS_WITHOUT_PROGRESS} times in a row nodes were lost before the run "
                 f"got past step {self._furthest_step} ({result.error}). Does the run end them? See "
                 "the memory of a node while it trains, and `dmesg` there. If they were merely "
-                f"reclaimed, go on with {go_on_line(self.run.address)}"
+                f"reclaimed, go on with {resume_options(self.run.address)}"
             )
 
     def _run_attempt(
@@ -336,7 +336,7 @@ class Driver:
                 f"{rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
                 f"{self.run.address_of('quarantine.jsonl')}. "
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
-                f"{go_on_line(self.run.address)}"
+                f"{resume_options(self.run.address)}"
             )
             self.mailbox.request_stop.remote()
 

@@ -32,7 +32,7 @@ from jobs.training.messages import (
 )
 from taehv import distributed
 from taehv.errors import MemoryShortageError, TrainingError
-from taehv.interfaces import Verdict
+from taehv.interfaces import TransientFailure
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
@@ -48,11 +48,11 @@ class RayClips:
         self.cpu_limit = cpu_limit
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Generator[Any]:
-        return self._stream(
-            dataclasses.replace(self._training, verdicts=frozenset(verdicts)), schedule
-        )
+        failures = frozenset(transient_failures)
+        source = dataclasses.replace(self._training, transient_failures=failures)
+        return self._stream(source, schedule)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
         return self._stream(self._validation, schedule)
@@ -63,7 +63,7 @@ class RayClips:
             schedule,
             cpu_limit=self.cpu_limit,
             # A CPU that trains may be one that decodes.
-            gives_way=not torch.cuda.is_available(),
+            idle_priority=not torch.cuda.is_available(),
         )
 
 
@@ -117,7 +117,7 @@ def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None
         return run, run.local / newest if distributed.is_main() else run.retrieve(newest)
     if config.train.resume in ("", "latest"):
         return run, None
-    holder, name = checkpoint.located(config.train.resume)
+    holder, name = checkpoint.locate(config.train.resume)
     return holder, checkpoint.retrieve_whole(holder, name)
 
 

@@ -27,7 +27,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)
-        # Not state: the sums only live from a step's first pass to `commit_statistics`.
+        # Not persistent: the sums live from a step's first pass to `commit_statistics`.
         self.register_buffer("sums", torch.zeros(2, channels), persistent=False)
         self.sums: Tensor
 
@@ -49,8 +49,8 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         return out
 
     def folded_into(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """Weight and bias of `conv` with the norm behind it, by the running statistics: constants,
-        without gradients, in the precision that convolutions take."""
+        """Weight and bias of `conv` with this norm folded in, by the running statistics, without
+        gradients, in the dtype that convolutions take."""
         assert self.running_mean is not None
         assert self.running_var is not None
         with torch.no_grad():
@@ -90,7 +90,7 @@ class Discriminator(nn.Module):
     def forward(
         self, images: Tensor, context: Tensor, group_weights: Tensor | None = None
     ) -> Tensor:
-        """In evaluation mode see `frozen`.
+        """Score maps of the images; in evaluation mode those of `frozen`.
 
         Args:
             images: [N, image_channels, H, W] in [0, 1]; H and W are multiples of 8.
@@ -111,8 +111,8 @@ class Discriminator(nn.Module):
         return self._scores([partial(run, block) for block in self._blocks()], images, context)
 
     def frozen(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Images and context to scores, by the running statistics and with the weights as they are
-        now: constants, so that only the inputs have gradients."""
+        """A function from images and context to scores that uses the running statistics and the
+        present weights as constants, so that only the inputs receive gradients."""
         constants = [(conv, *norm.folded_into(conv)) for conv, norm in self._blocks()]
 
         def run(conv: nn.Conv2d, weight: Tensor, bias: Tensor, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ class Discriminator(nn.Module):
     ) -> Tensor:
         height, width = images.shape[-2:]
         size = (height // SCORE_STRIDE, width // SCORE_STRIDE)
-        x = _beside(images * 2 - 1, context)
+        x = _concatenate(images * 2 - 1, context)
         scores = []
         for block, projection in zip(blocks, self.projections, strict=True):
             x = block(x)
@@ -144,8 +144,8 @@ class Discriminator(nn.Module):
         return torch.cat(scores, 1)
 
 
-def _beside(images: Tensor, context: Tensor) -> Tensor:
-    """Both on channels, the context resized, in the precision and the memory format that
+def _concatenate(images: Tensor, context: Tensor) -> Tensor:
+    """Both along channels, the context resized, in the dtype and the memory format that
     convolutions take."""
     images = in_precision(images)
     resized = F.interpolate(context.to(images.dtype), size=images.shape[-2:], mode="nearest")
@@ -158,12 +158,11 @@ def batch_norms(discriminator: nn.Module) -> list[GroupBatchNorm2d]:
 
 
 @torch.no_grad()
-def commit_statistics(discriminator: nn.Module, groups: int, refused: Tensor | None = None) -> None:
-    """Move the running statistics by the average over this step's `groups` groups of all workers,
-    unless `refused`, on the device, is 1.
-
-    A collective: every worker calls it once a step.
-    """
+def commit_statistics(
+    discriminator: nn.Module, groups: int, skip_update: Tensor | None = None
+) -> None:
+    """Update the running statistics by the average over this step's `groups` groups of all
+    workers, unless the scalar `skip_update` is 1. A collective: once a step."""
     norms = batch_norms(discriminator)
     sums = distributed.sum_over_workers(torch.cat([norm.sums.flatten() for norm in norms]))
     running, counts = [], []
@@ -174,9 +173,9 @@ def commit_statistics(discriminator: nn.Module, groups: int, refused: Tensor | N
         running += [norm.running_mean, norm.running_var]
         counts.append(norm.num_batches_tracked)
     averages, step = sums / groups, torch.ones_like(counts[0])
-    if refused is not None:
-        averages = torch.where(refused > 0, torch.cat(running), averages)
-        step -= refused.to(step.dtype)
+    if skip_update is not None:
+        averages = torch.where(skip_update > 0, torch.cat(running), averages)
+        step -= skip_update.to(step.dtype)
     momentum = norms[0].momentum
     assert momentum is not None
     torch._foreach_lerp_(running, torch.split(averages, [r.numel() for r in running]), momentum)

@@ -1,4 +1,4 @@
-"""Replay buffer: past reconstructions that the discriminator is shown again."""
+"""Replay buffer: past reconstructions on which the discriminator trains again."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ log = logging.getLogger(__name__)
 class ReplayBuffer:
     """For each slot of this worker, a memory of past reconstructions with their contexts.
 
-    The bound in bytes is shared equally by the slots of the GLOBAL batch, so that what a slot
-    remembers is the same for any number of workers. Values are kept as float16: half of float32,
-    exact to 2^-11, and, unlike bytes, free of a quantisation that would give a fake away.
+    The slots of the GLOBAL batch share `max_bytes` equally, so a slot's memory is the same for any
+    number of workers. Values are kept as float16: half of float32, exact to 2^-11, and, unlike
+    bytes, without a quantisation that would tell fakes from real frames.
 
-    All that a slot remembers has one shape, since it is shown together: a clip of another shape,
-    as after a resume with other `data.*`, takes the place of everything that was there.
+    All entries of a slot have one shape, since they are batched together: a clip of another shape,
+    as after a resume with other `data.*`, replaces everything in its slot.
 
     Args:
-        max_bytes: bound over all workers.
+        max_bytes: limit over all workers.
         slots: slots of the global batch.
-        seed: of the draws.
+        seed: key of the random draws.
     """
 
     def __init__(self, max_bytes: int, slots: int, seed: int) -> None:
@@ -38,14 +38,14 @@ class ReplayBuffer:
         self._has_warned = False
 
     def insert(self, step: int, slot: int, images: Tensor, context: Tensor) -> None:
-        """Remember one clip; once the slot's memory is full, in place of a random one.
+        """Store one clip; once the slot's memory is full, it replaces a random one.
 
         Args:
             images: [groups, channels, H, W], the clip's grouped frames.
             context: [channels, h, w].
 
         Raises:
-            TrainingError: where the memory does not hold a single clip.
+            TrainingError: if the slot's memory is too small for a single clip.
         """
         entry = (images.detach().half(), context.detach().half())
         memory = self.memory.setdefault(slot, [])
@@ -64,48 +64,48 @@ class ReplayBuffer:
             random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_INSERT)
             memory[int(random.integers(len(memory)))] = entry
 
-    def show(self, step: int, slot: int, group: int) -> tuple[Tensor, Tensor]:
-        """Group `group` of a random remembered clip of `slot`, and its context, in float16."""
+    def sample(self, step: int, slot: int, group: int) -> tuple[Tensor, Tensor]:
+        """Group `group` of a random stored clip of `slot`, and its context, in float16."""
         memory = self.memory[slot]
-        random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_SHOW)
+        random = keyed_generator(self.seed, step, slot, Purpose.REPLAY_SAMPLE)
         choice = int(random.integers(len(memory), size=group + 1)[group])
         images, context = memory[choice]
         return images[group], context
 
     def snapshot(self) -> Callable[[], dict[str, Tensor]]:
-        """Every slot's memory as it is now, to be stacked on the CPU later, maybe by another
-        thread: `slot.3.images` and `slot.3.context`. Entries are never written to, so none is
-        copied before."""
+        """A function that stacks every slot's present memory on the CPU, by the keys
+        `slot.3.images` and `slot.3.context`. It may be called later, by another thread: entries are
+        never written to, so none has to be copied first."""
         memories = {slot: list(memory) for slot, memory in self.memory.items()}
 
-        def stacked() -> dict[str, Tensor]:
+        def stack() -> dict[str, Tensor]:
             state = {}
             for slot, memory in memories.items():
-                state[f"slot.{slot}.images"] = _stacked([images for images, _ in memory])
-                state[f"slot.{slot}.context"] = _stacked([context for _, context in memory])
+                state[f"slot.{slot}.images"] = _stack([images for images, _ in memory])
+                state[f"slot.{slot}.context"] = _stack([context for _, context in memory])
             return state
 
-        return stacked
+        return stack
 
     def load(self, slot: int, state: Mapping[str, Tensor], device: torch.device) -> None:
-        """Take over one slot's memory from `state`, as far as this buffer's bound allows."""
+        """Restore one slot's memory from `state`, as much of it as fits."""
         images = state[f"slot.{slot}.images"].to(device)
         context = state[f"slot.{slot}.context"].to(device)
         entries = [(i.clone(), c.clone()) for i, c in zip(images, context, strict=True)]
         self.memory[slot] = entries[: self._capacity(entries[0])]
 
     def _capacity(self, entry: tuple[Tensor, Tensor]) -> int:
-        """How many entries of this size a slot's memory holds."""
+        """Entries of this size that fit into a slot's memory."""
         return self.max_bytes_per_slot // _size(entry)
 
     def _warn_of_another_shape(self, old: Tensor, new: Tensor) -> None:
         if not self._has_warned:
             self._has_warned = True
             log.warning(
-                "the replay buffer's clips of %s do not go with today's of %s: they are dropped, "
-                "and the buffer fills anew",
-                _described(old),
-                _described(new),
+                "the replay buffer holds clips of %s, but the run now trains on %s: the old clips "
+                "are dropped, and the buffer fills again",
+                _format_shape(old),
+                _format_shape(new),
             )
 
 
@@ -119,16 +119,16 @@ def _shapes(entry: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:
     return images.shape, context.shape
 
 
-def _described(images: Tensor) -> str:
+def _format_shape(images: Tensor) -> str:
     groups, _, height, width = images.shape
     return f"{groups} groups of {height}x{width}"
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    """On the CPU; one by one, since a GPU may have no room for all of them a second time.
+def _stack(tensors: list[Tensor]) -> Tensor:
+    """Stacked on the CPU, one by one, since a GPU may lack the memory for a second copy of all.
 
-    By numpy: with torch, a second thread would have OpenMP threads of its own, and libgomp, which
-    then counts more threads than cores, lets those of training sleep between two operations
-    instead of wait: a step takes up to a fifth longer, for as long as the second thread lives.
+    NumPy does it, because torch in a second thread would start OpenMP threads of its own. libgomp,
+    which then counts more threads than cores, lets the training threads sleep between operations
+    instead of spinning, and a step takes up to a fifth longer while the second thread lives.
     """
     return torch.from_numpy(np.stack([tensor.cpu().numpy() for tensor in tensors]))

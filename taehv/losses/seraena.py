@@ -92,7 +92,7 @@ def corrected_targets(
     config: SeraenaConfig,
     groups: int,
 ) -> Tensor:
-    """What the discriminator would rather have seen than `fake`.
+    """The reconstructions, moved to where the discriminator scores them more like the real frames.
 
     target = fake - g / (std(g) + 1e-5), where g is the gradient, with respect to the fake, of the
     squared difference between the score maps of real and of fake (mean per sample, summed over
@@ -102,7 +102,7 @@ def corrected_targets(
 
     Args:
         real, fake: [N, T, 3, H, W] around [0, 1]; neither receives a gradient.
-        latents: [N, t, C, h, w], what the decoder was fed.
+        latents: [N, t, C, h, w], the decoder's input.
 
     Returns:
         float32, the shape of `fake`, no gradient.
@@ -111,11 +111,11 @@ def corrected_targets(
     real_images = group_frames(real.float(), config.frames_per_group)
     fake_images = group_frames(fake.detach().float(), config.frames_per_group).requires_grad_()
     context = _repeat_context(latents, len(fake_images))
-    judge = discriminator.frozen()
+    score = discriminator.frozen()
     with torch.no_grad():
-        real_scores = judge(real_images, context)
+        real_scores = score(real_images, context)
     with torch.enable_grad():
-        fake_scores = judge(fake_images, context)
+        fake_scores = score(fake_images, context)
         distance = (fake_scores - real_scores).square().flatten(1).mean(1).sum()
         (gradient,) = torch.autograd.grad(distance, fake_images)
     by_group = gradient.reshape(groups, -1)
@@ -126,8 +126,8 @@ def corrected_targets(
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What the discriminator is shown for the N clips of a pass, G groups of frames a clip."""
+class DiscriminatorBatch:
+    """What the discriminator trains on for the N clips of a pass, G groups of frames a clip."""
 
     images: Tensor
     """[N * G, channels, H, W] in about [0, 1]."""
@@ -137,7 +137,7 @@ class Shown:
     """[N * G], `REAL` or `FAKE`."""
 
 
-def choose_shown(
+def sample_discriminator_batch(
     real: Tensor,
     fake: Tensor,
     latents: Tensor,
@@ -145,22 +145,22 @@ def choose_shown(
     step: int,
     replay: ReplayBuffer,
     config: SeraenaConfig,
-) -> Shown:
-    """Remember the new fakes, then pick for every group of frames what the discriminator sees.
+) -> DiscriminatorBatch:
+    """Store the new fakes in the replay memory, then draw an image for every group of frames.
 
-    By a fair coin, keyed by (seed, step, slot), the real one or a fake; of the fakes every other
-    is new and the rest are from the slot's replay memory. Surplus slots show what they hold.
+    A fair coin, keyed by (seed, step, slot), decides between the real group and a fake one. Every
+    other fake is new, the rest come from the slot's replay memory. Surplus slots keep their frames.
 
     Args:
         real, fake: [N, T, 3, H, W].
-        latents: [N, t, C, h, w], what the decoder was fed.
+        latents: [N, t, C, h, w], the decoder's input.
         slots: the N clips' slots.
     """
     real_images = group_frames(real.float(), config.frames_per_group)
     fake_images = group_frames(fake.detach().float(), config.frames_per_group)
     context = clip_context(latents)
     groups = len(real_images) // len(slots)
-    is_real, again = [True] * len(real_images), {}
+    is_real, replayed = [True] * len(real_images), {}
     for clip, slot in enumerate(slots):
         if slot == SURPLUS:
             continue
@@ -170,16 +170,16 @@ def choose_shown(
         is_real[first : first + groups] = (coin.random(groups) < 0.5).tolist()
         for group in range(groups):
             if not is_real[first + group] and (step + slot * groups + group) % 2:
-                again[first + group] = replay.show(step, slot, group)
-    shown_real = distributed.on_device(torch.tensor(is_real), real.device)
-    images = torch.where(shown_real.view(-1, 1, 1, 1), real_images, fake_images)
+                replayed[first + group] = replay.sample(step, slot, group)
+    real_mask = distributed.on_device(torch.tensor(is_real), real.device)
+    images = torch.where(real_mask.view(-1, 1, 1, 1), real_images, fake_images)
     contexts = context.repeat_interleave(groups, 0)
-    if again:
-        rows = distributed.on_device(torch.tensor(list(again)), real.device)
-        old_images, old_contexts = zip(*again.values(), strict=True)
+    if replayed:
+        rows = distributed.on_device(torch.tensor(list(replayed)), real.device)
+        old_images, old_contexts = zip(*replayed.values(), strict=True)
         images.index_copy_(0, rows, torch.stack(old_images).to(images.dtype))
         contexts.index_copy_(0, rows, torch.stack(old_contexts).to(contexts.dtype))
-    return Shown(images, contexts, torch.where(shown_real, REAL, FAKE))
+    return DiscriminatorBatch(images, contexts, torch.where(real_mask, REAL, FAKE))
 
 
 def discriminator_loss(scores: Tensor, target: Tensor, clips: int) -> Tensor:

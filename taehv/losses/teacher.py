@@ -1,9 +1,9 @@
-"""The teacher: a CogVideoX VAE, frozen, as target of the encoder and yardstick of a student.
+"""The teacher: a frozen CogVideoX VAE, the encoder's target and the reference for a student.
 
 The public class is diffusers' `AutoencoderKLCogVideoX`: NCTHW, values in [-1, 1], 4x in time, 8x in
-space, causal. Here it speaks the trainer's language: NTCHW, RGB in [0, 1].
+space, causal. `Teacher` converts from and to the trainer's layout: NTCHW, RGB in [0, 1].
 
-If it cannot be loaded, the run stops. Nothing ever takes its place.
+If it cannot be loaded, the run stops. There is no fallback.
 
 Shape letters: N clips, T frames, C channels, H height, W width, t latents, h and w latent size.
 """
@@ -25,7 +25,7 @@ from taehv.model.alignment import repeat_last_frame
 CLASS_NAME = "AutoencoderKLCogVideoX"
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 FRAME_BLOCK = 8
-"""The teacher encodes blocks of 8 frames, the first block with what is left over before it."""
+"""The teacher encodes blocks of 8 frames; the first block takes the remainder as well."""
 
 SLOPE_TOLERANCE = 0.05
 """How far the slope of student on teacher latents may lie from 1 before it is worth a warning."""
@@ -59,7 +59,7 @@ class TeacherConfig:
 
 
 def check_teacher(path: str | Path) -> None:
-    """See that a folder holds a teacher, without loading it: a few file reads.
+    """Check that a folder holds a teacher, without loading its weights.
 
     Raises TrainingError naming the path, what is missing and what to do.
     """
@@ -149,17 +149,17 @@ class Teacher:
                 )
         cache = None
         if config.cache_gigabytes:
-            said = f"{_identity(config.path)} {config.latent_scale} {device}"
-            cache = process_cache(said, int(config.cache_gigabytes * 1e9))
+            key = f"{_identity(config.path)} {config.latent_scale} {device}"
+            cache = process_cache(key, int(config.cache_gigabytes * 1e9))
         return cls(vae.to(device), config.latent_scale, cache)
 
     def to(self, device: torch.device) -> "Teacher":
-        """Moved there, to the arithmetic that `load` gives it there."""
+        """The teacher on `device`, in the dtype that `load` would give it there."""
         vae, dtype = self._vae.to(device), _dtype_on(device)
         return Teacher(vae if vae.dtype == dtype else vae.to(dtype), self._latent_scale)
 
     def num_latents(self, num_frames: int) -> int:
-        """How many latents T frames give: T over the time factor, rounded up."""
+        """Latents of T frames: T over the time factor, rounded up."""
         return -(-num_frames // self.time_factor)
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ class Teacher:
         return latents.transpose(1, 2).float() * self._latent_scale
 
     def targets(self, clips: np.ndarray, frames: Tensor) -> Tensor:
-        """`encode(frames)`, remembered by the bytes of the clips where there is a cache.
+        """`encode(frames)`, from the cache if there is one.
 
         Args:
             clips: uint8 [N, T, 3, H, W], contiguous.
@@ -200,10 +200,10 @@ class Teacher:
         return decoded.transpose(1, 2).float().add(1).div(2).clamp(0, 1)
 
     def reconstruct(self, frames: Tensor) -> Tensor:
-        """Encode and decode a clip of any length: the yardstick. NTCHW -> NTCHW, both in [0, 1].
+        """Encode and decode a clip of any length. NTCHW -> NTCHW, both in [0, 1].
 
-        The clip is extended to 8k + 1 frames by repeating its last one, and cropped after, so that
-        frame t of the result belongs to frame t of the clip.
+        The clip is extended to 8k + 1 frames by repeating its last one, and cropped afterwards, so
+        that frame t of the result reconstructs frame t of the clip.
         """
         num_frames = frames.shape[1]
         surplus = -(num_frames - 1) % FRAME_BLOCK
@@ -211,9 +211,8 @@ class Teacher:
         return self.decode(self.encode(extended))[:, :num_frames]
 
     def check_matches(self, latent_channels: int, time_factor: int, space_factor: int) -> None:
-        """See that a student's latents can be compared with the teacher's, one to one.
+        """Check that a student's latents have the shape of the teacher's.
 
-        latent_channels, time_factor, space_factor: the student's.
         Raises TrainingError naming every difference.
         """
         pairs = {
@@ -234,10 +233,9 @@ class Teacher:
 
 
 def _identity(path: str) -> str:
-    """Of the teacher in a folder, without reading its weights: files, sizes and times."""
+    """Identifies the teacher in a folder by its files' names, sizes and modification times."""
     files = sorted((Path(path).resolve() / "vae").iterdir())
-    told = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return repr(told)
+    return repr([(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
 def _dtype_on(device: torch.device) -> torch.dtype:
@@ -245,7 +243,7 @@ def _dtype_on(device: torch.device) -> torch.dtype:
 
 
 def frame_rule_warning(num_frames: int) -> str | None:
-    """What to tell a user whose clips the teacher does not encode cleanly; None for 8k + 1."""
+    """A warning where the teacher does not encode clips of this length cleanly; None for 8k + 1."""
     if num_frames % FRAME_BLOCK == 1:
         return None
     below = max(num_frames - 1, 0) // FRAME_BLOCK * FRAME_BLOCK + 1
@@ -259,7 +257,11 @@ def frame_rule_warning(num_frames: int) -> str | None:
 def slope_to_student(student_latents: Tensor, teacher_latents: Tensor) -> float:
     """Least-squares slope of student on teacher latents, with an intercept; 1 is right.
 
-    Two tensors of one shape. Not a number where the teacher's latents are all equal.
+    Args:
+        student_latents, teacher_latents: of the same shape.
+
+    Returns:
+        NaN if the teacher's latents are all equal.
     """
     if student_latents.shape != teacher_latents.shape:
         raise ValueError(
@@ -272,7 +274,7 @@ def slope_to_student(student_latents: Tensor, teacher_latents: Tensor) -> float:
 
 
 def slope_warning(slope: float) -> str | None:
-    """What to tell a user whose teacher and pretrained student differ in scale; None within 5 %."""
+    """A warning where teacher and student differ in scale; None within 5 %."""
     if abs(slope - 1) <= SLOPE_TOLERANCE:
         return None
     return (

@@ -22,7 +22,7 @@ class _Stream:
         layers: the stack.
         period: steps after which what happens repeats itself.
         name: for the log.
-        graphs: whether a phase is recorded, where there is a GPU.
+        graphs: whether a phase becomes a CUDA graph, if there is a GPU.
     """
 
     def __init__(self, layers: nn.Sequential, period: int, name: str, graphs: bool) -> None:
@@ -32,7 +32,7 @@ class _Stream:
         self._after: list[list[tuple[nn.Module, str]]] = [[] for _ in range(period)]
         """What is remembered after a step of each phase."""
         self._runs = [
-            cuda_graphs.Recorded(partial(self._run, phase), name) for phase in range(period)
+            cuda_graphs.GraphedCallable(partial(self._run, phase), name) for phase in range(period)
         ]
 
     def push(self, x: Tensor, trim: int = 0) -> Tensor | None:
@@ -40,13 +40,13 @@ class _Stream:
         cycle, phase = divmod(self._taken, len(self._runs))
         self._taken += 1
         # Until all layers have a past, the steps of a phase are not alike.
-        if not self._graphs or cycle == 0 or trim or not cuda_graphs.can_record([x]):
+        if not self._graphs or cycle == 0 or trim or not cuda_graphs.can_capture([x]):
             return self.stepper.push(x, trim)
         memory = self.stepper.memory
         self._before = list(memory)
         out, *remembered = self._runs[phase](x, *memory.values())
         self.stepper.memory = dict(zip(self._after[phase], remembered, strict=True))
-        # A recording writes over it.
+        # The next replay overwrites it.
         return None if out is None else out.clone()
 
     def _run(self, phase: int, x: Tensor, *remembered: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,7 +1,7 @@
-"""CUDA graphs: a computation's kernels, recorded once and then started all together.
+"""CUDA graphs: a computation's kernels are captured once and then launched all together.
 
-To start a kernel takes the CPU some 10 us, and many of a step's two thousand take a GPU less: it
-then waits for the next. Recorded, they follow each other by themselves.
+The CPU needs about 10 us to launch a kernel, and many of a step's two thousand kernels take less
+on the GPU, which then waits for the next launch. A captured graph has no such gaps.
 """
 
 from __future__ import annotations
@@ -18,71 +18,71 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Replay = Callable[[], None]
-Kind = tuple[Any, ...]
+Signature = tuple[Any, ...]
 Pool = Any
-"""Memory of recordings that are replayed in the order in which they were made."""
+"""Memory that graphs share; they must be replayed in the order in which they were captured."""
 
-SPARE = 2
-"""How many times the most that a process has had allocated must be free for a recording. It keeps
-its memory for itself: as much again may be needed by what is not recorded."""
+MEMORY_FACTOR = 2
+"""A capture needs this many times the process's peak allocation to be free. A graph never gives its
+memory back, and what is not captured may need as much again."""
 
 
-class Recorded:
-    """`function`, as a CUDA graph from its second call on.
+class GraphedCallable:
+    """`function`, replayed as a CUDA graph from its second call on.
 
-    The first call runs as it is, and sets up what a recording must not: compilers, cuDNN. So does
-    every call off a GPU, or with inputs of other shapes than the first's. Where the device lacks
-    the memory, or something in it cannot be recorded, it goes on as it is, and a line in the log
-    says so: recorded or not, it gives the same numbers.
+    The first call runs eagerly, since compilers and cuDNN set themselves up in it, which a capture
+    forbids. Calls off a GPU, or with shapes other than the first call's, run eagerly too. If memory
+    is short or an operation cannot be captured, a warning says so and every call runs eagerly. The
+    numbers are the same either way.
 
-    What it returns is written over by its next call, and what is differentiated must be so before.
+    Each call overwrites the results of the one before: call backward before the next forward.
 
     Args:
-        function: of tensors, or None, to a tensor or a tuple of such. It does nothing but compute,
-            in the same operations each time, and never waits for the device.
-        name: for the log.
-        parameters: by which its results, all of them, are differentiated; never by its inputs.
+        function: takes tensors or None, returns a tensor or a tuple of tensors. It only computes,
+            by the same operations each time, and never synchronises with the device.
+        name: what the log calls it.
+        parameters: what gradients are taken for, of all results. Inputs never get a gradient.
     """
 
     def __init__(
         self, function: Callable[..., Any], name: str, parameters: Sequence[nn.Parameter] = ()
     ) -> None:
         self._function, self._name, self._parameters = function, name, tuple(parameters)
-        self._kind: Kind | None = None
-        self._recording: _Recording | None = None
-        self._gives_up = False
+        self._signature: Signature | None = None
+        self._graphs: _CapturedGraphs | None = None
+        self._disabled = False
 
     def __call__(self, *inputs: Tensor | None) -> Any:
-        if self._gives_up or not can_record(inputs):
+        if self._disabled or not can_capture(inputs):
             return self._function(*inputs)
         if self._parameters and not torch.is_grad_enabled():
             return self._function(*inputs)
-        kind = _kind(inputs)
-        if self._kind is None:
-            self._kind = kind
+        signature = _signature(inputs)
+        if self._signature is None:
+            self._signature = signature
             return self._function(*inputs)
-        if kind == self._kind and self._recording is None:
-            self._recording = self._record(inputs)
-        if kind != self._kind or self._recording is None:
+        if signature == self._signature and self._graphs is None:
+            self._graphs = self._capture(inputs)
+        if signature != self._signature or self._graphs is None:
             return self._function(*inputs)
-        return self._recording(*inputs)
+        return self._graphs(*inputs)
 
-    def _record(self, inputs: Sequence[Tensor | None]) -> _Recording | None:
-        lack = _lack_of_memory()
-        if not lack:
+    def _capture(self, inputs: Sequence[Tensor | None]) -> _CapturedGraphs | None:
+        reason = _memory_shortage()
+        if not reason:
             try:
-                return _Recording(self._function, inputs, self._parameters)
-            # CUDA's errors are no more than that. One of the function's own comes again, from the
-            # call that is made instead.
+                return _CapturedGraphs(self._function, inputs, self._parameters)
+            # CUDA raises no narrower class. An error of the function itself is raised again by the
+            # eager call that follows.
             except RuntimeError as error:
-                lack = str(error).splitlines()[0]
-        self._gives_up = True
-        log.warning("the %s runs without a CUDA graph: %s", self._name, lack)
+                reason = str(error).splitlines()[0]
+        self._disabled = True
+        log.warning("the %s runs without a CUDA graph: %s", self._name, reason)
         return None
 
 
-class _Recording:
-    """Memory for the inputs and the results, and what is between them."""
+class _CapturedGraphs:
+    """The graph of the forward pass and, with parameters, that of the backward pass."""
 
     def __init__(
         self,
@@ -91,16 +91,16 @@ class _Recording:
         parameters: Sequence[nn.Parameter],
     ) -> None:
         self._inputs = [None if x is None else x.detach().clone() for x in inputs]
-        results, self._forward, pool = record(lambda: function(*self._inputs))
+        results, self._forward, pool = capture(lambda: function(*self._inputs))
         self._is_tuple = isinstance(results, tuple)
         outputs = results if self._is_tuple else (results,)
         self._outputs = tuple(None if output is None else output.detach() for output in outputs)
         self._parameters = parameters
         if parameters:
-            self._to_outputs = tuple(map(torch.empty_like, outputs))
-            self._to_parameters, self._backward, _ = record(
+            self._output_grads = tuple(map(torch.empty_like, outputs))
+            self._parameter_grads, self._backward, _ = capture(
                 lambda: torch.autograd.grad(
-                    outputs, parameters, self._to_outputs, allow_unused=True
+                    outputs, parameters, self._output_grads, allow_unused=True
                 ),
                 pool,
             )
@@ -110,7 +110,7 @@ class _Recording:
             if own is not None and given is not None:
                 own.copy_(given.detach())
         outputs = (
-            _Replayed.apply(self, *self._parameters)  # type: ignore[no-untyped-call]
+            _GraphFunction.apply(self, *self._parameters)  # type: ignore[no-untyped-call]
             if self._parameters
             else self.forward()
         )
@@ -120,75 +120,75 @@ class _Recording:
         self._forward()
         return tuple(None if output is None else output.detach() for output in self._outputs)
 
-    def backward(self, to_outputs: Sequence[Tensor]) -> list[Tensor | None]:
-        for own, given in zip(self._to_outputs, to_outputs, strict=True):
+    def backward(self, output_grads: Sequence[Tensor]) -> list[Tensor | None]:
+        for own, given in zip(self._output_grads, output_grads, strict=True):
             own.copy_(given)
         self._backward()
-        # Autograd keeps what it is given, and adds the next pass's to it: it must not be the
-        # recording's own memory.
-        kept = [gradient for gradient in self._to_parameters if gradient is not None]
+        # Autograd accumulates the next pass's gradients into these tensors, so they must not be the
+        # graph's own memory.
+        kept = [gradient for gradient in self._parameter_grads if gradient is not None]
         copies = [torch.empty_like(gradient) for gradient in kept]
         torch._foreach_copy_(copies, kept)
         left = iter(copies)
-        return [None if gradient is None else next(left) for gradient in self._to_parameters]
+        return [None if gradient is None else next(left) for gradient in self._parameter_grads]
 
 
-class _Replayed(torch.autograd.Function):
+class _GraphFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recording: _Recording, *_: nn.Parameter) -> tuple[Tensor | None, ...]:
-        ctx.recording = recording
-        return recording.forward()
+    def forward(ctx: Any, graphs: _CapturedGraphs, *_: nn.Parameter) -> tuple[Tensor | None, ...]:
+        ctx.graphs = graphs
+        return graphs.forward()
 
     @staticmethod
-    def backward(ctx: Any, *to_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.recording.backward(to_outputs)
+    def backward(ctx: Any, *output_grads: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.graphs.backward(output_grads)
 
 
-def record(work: Callable[[], T], pool: Pool = None) -> tuple[T, Replay, Pool]:
-    """Record the kernels of `work`, which are not run yet.
+def capture(work: Callable[[], T], pool: Pool = None) -> tuple[T, Replay, Pool]:
+    """Capture the kernels of `work` without running them.
 
     Returns:
-        What it returned, whose memory each replay fills; the replay; and the recording's pool.
+        What `work` returned, whose memory each replay fills; the replay; and the graph's pool.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        # Other threads, which read videos or write checkpoints, may go on meanwhile.
+        # Other threads read videos and write checkpoints during the capture.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             results = work()
     except RuntimeError:
-        # PyTorch stays on the recording's stream otherwise, and its generator of random numbers in
-        # the belief that it is recorded.
+        # After a failure PyTorch stays on the capture's stream, and its random generator keeps
+        # believing that a capture is under way.
         torch.cuda.set_stream(stream)
-        _renew_generator()
+        _reset_generator()
         raise
     return results, graph.replay, graph.pool()
 
 
-def _renew_generator() -> None:
+def _reset_generator() -> None:
     generator = torch.cuda.default_generators[torch.cuda.current_device()]
     fresh = torch.Generator("cuda").manual_seed(generator.initial_seed())
     generator.graphsafe_set_state(fresh.graphsafe_get_state())
 
 
-def can_record(inputs: Sequence[Tensor | None]) -> bool:
-    """Whether work on these may become a CUDA graph."""
+def can_capture(inputs: Sequence[Tensor | None]) -> bool:
+    """Whether a computation on these inputs may become a CUDA graph."""
     return (
         all(x is None or x.is_cuda for x in inputs)
         and not torch.compiler.is_compiling()
-        # Who looks at every operation would see none.
+        # A dispatch mode would see no operation of a replay.
         and not is_in_torch_dispatch_mode()
     )
 
 
-def _kind(inputs: Sequence[Tensor | None]) -> Kind:
-    """What a recording depends on, but for the values."""
+def _signature(inputs: Sequence[Tensor | None]) -> Signature:
+    """What a graph is fixed to: precision, shapes and dtypes."""
     precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
     return precision, *(None if x is None else (x.shape, x.dtype) for x in inputs)
 
 
-def _lack_of_memory() -> str:
-    """Why a recording would leave too little; empty where it would not."""
-    wanted = SPARE * torch.cuda.max_memory_allocated()
+def _memory_shortage() -> str:
+    """Why there is too little memory for a capture; empty if there is enough."""
+    wanted = MEMORY_FACTOR * torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     if free >= wanted:

@@ -1,7 +1,7 @@
-"""Checkpoint folders: `checkpoints/step_00000500/`, valid once their manifest is there and true.
+"""Checkpoint folders: `checkpoints/step_00000500/`, valid once they have a matching manifest.
 
 All workers write their files, then the main worker writes the manifest with the checksum of each.
-A folder without a valid manifest does not exist for the program.
+A folder without a valid manifest is not a checkpoint for the program.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _NAME = re.compile(r"step_(\d{8})")
 
 
 class FileRecord(TypedDict):
-    """What the manifest says of a file."""
+    """The manifest's entry of a file."""
 
     bytes: int
     sha256: str
 
 
 class _ManifestError(Exception):
-    """What is wrong with a manifest."""
+    """A manifest is missing, damaged or of another format; the text says which."""
 
 
 class _OtherFormatError(_ManifestError):
-    """It is another version's of this program."""
+    """Another version of this program wrote the manifest."""
 
 
 def name_of(step: int) -> str:
-    """A checkpoint's name, as seen from its run's folder."""
+    """A checkpoint's path relative to its run's folder."""
     return f"{FOLDER}/step_{step:08d}"
 
 
@@ -68,7 +68,7 @@ def names(run: RunFolder) -> list[str]:
 
 
 def latest_valid(run: RunFolder) -> str | None:
-    """The newest checkpoint that is whole; those passed over are named in a warning."""
+    """The newest valid checkpoint; a warning names each newer one that is not."""
     for name in names(run):
         fault = find_fault(run.retrieve(name))
         if fault is None:
@@ -77,10 +77,10 @@ def latest_valid(run: RunFolder) -> str | None:
     return None
 
 
-def located(address: str) -> tuple[RunFolder, str]:
+def locate(address: str) -> tuple[RunFolder, str]:
     """The folder that holds the checkpoint at `address` (a path or s3://...), and its name there.
 
-    What `retrieve` brings here lives as long as that folder's object.
+    Files that the folder's `retrieve` downloads live as long as the `RunFolder` object.
     """
     place, question, options = address.partition("?")
     folder, _, name = place.rstrip("/").rpartition("/")
@@ -90,7 +90,7 @@ def located(address: str) -> tuple[RunFolder, str]:
 def retrieve_whole(holder: RunFolder, name: str) -> Path:
     """The local path of the checkpoint that `train.resume` names.
 
-    Raises TrainingError where it is not whole.
+    Raises TrainingError if it is not valid.
     """
     folder = holder.retrieve(name)
     fault = find_fault(folder)
@@ -100,7 +100,7 @@ def retrieve_whole(holder: RunFolder, name: str) -> Path:
 
 
 def find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint; None where every file is what its manifest says."""
+    """What is wrong with a checkpoint; None if every file matches the manifest's checksum."""
     if not folder.is_dir():
         return "it is not there"
     try:
@@ -117,14 +117,13 @@ def find_fault(folder: Path) -> str | None:
     return None
 
 
-def find_plain_fault(run: RunFolder, name: str) -> str | None:
-    """What is wrong with a checkpoint, as far as its manifest and the sizes of its files tell.
+def find_size_fault(run: RunFolder, name: str) -> str | None:
+    """What is wrong with a checkpoint, judged by its manifest and the sizes of its files.
 
-    That is enough to tell whole checkpoints from what saves and removals leave that fail or are
-    killed: a manifest is written after all files, and is the first to be removed. The manifest
-    alone is read, however large the tensors are; damage that came later needs `find_fault`.
+    That finds every save or removal that failed or was killed, since the manifest is written last
+    and removed first. No tensor is read; only `find_fault` finds damage that came later.
 
-    Raises OSError where the disk or the store refuses.
+    Raises OSError if the disk or the store fails.
     """
     try:
         records = _records(run.retrieve(f"{name}/{MANIFEST}"))
@@ -136,9 +135,9 @@ def find_plain_fault(run: RunFolder, name: str) -> str | None:
 
 
 def is_finished(run: RunFolder, name: str) -> bool:
-    """Whether a save came to its end there, this program's or another version's.
+    """Whether a save was completed there, by this program or another version of it.
 
-    Raises OSError where the disk or the store refuses.
+    Raises OSError if the disk or the store fails.
     """
     try:
         _records(run.retrieve(f"{name}/{MANIFEST}"))
@@ -149,8 +148,8 @@ def is_finished(run: RunFolder, name: str) -> bool:
     return True
 
 
-def own_step(run: RunFolder, folder: Path | None) -> int | None:
-    """The step of the checkpoint at a local path, if it is one of this run's."""
+def step_in_run(run: RunFolder, folder: Path | None) -> int | None:
+    """The step of the checkpoint at a local path, if it lies in this run's folder."""
     match = _NAME.fullmatch(folder.name) if folder else None
     if folder is None or match is None:
         return None
@@ -159,13 +158,13 @@ def own_step(run: RunFolder, folder: Path | None) -> int | None:
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """What `write_manifest` was given."""
+    """The `info` that `write_manifest` was given."""
     info: dict[str, Any] = json.loads((folder / MANIFEST).read_text())["info"]
     return info
 
 
 def begin(run: RunFolder, step: int) -> None:
-    """An empty folder; what an interrupted save left there is removed."""
+    """Create an empty folder, in place of one that an interrupted save left."""
     name = name_of(step)
     remove(run, name)
     (run.local / name).mkdir(parents=True)
@@ -174,9 +173,9 @@ def begin(run: RunFolder, step: int) -> None:
 def write_files(
     run: RunFolder, step: int, tensors: Mapping[str, Mapping[str, Tensor]], texts: Mapping[str, str]
 ) -> dict[str, FileRecord]:
-    """Write `tensors` as safetensors files, and `texts`, into a checkpoint that was begun.
+    """Write `tensors` as safetensors files, and `texts`, into the folder that `begin` created.
 
-    Returns what the manifest has to say of each file. Raises OSError where it cannot be written.
+    Returns the manifest's entry of each file. Raises OSError if one cannot be written.
     """
     name = name_of(step)
     folder = run.local / name
@@ -201,7 +200,7 @@ def write_files(
 def write_manifest(
     run: RunFolder, step: int, info: Mapping[str, Any], records: Mapping[str, FileRecord]
 ) -> None:
-    """The last act of a save, by the main worker alone."""
+    """Complete a save, on the main worker alone."""
     manifest = {"format": FORMAT, "info": dict(info), "files": dict(sorted(records.items()))}
     manifest["own_sha256"] = _own_checksum(manifest)
     name = f"{name_of(step)}/{MANIFEST}"
@@ -210,29 +209,29 @@ def write_manifest(
 
 
 def remove(run: RunFolder, name: str) -> None:
-    """Remove a checkpoint. The manifest goes first: a half-removed folder must not look whole."""
+    """Remove a checkpoint, the manifest first: a half-removed folder must not look valid."""
     run.remove(f"{name}/{MANIFEST}")
     run.remove(name)
 
 
 def _records(manifest: Path) -> dict[str, FileRecord]:
-    """What a manifest says of each file. Raises _ManifestError where it is not to be relied on."""
+    """A manifest's entry of each file. Raises _ManifestError if it is not valid."""
     try:
-        said = json.loads(manifest.read_text())
-        form = said["format"]
+        content = json.loads(manifest.read_text())
+        form = content["format"]
         records = {
             name: FileRecord(bytes=entry["bytes"], sha256=entry["sha256"])
-            for name, entry in said["files"].items()
+            for name, entry in content["files"].items()
         }
-        _ = said["info"]["step"]
-        own = _own_checksum(said)
+        _ = content["info"]["step"]
+        own = _own_checksum(content)
     except FileNotFoundError:
         raise _ManifestError("it has no manifest, so it was not finished") from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise _ManifestError(f"its manifest cannot be read ({error})") from error
     if form != FORMAT:
         raise _OtherFormatError(f"it has format {form}, this program reads format {FORMAT}")
-    if said.get("own_sha256") != own:
+    if content.get("own_sha256") != own:
         raise _ManifestError("its manifest does not match its own checksum")
     return records
 
@@ -251,6 +250,6 @@ def _checksum(path: Path) -> str:
 
 
 def _own_checksum(manifest: Mapping[str, Any]) -> str:
-    """Of what a manifest says, so that a flipped bit in it does not go unseen either."""
-    said = {key: manifest[key] for key in ("format", "info", "files")}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    """The checksum of the manifest itself, without this checksum."""
+    content = {key: manifest[key] for key in ("format", "info", "files")}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

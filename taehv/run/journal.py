@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object per logged step, the record that every tracker is fed from."""
+"""`metrics.jsonl`: one JSON object per logged step, from which every tracker gets its metrics."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ log = logging.getLogger(__name__)
 
 NAME = "metrics.jsonl"
 PARTS = "metrics_parts"
-"""On a store that cannot append, rows come in parts until the run ends and merges them."""
+"""On a store that cannot append, rows are written as parts, which the end of the run merges."""
 
 
 def read(path: Path) -> list[Row]:
-    """All rows up to the first line that is none, such as a last one that a crash cut short."""
+    """All rows before the first invalid line, such as a last line that a crash cut short."""
     if not path.is_file():
         return []
     rows = []
@@ -37,7 +37,7 @@ def read_run(run: RunFolder) -> list[Row]:
     """All rows of a run, wherever its folder is, in the order of their steps."""
     rows = read(run.retrieve(NAME)) if not run.is_remote or run.exists(NAME) else []
     if run.is_remote:
-        # Parts that are still there may have been merged already.
+        # Parts that have not been removed may have been merged already.
         merged = set(map(json.dumps, rows))
         for name in run.entries(PARTS):
             part = read(run.retrieve(f"{PARTS}/{name}"))
@@ -46,7 +46,7 @@ def read_run(run: RunFolder) -> list[Row]:
 
 
 def copy(run: RunFolder, folder: str) -> None:
-    """Put a copy of all rows of a run into this folder of its own."""
+    """Copy all rows of a run into `folder`, which lies in the run's folder."""
     target = run.local / folder / NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, _lines(read_run(run)))
@@ -54,18 +54,17 @@ def copy(run: RunFolder, folder: str) -> None:
 
 
 class Journal:
-    """The main worker's pen. What cannot be written is kept, and written with the next row.
+    """Appends rows. A row that cannot be written is kept, and written with the next row.
 
     Args:
-        run: where the run's folder is.
-        keep_up_to: rows later than this step are dropped: a run that goes on from there writes
-            them again.
+        run: the run's folder.
+        keep_up_to: existing rows of later steps are dropped: the run writes them again.
     """
 
     def __init__(self, run: RunFolder, keep_up_to: int) -> None:
         self._run = run
         self._path = run.local / NAME
-        self._waiting: list[Row] = []
+        self._unwritten: list[Row] = []
         self._unpublished: list[Row] = []
         rows = [row for row in read_run(run) if row["step"] <= keep_up_to]
         run.local.mkdir(parents=True, exist_ok=True)
@@ -76,23 +75,23 @@ class Journal:
             run.remove(PARTS)
 
     def append(self, row: Row) -> None:
-        self._waiting.append(row)
+        self._unwritten.append(row)
         self._unpublished.append(row)
-        lines = _lines(self._waiting).encode()
+        lines = _lines(self._unwritten).encode()
         try:
             with self._path.open("r+b") as file:
-                # Over what a write to a full disk may have left of a line.
+                # A write to a full disk may have left half a line, which is overwritten.
                 file.seek(self._size)
                 file.write(lines)
                 file.truncate()
         except OSError as error:
-            log.warning("%s cannot be written: %s; its rows wait", self._path, error)
+            log.warning("%s cannot be written: %s; the next row tries again", self._path, error)
             return
         self._size += len(lines)
-        self._waiting.clear()
+        self._unwritten.clear()
 
     def publish(self) -> None:
-        """Send the rows since the last time to the store, where there is one."""
+        """Send the rows since the last call to the store, if there is one."""
         if not self._run.is_remote or not self._unpublished:
             return
         name = f"{PARTS}/{self._unpublished[-1]['step']:08d}.jsonl"
@@ -102,9 +101,8 @@ class Journal:
             part.write_text(_lines(self._unpublished))
             self._run.publish(name)
         except OSError as error:
-            log.warning(
-                "%s cannot be written: %s; its rows wait", self._run.address_of(name), error
-            )
+            address = self._run.address_of(name)
+            log.warning("%s cannot be written: %s; the next save tries again", address, error)
             return
         self._unpublished.clear()
 

@@ -1,6 +1,6 @@
-"""Which of the checkpoints in a run's folder stay: the newest of its history, and the best.
+"""Removes old checkpoints: all but the newest few of a run's history, and the best.
 
-The main worker alone removes, and only while no worker writes what it looks at.
+Only the main worker calls these functions, while no worker writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -9,30 +9,29 @@ import logging
 from pathlib import Path
 
 from taehv.run import checkpoint
-from taehv.run.resume import new_aside
+from taehv.run.resume import new_set_aside_folder
 from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
 def prune(run: RunFolder, keep: int, newest: int, best_step: int | None) -> None:
-    """Remove what came before the `keep` newest checkpoints, but not that of `best_step`.
+    """Remove all checkpoints but the `keep` newest valid ones and that of `best_step`.
 
-    Only whole ones count, by their manifests and sizes. Nothing is removed where that of the step
-    `newest`, the last that was written, is not whole.
+    Checkpoints are valid by their manifests and file sizes. Nothing is removed unless that of the
+    step `newest`, which was just written, is valid.
 
-    Raises OSError where the disk or the store cannot be looked at; what cannot be removed costs a
-    warning each.
+    Raises OSError if the disk or the store cannot be read; a failed removal is a warning.
     """
     last = checkpoint.name_of(newest)
-    fault = checkpoint.find_plain_fault(run, last)
+    fault = checkpoint.find_size_fault(run, last)
     if fault:
         log.warning("no older checkpoint is removed: %s: %s", run.address_of(last), fault)
         return
     kept = [last]
     older = [name for name in checkpoint.names(run) if name < last]
     for name in older:
-        if len(kept) < keep and not checkpoint.find_plain_fault(run, name):
+        if len(kept) < keep and not checkpoint.find_size_fault(run, name):
             kept.append(name)
     if best_step is not None:
         kept.append(checkpoint.name_of(best_step))
@@ -45,20 +44,20 @@ def prune(run: RunFolder, keep: int, newest: int, best_step: int | None) -> None
 
 
 def tidy(run: RunFolder, newest: int | None) -> bool:
-    """Remove what saves left that were not finished; put aside what is not of this history.
+    """Remove unfinished saves, and set aside checkpoints that are not of the present history.
 
     Args:
-        run: where no save is under way.
-        newest: the step of the newest checkpoint of this history. A later one, which a life went
-            back behind or passed over, would be taken for the newest by the next life: it is moved.
-            None: the history has none here yet.
+        run: its folder; no save may be under way.
+        newest: the step of the newest checkpoint of the present history, None if it has none yet.
+            A rollback or a resume leaves later ones behind, which the next resume would take for
+            the newest.
 
-    Returns whether all of that is done; what could not be done has cost a warning each.
+    Returns whether everything succeeded; each failure is a warning.
 
-    Raises OSError where the disk or the store cannot be looked at.
+    Raises OSError if the disk or the store cannot be read.
     """
     last = "" if newest is None else checkpoint.name_of(newest)
-    aside = new_aside()
+    set_aside = new_set_aside_folder()
     done = True
     for name in checkpoint.names(run):
         if name == last:
@@ -68,10 +67,10 @@ def tidy(run: RunFolder, newest: int | None) -> bool:
                 checkpoint.remove(run, name)
                 log.info("%s is removed: its save was not finished", run.address_of(name))
             elif name > last:
-                target = f"{aside}/{Path(name).name}"
+                target = f"{set_aside}/{Path(name).name}"
                 run.move(name, target)
                 log.warning(
-                    "%s is not of the history that goes on, and is now %s",
+                    "%s is not of the history that is resumed, and is now %s",
                     run.address_of(name),
                     run.address_of(target),
                 )

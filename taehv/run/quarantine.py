@@ -19,23 +19,23 @@ NAME = "quarantine.jsonl"
 
 
 class Quarantine:
-    """The list of a run, kept from one of its lives to the next. The main worker holds it.
+    """The list of a run, including videos from before a resume, on the main worker alone.
 
     Args:
-        run: the run's folder; the file is made when the first video is added.
+        run: the run's folder; the file is created when the first video is added.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
-        self._videos = _listed(run.retrieve(NAME)) if distributed.is_main() else set()
+        self._videos = _read_videos(run.retrieve(NAME)) if distributed.is_main() else set()
 
     def __len__(self) -> int:
         return len(self._videos)
 
     def add(self, rejected: Iterable[RejectedVideo]) -> list[RejectedVideo]:
-        """List the videos that are not yet listed, and give those."""
-        shown = (cast("RejectedVideo", in_all_texts(hide_credentials, dict(e))) for e in rejected)
-        new = {entry["video"]: entry for entry in shown if entry["video"] not in self._videos}
+        """Add the videos that are not listed yet, and return those."""
+        entries = (cast("RejectedVideo", in_all_texts(hide_credentials, dict(e))) for e in rejected)
+        new = {entry["video"]: entry for entry in entries if entry["video"] not in self._videos}
         if not new:
             return []
         self._videos.update(new)
@@ -48,8 +48,8 @@ class Quarantine:
         return list(new.values())
 
 
-def _listed(path: Path) -> set[str]:
-    """The videos of a list; a last line that a crash cut short is passed over."""
+def _read_videos(path: Path) -> set[str]:
+    """The videos of a list; a last line that a crash cut short is skipped."""
     videos = set()
     for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         try:

@@ -1,5 +1,4 @@
-"""`train.resume` with the address of a checkpoint: back to an older one of the run, or on from
-another run's."""
+"""`train.resume` with the address of a checkpoint: an older one of this run, or another run's."""
 
 from __future__ import annotations
 
@@ -17,31 +16,34 @@ from taehv.run.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 SET_ASIDE = "set_aside"
-"""Folder in a run's, for what it had after the checkpoint to which it went back."""
+"""Folder, inside a run's, of the later checkpoints and results when an older one is resumed."""
 
 BEST = ("best_model.pth", "best_model.safetensors")
 RESULTS = (
     *BEST,
     "final_model.pth",
     "final_model.safetensors",
-    # Rows of two histories are not for one run of MLflow.
+    # An MLflow run must not get rows of two histories.
     "mlflow.json",
 )
-"""Of a history that is left, besides its checkpoints and rows."""
+"""Files that are set aside together with the checkpoints and the rows of metrics."""
 
 
-def begin_from(run: RunFolder, address: str) -> str:
-    """Make the checkpoint at `address` the one that the run begins from; what `train.resume` is to
-    be from then on.
+def prepare_resume(run: RunFolder, address: str) -> str:
+    """Prepare the run's folder for a start from the checkpoint at `address`.
 
-    Of the run's own, those after it are put aside, with the weights, the rows of metrics and the
-    MLflow run of that history. Another run's is where a run begins that has none itself.
+    If it is the run's own, later checkpoints are set aside with the weights, the rows of metrics
+    and the MLflow run of their history. Another run's checkpoint is used only while the run has
+    none itself.
+
+    Returns:
+        The value for `train.resume` from then on.
 
     Raises:
-        TrainingError: where the checkpoint is not whole.
-        OSError: where the disk or the store refuses.
+        TrainingError: if the checkpoint is not valid.
+        OSError: if the disk or the store fails.
     """
-    holder, name = checkpoint.located(address)
+    holder, name = checkpoint.locate(address)
     own = is_own(run, address)
     if not own and checkpoint.latest_valid(run):
         log.warning("%s goes on from its own newest checkpoint, not from %s", run, address)
@@ -52,43 +54,43 @@ def begin_from(run: RunFolder, address: str) -> str:
     later = [entry for entry in checkpoint.names(run) if entry > f"{checkpoint.FOLDER}/{name}"]
     if later:
         log.warning("going back to %s", address)
-        aside = new_aside()
-        _set_results_aside(run, aside)
+        set_aside = new_set_aside_folder()
+        _set_results_aside(run, set_aside)
         _restore_best(run, folder)
-        # Last: until they are gone, the same command does all of this again.
-        _set_checkpoints_aside(run, aside, later)
-        log.warning("what %s had after it is now in %s", run, run.address_of(aside))
+        # Last, so that after an interruption the same command does all of this again.
+        _set_checkpoints_aside(run, set_aside, later)
+        log.warning("what %s had after it is now in %s", run, run.address_of(set_aside))
     return "latest"
 
 
 def is_own(run: RunFolder, address: str) -> bool:
     """Whether the checkpoint at `address` lies in the run's own folder."""
-    holder, _ = checkpoint.located(address)
+    holder, _ = checkpoint.locate(address)
     return _is_same_place(holder.address, run.address_of(checkpoint.FOLDER))
 
 
-def new_aside() -> str:
-    """The name of a folder in SET_ASIDE that is not there yet."""
+def new_set_aside_folder() -> str:
+    """A new name for a folder in SET_ASIDE."""
     return f"{SET_ASIDE}/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
 
 
-def _set_results_aside(run: RunFolder, aside: str) -> None:
-    journal.copy(run, aside)
+def _set_results_aside(run: RunFolder, folder: str) -> None:
+    journal.copy(run, folder)
     for name in RESULTS:
         if run.exists(name):
-            run.move(name, f"{aside}/{name}")
+            run.move(name, f"{folder}/{name}")
 
 
-def _set_checkpoints_aside(run: RunFolder, aside: str, checkpoints: list[str]) -> None:
+def _set_checkpoints_aside(run: RunFolder, folder: str, checkpoints: list[str]) -> None:
     for name in checkpoints:
         if checkpoint.is_finished(run, name):
-            run.move(name, f"{aside}/{Path(name).name}")
+            run.move(name, f"{folder}/{Path(name).name}")
         else:
             checkpoint.remove(run, name)
 
 
 def _restore_best(run: RunFolder, folder: Path) -> None:
-    """The best weights as of a checkpoint, if the one that holds them has been kept."""
+    """Export the best weights as of a checkpoint, if their own checkpoint still exists."""
     best = checkpoint.read_info(folder)["best"]
     if best is None:
         return
@@ -102,7 +104,7 @@ def _restore_best(run: RunFolder, folder: Path) -> None:
 
 
 def _is_same_place(one: str, other: str) -> bool:
-    """Whether two addresses, apart from how their store is opened, are the same folder."""
+    """Whether two addresses are the same folder, whatever their store's options."""
     one, other = (address.partition("?")[0].rstrip("/") for address in (one, other))
     if "://" in one or "://" in other:
         return one == other

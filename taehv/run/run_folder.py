@@ -1,9 +1,9 @@
-"""A run's folder, on a file system or on `s3://`, which programs that write files know nothing of.
+"""A run's folder, on a file system or on `s3://`, with the same methods for both.
 
-Files are written to `local`. For a folder of a file system that is the folder itself, and nothing
-more is to be done. For one on S3 it is a folder of this process, and `publish` sends what was
-written there, each file whole or not at all. The store and its credentials are those that pyarrow
-knows: the environment (AWS_*), or the address (`s3://bucket/run?endpoint_override=host:port`).
+Files are written to `local`. On a file system that is the run's folder itself. For S3 it is a
+temporary folder of this process, and `publish` uploads what was written there, each file as a whole
+or not at all. PyArrow finds the store and its credentials in the environment (AWS_*) or in the
+address (`s3://bucket/run?endpoint_override=host:port`).
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from taehv.run.scratch import ScratchFolder
 S3_SCHEME = "s3://"
 
 CHUNK_BYTES = 2**22
-"""Read and sent at a time."""
+"""Bytes per read and write of a copy."""
 
 
-def go_on_line(run_dir: str) -> str:
-    """What is typed to go on with the run in `run_dir`, quoted for a shell; the run's config.yaml
-    says the rest. Empty: of a run that was given no folder."""
+def resume_options(run_dir: str) -> str:
+    """The options that resume the run in `run_dir`, quoted for a shell; all other settings are in
+    the run's config.yaml. `run_dir` is empty if the user named no folder."""
     folder = f"--train.run-dir {shlex.quote(run_dir)} " if run_dir else ""
     return f"{folder}--train.resume latest"
 
@@ -39,7 +39,7 @@ def go_on_line(run_dir: str) -> str:
 class RunFolder:
     """The folder at `address`.
 
-    Every method may raise OSError where the disk or the store refuses.
+    Every method may raise OSError if the disk or the store fails.
     """
 
     def __init__(self, address: str) -> None:
@@ -53,48 +53,48 @@ class RunFolder:
         self.local = self._scratch.path
 
     def __str__(self) -> str:
-        """The address as it may be shown: without credentials."""
+        """The address without credentials."""
         return without_credentials(self.address)
 
     def __reduce__(self) -> tuple[type[RunFolder], tuple[str]]:
         return RunFolder, (self.address,)
 
     def address_of(self, name: str) -> str:
-        """Where `name` is, for the user to read and for others to open."""
+        """The address of `name`, for messages and for other programs."""
         place, question, options = self.address.partition("?")
         return f"{place.rstrip('/')}/{name}{question}{options}"
 
     def publish(self, name: str) -> None:
-        """Send the file `name` to the store, whole; what fails leaves there what was there."""
+        """Upload the file `name` to the store; a failure leaves an older version unchanged."""
         if self.is_remote:
             with (self.local / name).open("rb") as source:
                 send(self._store, self._remote(name), source)
 
     def retrieve(self, name: str) -> Path:
-        """The local path of the file or folder `name`, brought from the store where it is.
+        """The local path of the file or folder `name`, downloaded if the folder is on a store.
 
-        What the store does not have is not there afterwards, nor what could not be brought whole.
+        If the store does not have it, or the download fails, nothing exists at that path.
         """
         path = self.local / name
         if not self.is_remote:
             return path
         _remove(path)
-        with tempfile.TemporaryDirectory(dir=self.local, prefix=".unfinished.") as aside:
+        with tempfile.TemporaryDirectory(dir=self.local, prefix=".unfinished.") as temporary:
             for file in self._files(name):
-                target = Path(aside, file)
+                target = Path(temporary, file)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 with (
                     self._store.open_input_stream(self._remote(file)) as source,
                     target.open("wb") as copy,
                 ):
                     shutil.copyfileobj(source, copy, CHUNK_BYTES)
-            if Path(aside, name).exists():
+            if Path(temporary, name).exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Path(aside, name).rename(path)
+                Path(temporary, name).rename(path)
         return path
 
     def entries(self, name: str) -> list[str]:
-        """The names, without their folder, of what the folder `name` holds; sorted."""
+        """The sorted names, without their folder, of the entries of the folder `name`."""
         if not self.is_remote:
             folder = self.local / name
             return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
@@ -102,7 +102,7 @@ class RunFolder:
         return sorted(info.base_name for info in self._store.get_file_info(selector))
 
     def sizes(self, name: str) -> dict[str, int]:
-        """The bytes of each file that the folder `name` holds, by its name there."""
+        """The bytes of each file in the folder `name`, by its path there."""
         if not self.is_remote:
             folder = self.local / name
             files = [path for path in folder.rglob("*") if path.is_file()]
@@ -123,13 +123,13 @@ class RunFolder:
         return bool(self._store.get_file_info(self._remote(name)).type == fs.FileType.File)
 
     def move(self, name: str, target: str) -> None:
-        """Give the file or folder `name` the name `target`, which nothing has yet."""
+        """Rename the file or folder `name` to `target`, which must not exist yet."""
         if not self.is_remote:
             (self.local / target).parent.mkdir(parents=True, exist_ok=True)
             (self.local / name).rename(self.local / target)
             return
-        # A store renames nothing, and S3 itself copies nothing above 5 GB. What is interrupted has
-        # left the original.
+        # A store cannot rename, and S3 copies no object above 5 GB on its side. An interruption
+        # leaves the original.
         for file in self._files(name):
             copy = target + file.removeprefix(name)
             with self._store.open_input_stream(self._remote(file)) as source:
@@ -137,7 +137,7 @@ class RunFolder:
         self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Remove the file or folder `name`, here and in the store, if it is there."""
+        """Remove the file or folder `name`, locally and on the store, if it exists."""
         _remove(self.local / name)
         if self.is_remote:
             kind = self._store.get_file_info(self._remote(name)).type
@@ -150,7 +150,7 @@ class RunFolder:
         return f"{self._base.rstrip('/')}/{name}".rstrip("/")
 
     def _files(self, name: str) -> list[str]:
-        """All files that `name` is or holds, named from this folder."""
+        """`name` itself if it is a file, else all files in it, as paths in this folder."""
         remote = self._remote(name)
         info = self._store.get_file_info(remote)
         if info.type == fs.FileType.File:
@@ -165,38 +165,37 @@ class RunFolder:
 
 
 def send(store: fs.FileSystem, path: str, source: IO[bytes]) -> None:
-    """Make what is left of `source` the file `path` of a store: whole, or not at all.
+    """Copy the rest of `source` to the file `path` of a store, as a whole or not at all.
 
-    Where it fails, in whatever way, a file that was there before is still there as it was. Raises
-    OSError where the source or the store does.
+    After any failure an older file of that name is unchanged. Raises OSError where the source or
+    the store does.
     """
-    # On S3 nothing is there until the upload is completed. Elsewhere half a file would be.
-    aside = path
+    # On S3 an object appears when its upload is completed. Elsewhere half a file would be visible.
+    temporary = path
     if not isinstance(store, fs.S3FileSystem):
         folder, _, name = path.rpartition("/")
-        aside = f"{folder}/.{name}.{os.getpid()}"
-    target = store.open_output_stream(aside)
+        temporary = f"{folder}/.{name}.{os.getpid()}"
+    target = store.open_output_stream(temporary)
     try:
         shutil.copyfileobj(source, target, CHUNK_BYTES)
         target.close()
     except BaseException:
         _abandon(target)
-        if aside != path:
-            store.delete_file(aside)
+        if temporary != path:
+            store.delete_file(temporary)
         raise
-    if aside != path:
-        store.move(aside, path)
+    if temporary != path:
+        store.move(temporary, path)
 
 
 def _abandon(stream: Any) -> None:
-    """Never complete an upload, not even when Python tidies up.
+    """Keep an upload from ever being completed, even by the interpreter's exit.
 
-    PyArrow cannot abort one: to close the stream is to complete the upload, and so is to let go of
-    it. Kept for the life of the process, it takes the memory of one part (10 MB). To the store the
-    upload is like that of a process that was killed; a bucket's rule for incomplete uploads removes
-    its parts.
+    PyArrow cannot abort an upload: both closing its stream and freeing it complete the upload. So
+    the stream is kept until the process ends, with the memory of one part (10 MB). For the store
+    that is like a killed process; a bucket's rule for incomplete uploads removes the parts.
     """
-    # A reference in a list would be given up when Python ends.
+    # The interpreter's exit would clear a reference in a list.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
 
 

@@ -1,8 +1,8 @@
-"""Saving while training goes on: a step waits for a copy of the state, not for the disk.
+"""Asynchronous checkpoints: a step waits for a copy of the state, not for the disk.
 
-Each worker's files are written by a thread of its own. When all workers have written theirs, which
-they tell each other along with the step's losses, the main worker writes the manifest, in its
-thread too. A save that fails costs a warning, and a run that has seen too many in a row ends.
+Each worker's files are written by a thread. The workers exchange, together with a step's losses,
+whether theirs are written; when all are, the main worker's thread writes the manifest. A failed
+save is a warning, and too many in a row end the run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one worker writes of a step's state, in copies that training does not touch."""
+    """One worker's part of a checkpoint, in copies that training does not change."""
 
     step: int
     info: Mapping[str, Any]
     """For the manifest; the same on all workers."""
     tensors: Mapping[str, Callable[[], Mapping[str, Tensor]]]
-    """By file name without suffix, CPU tensors, put together in the writing thread."""
+    """By file name without suffix: functions that the thread calls for the CPU tensors."""
     texts: Mapping[str, str] = field(default_factory=dict)
     """By file name."""
 
@@ -48,40 +48,40 @@ class _Save:
 
 
 class Saver:
-    """Writes a run's checkpoints. All methods but `has_written` are collectives.
+    """Writes a run's checkpoints. All methods but `has_written` and `close` are collectives.
 
-    At every moment from the first good save on, one that was saved is whole: that of `last_good`,
-    which no save writes over and nothing removes before a newer one is whole.
+    From the first successful save on there is a valid checkpoint at every moment: that of
+    `last_good`, which is neither overwritten nor removed before a newer one is valid.
 
     Args:
-        run: where to.
-        keep: the newest so many stay, and the best.
-        most_failures: so many saves in a row may fail.
-        resumed_from: the step of the run's own checkpoint that training goes on from. What the run
-            holds of later steps, or at all where there is none, is put aside.
+        run: the run's folder.
+        keep: checkpoints that are kept besides the best.
+        max_failures: saves that may fail in a row.
+        resumed_from: the step of the run's own checkpoint that training resumes from. Later
+            checkpoints in the folder, or all of them if it is None, are set aside.
     """
 
     def __init__(
-        self, run: RunFolder, keep: int, most_failures: int, resumed_from: int | None = None
+        self, run: RunFolder, keep: int, max_failures: int, resumed_from: int | None = None
     ) -> None:
-        self._run, self._keep, self._most_failures = run, keep, most_failures
+        self._run, self._keep, self._max_failures = run, keep, max_failures
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._save: _Save | None = None
         self._failures = 0
         self.last_good = resumed_from
-        """The step of the last checkpoint that is whole, as far as this worker knows."""
+        """The step of the last checkpoint that this worker knows to be valid."""
         self._is_tidy = False
-        """Known to the main worker's thread alone."""
+        """Read and written by the main worker's thread alone."""
         self._start_tidying()
 
     def begin(self, snapshot: Snapshot) -> None:
-        """Start saving; one that is under way is waited for.
+        """Start a save, after waiting for the one before.
 
         Args:
-            snapshot: of a later step than all before. That of `last_good` itself is saved already.
+            snapshot: of a later step than all before, or of `last_good`, which is saved already.
 
         Raises:
-            TrainingError: where too many saves in a row have failed.
+            TrainingError: if too many saves in a row have failed.
         """
         self.finish()
         if snapshot.step == self.last_good:
@@ -97,12 +97,12 @@ class Saver:
         self._save = _Save(snapshot.step, snapshot.info, files)
 
     def has_written(self) -> bool:
-        """Whether this worker has written its files and nobody has been told yet."""
+        """Whether this worker has written its files, and `conclude` has not been called yet."""
         save = self._save
         return save is not None and save.manifest is None and save.files.done()
 
     def conclude(self) -> None:
-        """Write the manifest, or give the save up; called when all workers have written theirs."""
+        """Start writing the manifest once all workers have written their files, or give up."""
         save = self._save
         assert save is not None
         files, error = _outcome(save.files)
@@ -119,7 +119,7 @@ class Saver:
         """Wait for the save that is under way, if there is one.
 
         Raises:
-            TrainingError: where too many saves in a row have failed.
+            TrainingError: if too many saves in a row have failed.
         """
         if self._save is not None and self._save.manifest is None:
             _ = self._save.files.exception()
@@ -135,11 +135,11 @@ class Saver:
             self.last_good = save.step
 
     def close(self) -> None:
-        """Let go of the thread; a save that is under way is ended first. No collective."""
+        """End the thread, after the work that it has begun."""
         self._thread.shutdown(wait=True)
 
     def _start_tidying(self, failed: int | None = None) -> None:
-        """Called while no worker writes; `failed` is the step of a save that was given up."""
+        """Clean up while no worker writes; `failed` is the step of a save that was given up."""
         if distributed.is_main():
             self._thread.submit(self._tidy, failed)
 
@@ -147,7 +147,7 @@ class Saver:
         self._is_tidy = False
         try:
             if failed is not None:
-                # Also where all is there: the last act may have been done and told as a failure.
+                # The manifest may be there although writing it was reported as a failure.
                 checkpoint.remove(self._run, checkpoint.name_of(failed))
             self._is_tidy = pruning.tidy(self._run, self.last_good)
         except OSError as error:
@@ -182,22 +182,22 @@ class Saver:
             f"the checkpoint of step {step} could not be written ({fault}); the last good one is "
             f"{good}. Make room in, or see to, {self._run}"
         )
-        if self._failures > self._most_failures:
+        if self._failures > self._max_failures:
             raise TrainingError(
                 f"{message}; {self._failures} saves in a row have failed, more than "
-                f"train.max_failed_saves ({self._most_failures})"
+                f"train.max_failed_saves ({self._max_failures})"
             )
         if distributed.is_main():
             log.warning(
                 "%s; training goes on (failure %d of %d in a row)",
                 message,
                 self._failures,
-                self._most_failures,
+                self._max_failures,
             )
 
 
 def _outcome(future: Future[Any]) -> tuple[Any, str]:
-    """What a thread's work gave, and what was wrong where the disk or the store refused."""
+    """A thread's result, and the message of an OSError in it; other errors are raised."""
     error = future.exception()
     if error is None:
         return future.result(), ""

@@ -1,7 +1,7 @@
-"""Temporary folders that nobody has to clean up after: not even after a process that was killed.
+"""Temporary folders that are removed even if their process was killed.
 
-Each is locked by the process that made it, and a lock ends with its process, however that ends. So
-who makes a folder first removes those of its kind that nobody holds any more.
+Each folder is locked by its process, and the lock ends with the process. Whoever creates a folder
+first removes those of the same kind that are no longer locked.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _LOCK = ".in_use"
 
 
 class ScratchFolder:
-    """A new, empty folder at `path`, which goes with this object or with this process.
+    """A new, empty folder at `path`, removed with this object or at the end of this process.
 
     Args:
-        kind: the beginning of its name, the same for all of its kind.
+        kind: the beginning of its name.
     """
 
     def __init__(self, kind: str) -> None:
@@ -30,12 +30,12 @@ class ScratchFolder:
         unnamed = self.path / f"{_LOCK}.new"
         lock = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # Under its name it is never seen unlocked while its owner lives.
+        # Locked before it gets its name, so that no process finds it unlocked.
         unnamed.rename(self.path / _LOCK)
         self._remove = weakref.finalize(self, _remove, self.path, lock)
 
     def remove(self) -> None:
-        """Now, rather than when this object goes. Nothing happens the second time."""
+        """Remove the folder now; a second call does nothing."""
         self._remove()
 
 
@@ -46,7 +46,7 @@ def _remove(path: Path, lock: int) -> None:
 
 def _remove_abandoned(kind: str) -> None:
     for lock_file in Path(tempfile.gettempdir()).glob(f"{kind}_*/{_LOCK}"):
-        # Gone in the meantime, held, or another user's: none of this process's business.
+        # The folder may be gone by now, be locked, or be another user's.
         with suppress(OSError):
             lock = os.open(lock_file, os.O_RDWR)
             try:

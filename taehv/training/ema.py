@@ -12,7 +12,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 class Ema(Generic[Network]):
-    """A copy of `module`, whose weights are float32, that follows it slowly.
+    """The exponential moving average of `module`'s weights, in float32, as a network.
 
     The decay rises as min(decay, (1 + step) / (10 + step)), so that a short run's average is not
     dominated by its initial weights (the warm-up of TensorFlow's ExponentialMovingAverage).
@@ -23,22 +23,21 @@ class Ema(Generic[Network]):
         self.network: Network = copy.deepcopy(module).float().eval().requires_grad_(False)
 
     @torch.no_grad()
-    def update(self, module: Network, step: int, refused: Tensor) -> None:
-        """Move towards `module`, which has just made step `step` (from 0), unless `refused`, of no
-        dimension and on the device, is 1: nobody waits to know."""
+    def update(self, module: Network, step: int, skip_update: Tensor) -> None:
+        """Move towards `module` after its step `step`, counted from 0, unless the scalar
+        `skip_update` is 1; the CPU never waits to read it from a GPU."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        share = (1 - decay) * (1 - refused)
+        weight = (1 - decay) * (1 - skip_update)
         averages: list[Tensor] = list(self.network.parameters())
         current: list[Tensor] = list(module.parameters())
-        if share.device.type == "cpu":
-            torch._foreach_lerp_(averages, current, share.item())
+        if weight.device.type == "cpu":
+            torch._foreach_lerp_(averages, current, weight.item())
         else:
-            _move(averages, current, share)
+            _lerp(averages, current, weight)
 
 
-def _move(averages: list[Tensor], towards: list[Tensor], share: Tensor) -> None:
-    """`_foreach_lerp_` with a weight that only the device knows, for which it has no kernel that
-    takes many tensors at once."""
-    changes = torch._foreach_sub(towards, averages)
-    torch._foreach_mul_(changes, share)
+def _lerp(averages: list[Tensor], targets: list[Tensor], weight: Tensor) -> None:
+    """`_foreach_lerp_` for a weight on the device, which PyTorch does not fuse."""
+    changes = torch._foreach_sub(targets, averages)
+    torch._foreach_mul_(changes, weight)
     torch._foreach_add_(averages, changes)

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from taehv import distributed
 from taehv.ops.compiling import Compiled
-from taehv.ops.cuda_graphs import Recorded
+from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.precision import autocast
+from taehv.slots import SlotLayout
 
 # Adam's moments, by which a parameter's optimizer state is saved; `step` is common to all.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -84,7 +85,7 @@ class Engine(Protocol):
 
 
 class _Autocast(nn.Module):
-    """Runs a network under autocast; inside the engine, which turns off an outer one."""
+    """Runs a network under autocast, inside the engine, since the engine disables an outer one."""
 
     def __init__(
         self, network: nn.Module, name: str, dtype: torch.dtype | None, compiles: bool, graphs: bool
@@ -94,7 +95,7 @@ class _Autocast(nn.Module):
         self.dtype = dtype
         self._call = Compiled(network.forward, name) if compiles else network
         parameters = list(network.parameters())
-        self._run = Recorded(self._compute, name, parameters) if graphs else self._compute
+        self._run = GraphedCallable(self._compute, name, parameters) if graphs else self._compute
 
     def forward(self, *inputs: Any) -> Any:
         return self._run(*inputs)
@@ -107,43 +108,42 @@ class _Autocast(nn.Module):
 def build_engine(
     network: nn.Module,
     name: str,
-    *,
-    learning_rate: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    gradient_clipping: float,
-    zero_stage: int,
-    clips_per_pass: int,
-    passes: int,
+    optim: OptimConfig,
+    layout: SlotLayout,
     dtype: torch.dtype | None,
+    *,
     compiles: bool = False,
     graphs: bool = False,
 ) -> Engine:
     """A DeepSpeed engine with AdamW around `network`, which must hold its weights already.
 
-    A step is `passes` rounds of forward and `backward`, each followed by `step`; the weights move
-    at the last. Gradients are averaged over passes and workers. With `compiles` the forward pass
-    goes through torch.compile, with `graphs` both passes are recorded as CUDA graphs where there
-    is a GPU; the network must then do nothing but compute. The log calls it `name`.
+    A step is `layout.passes` rounds of forward and `backward`, each followed by `step`; the last
+    one updates the weights. Gradients are averaged over passes and workers. `dtype` is autocast's,
+    and the log uses `name`. With `compiles` the forward pass goes through torch.compile, with
+    `graphs` both passes become CUDA graphs on a GPU; the network must then have no side effects.
     """
     deepspeed = _import_deepspeed()
     optimizer = torch.optim.AdamW(
-        network.parameters(), learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+        network.parameters(),
+        optim.learning_rate,
+        betas=optim.betas,
+        weight_decay=optim.weight_decay,
+        fused=True,
     )
     config = {
-        "train_micro_batch_size_per_gpu": clips_per_pass,
-        "gradient_accumulation_steps": passes,
-        # At stage 0 it would do so parameter by parameter; see `guard_update`.
-        "gradient_clipping": gradient_clipping if zero_stage else 0.0,
+        "train_micro_batch_size_per_gpu": layout.slots_per_pass,
+        "gradient_accumulation_steps": layout.passes,
+        # At stage 0 DeepSpeed would clip parameter by parameter; see `clip_or_skip_update`.
+        "gradient_clipping": optim.gradient_clipping if optim.zero_stage else 0.0,
         # The defaults reserve gigabytes for buckets of 5e8 elements; two networks of about 10 M
         # parameters need no more than this.
         "zero_optimization": {
-            "stage": zero_stage,
+            "stage": optim.zero_stage,
             "reduce_bucket_size": 20_000_000,
             "allgather_bucket_size": 20_000_000,
         },
         "steps_per_print": 2**31,
-        # It waits for the device at every forward pass and step.
+        # The timer would synchronise with the device at every forward pass and step.
         "timers": {"throughput": {"enabled": False}},
     }
     engine, *_ = deepspeed.initialize(
@@ -161,27 +161,23 @@ def set_learning_rate(engine: Engine, value: float) -> None:
 
 
 def gradient_norm_before_step(engine: Engine, network: nn.Module) -> Tensor | None:
-    """The gradient's norm where DeepSpeed keeps none and clips by none (stage 0); to be asked
-    before `step`, after all workers' gradients are averaged."""
+    """The gradient norm at ZeRO stage 0, where DeepSpeed computes none; else None. Called before
+    `step`, after the workers' gradients have been averaged."""
     if engine.zero_optimization_stage() > 0:
         return None
     return torch.nn.utils.get_total_norm(_gradients(network))
 
 
-def guard_update(engine: Engine, refused: Tensor, norm: Tensor, most: float) -> None:
-    """Have the next `step` scale gradients of this norm down to `most`, and leave the weights as
-    they are where `refused`: by fused AdamW itself, so that nobody waits to know either.
+def clip_or_skip_update(engine: Engine, skip_update: Tensor, norm: Tensor, max_norm: float) -> None:
+    """Make the next `step` clip the gradients to `max_norm`, and skip it where `skip_update` is 1.
 
-    Args:
-        engine: at stage 0.
-        refused: 1 or 0, of no dimension.
-        norm: of the gradients, over all of the network.
-        most: their largest norm; 0: no limit.
+    Fused AdamW does both on the device, so that the CPU need not wait for the two scalars; a
+    `max_norm` of 0 clips nothing. The engine must be at ZeRO stage 0.
     """
-    # It takes these two in float32, whatever the weights are.
+    # Fused AdamW takes both in float32, whatever the weights are.
     adamw, dtype = _adamw(engine), torch.float32
-    adamw.found_inf = refused.to(dtype)  # type: ignore[attr-defined]
-    scale = (norm / most).clamp(min=1).to(dtype) if most > 0 else None
+    adamw.found_inf = skip_update.to(dtype)  # type: ignore[attr-defined]
+    scale = (norm / max_norm).clamp(min=1).to(dtype) if max_norm > 0 else None
     adamw.grad_scale = scale  # type: ignore[attr-defined]
 
 
@@ -220,7 +216,7 @@ def load_optimizer_pieces(
     Raises:
         ValueError: where the pieces do not make up the state of `network`.
     """
-    state = _put_together(network, pieces)
+    state = _merge_pieces(network, pieces)
     if not float(state["step"]):
         return
     adamw = _adamw(engine)
@@ -241,8 +237,8 @@ def load_optimizer_pieces(
                 values.copy_(state[f"{name}.{moment}"][start : start + values.numel()])
 
 
-def _put_together(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The whole state, each moment flat."""
+def _merge_pieces(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The whole optimizer state, each moment flat."""
     state: dict[str, Tensor] = {"step": torch.zeros(())}
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for part in pieces:
@@ -293,7 +289,7 @@ def _adamw(engine: Engine) -> torch.optim.Optimizer:
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # Its autotuner imports MLflow where it can: that takes seconds, and serves nothing here.
+    # DeepSpeed's autotuner, which is not used, would import MLflow, and that takes seconds.
     hidden = "mlflow" not in sys.modules
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]
@@ -304,7 +300,7 @@ def _import_deepspeed() -> Any:
             del sys.modules["mlflow"]
     from deepspeed.ops import __compatible_ops__
 
-    # Otherwise 28 s of compiling a shared-memory all-reduce, which gloo does as well here.
+    # Otherwise DeepSpeed compiles a shared-memory all-reduce for 28 s; gloo's is as good here.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel(logging.WARNING)
     deepspeed.init_distributed()

@@ -1,8 +1,8 @@
-"""What a pass takes of a worker's memory, reckoned without one.
+"""An estimate of a worker's memory that needs neither a GPU nor the memory itself.
 
-The networks are run on tensors that have a shape but no content, and every storage that would be
-allocated is counted for as long as it lives. What a GPU's libraries take besides, such as cuDNN's
-workspaces and what is lost between blocks, is not seen: `memory.USABLE` leaves room for it.
+The networks run on fake tensors, which have a shape but no data, and every storage that would be
+allocated is counted while it lives. What a GPU's libraries allocate, such as cuDNN's workspaces,
+and fragmentation are not counted: `memory.USABLE` leaves room for them.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ from taehv.losses.discriminator import Discriminator
 from taehv.losses.reconstruction import squared_error
 from taehv.losses.seraena import clip_context, corrected_targets, group_frames
 from taehv.model import TAEHV
+from taehv.model.blocks import IMAGE_CHANNELS
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
-from taehv.training.state import IMAGE_CHANNELS
 
 BUCKETS = 2 * 20_000_000 * 4
-"""Bytes of the two buckets that an engine exchanges gradients and weights in, from ZeRO 1 on."""
+"""Bytes of the two buckets of an engine's collectives, which are there from ZeRO 1 on."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one worker."""
+    """Memory of one worker, in bytes."""
 
-    at_rest: int
-    """Weights, averages, gradients, optimizer states, replay memory: between passes."""
+    between_passes: int
+    """Weights, averaged weights, gradients, optimizer states and replay memory."""
     one_pass: int
-    """What is alive besides at the worst moment of a pass."""
+    """Allocated on top of that at the peak of a pass."""
     gradients: int
-    """What workers exchange in a step."""
+    """Gradients that the workers exchange in a step."""
 
     @property
     def total(self) -> int:
-        return self.at_rest + self.one_pass
+        return self.between_passes + self.one_pass
 
 
 def footprint(
     config: TrainingConfig, layout: SlotLayout, clip_shape: Sequence[int], bf16: bool
 ) -> Footprint:
-    """Of the run that `config` describes; a teacher is not part of it.
+    """Estimate the memory of a run, without a teacher's.
 
     Args:
         config: the run's configuration.
-        layout: how the slots are shared out.
+        layout: which slots each worker has.
         clip_shape: [T, C, H, W] of a clip.
         bf16: whether the networks compute in bf16 rather than in float32.
     """
@@ -70,22 +70,22 @@ def footprint(
             )
         networks = [network for network in (generator, adversary) if network is not None]
         weights = sum(_weight_bytes(network) for network in networks)
-        with _Live() as live:
+        with _AllocationCounter() as counter:
             _one_pass(config, layout, generator, adversary, clip_shape, bf16)
-            peak = live.peak
+            peak = counter.peak
     optimizers = 2 * weights  # Two moments of each.
     if config.optim.zero_stage:
-        # With a float32 copy of the weights, all shared out among the workers.
+        # ZeRO keeps a float32 copy of the weights too, and partitions all three over the workers.
         optimizers = 3 * weights // layout.workers + BUCKETS * len(networks)
     replay = int(config.seraena.replay_gigabytes * 1e9) // layout.workers if adversary else 0
-    at_rest = (
+    between_passes = (
         2 * weights  # The weights, and their gradients.
         + _weight_bytes(generator)  # The averaged weights.
         + optimizers
         + replay
     )
     # The pass made the gradients, which are counted above.
-    return Footprint(at_rest, max(0, peak - weights), weights)
+    return Footprint(between_passes, max(0, peak - weights), weights)
 
 
 def _weight_bytes(network: nn.Module) -> int:
@@ -100,7 +100,7 @@ def _one_pass(
     clip_shape: Sequence[int],
     bf16: bool,
 ) -> None:
-    """The tensors of one round of `step.train_step`."""
+    """Allocate what one pass of `step.train_step` allocates."""
     clips = layout.slots_per_pass
     frames = torch.rand(clips, *clip_shape)
     with _autocast(bf16):
@@ -127,12 +127,12 @@ def _autocast(bf16: bool) -> Iterator[None]:
         yield
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of storages from the operation that makes them to their end."""
+class _AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of the storages that are alive, and their peak."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.peak = 0
+        self.allocated = self.peak = 0
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def __torch_dispatch__(
@@ -153,9 +153,9 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         self._known.add(storage)
         size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._forget, size).atexit = False
+        self.allocated += size
+        self.peak = max(self.peak, self.allocated)
+        weakref.finalize(storage, self._subtract, size).atexit = False
 
-    def _forget(self, size: int) -> None:
-        self.now -= size
+    def _subtract(self, size: int) -> None:
+        self.allocated -= size

@@ -1,7 +1,7 @@
-"""The health of a run while it lasts: its rows are watched, and what goes wrong is told early.
+"""Health checks of a running training, which read nothing but the rows of metrics.jsonl.
 
-`taehv.evaluation.verdict` judges a run that has ended by its users' figures; this is about what a
-user would stop or mend a run for. It needs no more than the rows of metrics.jsonl.
+They report problems for which a user would stop or change the run. `taehv.evaluation.verdict`, by
+contrast, judges the results of a run that has ended.
 """
 
 from __future__ import annotations
@@ -29,48 +29,47 @@ SETTLING_STEPS = 100
 100 steps of a usual start do nothing; a good start has norms of 3 to 24 in its first 70.)"""
 
 REMIND_STEPS = 2000
-"""A fault that lasts is told again after so many steps."""
+"""A fault that lasts is reported again after so many steps."""
 
 RECOVERY_STEPS = 100
-"""A fault is over when its check found the run fine throughout so many steps; if it then comes
-back, that is told anew."""
+"""A fault is over when its check has passed for so many steps; it may then be reported anew."""
 
-SPIKES = 0.01
-"""Part of the rows, at least one, that may stick out of a spread: clipping makes a lone spike of
-the gradient norm harmless, and one of 24 was seen in a run that went well."""
+SPIKE_FRACTION = 0.01
+"""Fraction of the rows, at least one, that a standard deviation leaves out: clipping makes a lone
+spike of the gradient norm harmless, and one of 24 was seen in a run that went well."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that goes wrong in a run."""
+    """A problem that a health check found."""
 
     step: int
-    """Of the row that it was found at."""
+    """The step of the row."""
     name: str
-    """What, as a short identifier such as `exploding-loss`."""
+    """A short identifier such as `exploding-loss`."""
     figure: float
     """The number that is beyond its limit; may be not finite."""
     message: str
-    """What, the figure, and the limit, in one line."""
+    """The problem, the figure, and the limit, in one line."""
     advice: str
     """What to do, in one line that names the options."""
     diverged: bool
-    """Whether the run is lost from here on: nothing it does now will mend it."""
+    """Whether the run cannot recover by itself."""
 
 
 class Health:
-    """Watches the rows of one run. It depends on them alone, and remembers a bounded number.
+    """Runs the checks over the rows of one run. It remembers a bounded number of rows.
 
-    Each fault is told when it begins, again every `REMIND_STEPS` steps while it lasts, and anew
-    where it returns after `RECOVERY_STEPS` steps in which all was well.
+    Each fault is reported when it begins, every `REMIND_STEPS` steps while it lasts, and again when
+    it returns after `RECOVERY_STEPS` steps without it.
 
     Args:
         log_every: steps between rows (`train.log_every`).
-        gradient_scale: by which the limits of the gradient norm are multiplied; the norm scales
-            with the loss weights (`LossConfig.gradient_scale`). At 0 the norm is not judged.
+        gradient_scale: factor on the limits of the gradient norm, which scales with the loss
+            weights (`LossConfig.gradient_scale`). At 0 the norm is not checked.
         warmup_steps: of the learning rate (`optim.warmup_steps`).
-        filling_gigabytes: memory that a worker's replay buffer and the cache of the teacher's
-            latents take while they fill; that is no leak.
+        filling_gigabytes: memory that the replay buffer and the cache of the teacher's latents
+            take while they fill, which is no leak.
     """
 
     def __init__(
@@ -93,29 +92,30 @@ class Health:
             *_pace_levels(log_every),
             *_adversary_levels(log_every, settling),
         ]
-        self._watched = [(check, _Episode()) for check in checks]
+        self._checks = [(check, _Episode()) for check in checks]
         self._first_step: int | None = None
-        self._doubts: set[str] = set()
+        self._suspected: set[str] = set()
+        """Names of the divergence checks that have not passed at their last row."""
 
     def observe(self, row: Mapping[str, Any]) -> list[Finding]:
-        """Findings that this row makes worth telling. Rows come in the order of their `step`; a
-        metric that a row lacks is passed over."""
+        """The findings to report at this row. Rows must come in the order of their `step`; checks
+        whose metric a row lacks are skipped."""
         step = int(row["step"])
         if self._first_step is None:
             self._first_step = step
         found = []
-        for check, episode in self._watched:
+        for check, episode in self._checks:
             reading = check.judge(step, step - self._first_step, row)
             if reading is None:
                 continue
             if check.diverged:
-                self._doubts -= {check.name}
+                self._suspected -= {check.name}
                 if reading.fault is not False:
-                    self._doubts |= {check.name}
-            elif self._doubts:
-                # Divergence, which is checked first, would explain the rest.
+                    self._suspected |= {check.name}
+            elif self._suspected:
+                # Divergence, which is checked first, would explain every other fault.
                 continue
-            if episode.is_to_tell(step, reading.fault):
+            if episode.should_report(step, reading.fault):
                 found.append(
                     Finding(
                         step,
@@ -129,43 +129,43 @@ class Health:
         return found
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Take in the rows of the run's earlier life, whose findings were told then."""
+        """Observe the rows from before a resume; their findings have been reported already."""
         for row in rows:
             self.observe(row)
 
     @property
-    def in_doubt(self) -> bool:
-        """Whether the run has diverged or may be about to: the loss is far too high, but not yet
-        for long enough to say so. A checkpoint of now is not one to go back to."""
-        return bool(self._doubts)
+    def divergence_suspected(self) -> bool:
+        """Whether the run has diverged, or the loss is far too high but not yet for long enough to
+        be sure. A checkpoint of this step would be no good for a rollback."""
+        return bool(self._suspected)
 
     @property
     def open_findings(self) -> tuple[str, ...]:
         """Names of the faults that last."""
-        return tuple(check.name for check, episode in self._watched if episode.is_open)
+        return tuple(check.name for check, episode in self._checks if episode.is_open)
 
 
 class _Episode:
-    """One fault, from when it is told until it is over."""
+    """One fault, from its first report until it is over."""
 
     def __init__(self) -> None:
-        self._told_at: int | None = None
-        self._fine_since: int | None = None
+        self._reported_at: int | None = None
+        self._passed_since: int | None = None
 
     @property
     def is_open(self) -> bool:
-        return self._told_at is not None
+        return self._reported_at is not None
 
-    def is_to_tell(self, step: int, fault: bool | None) -> bool:
+    def should_report(self, step: int, fault: bool | None) -> bool:
         if fault is not False:
-            self._fine_since = None
-        elif self._fine_since is None:
-            self._fine_since = step
-        elif step - self._fine_since >= RECOVERY_STEPS:
-            self._told_at = None
-        if not fault or (self._told_at is not None and step - self._told_at < REMIND_STEPS):
+            self._passed_since = None
+        elif self._passed_since is None:
+            self._passed_since = step
+        elif step - self._passed_since >= RECOVERY_STEPS:
+            self._reported_at = None
+        if not fault or (self._reported_at is not None and step - self._reported_at < REMIND_STEPS):
             return False
-        self._told_at = step
+        self._reported_at = step
         return True
 
 
@@ -177,11 +177,11 @@ def _rows(log_every: int, steps: int, fewest: int) -> int:
 def _spread_without_spikes(values: Iterable[float]) -> float:
     """Standard deviation of all but the largest values."""
     ordered = sorted(values)
-    return float(np.std(ordered[: -math.ceil(SPIKES * len(ordered))]))
+    return float(np.std(ordered[: -math.ceil(SPIKE_FRACTION * len(ordered))]))
 
 
-class _PartOfBest:
-    """The median, as a part of the largest median so far."""
+class _FractionOfBest:
+    """The median, as a fraction of the largest median so far."""
 
     def __init__(self) -> None:
         self._best = 1e-9
@@ -230,22 +230,22 @@ def _gradient_levels(log_every: int, settling: int, scale: float) -> tuple[Level
 
 
 def _pace_levels(log_every: int) -> tuple[Level, ...]:
-    """A median sees neither the wait for the first batches of a run or a resume nor the rows that
-    a validation or a checkpoint fell into."""
+    """A median ignores the wait for the first batches of a run or a resume, and the rows with a
+    validation or a checkpoint in them."""
     return (
-        # Rows that vary by 20 % among themselves keep clear of this.
+        # Noise of 20 % between rows does not reach this limit.
         Level(
             name="falling-throughput",
             metric="train/clips_per_second",
             what="clips per second, as a part of the run's best sustained level",
-            statistic=_PartOfBest(),
+            statistic=_FractionOfBest(),
             limit=0.6,
             clear=0.75,
             rows=_rows(log_every, 200, fewest=20),
             advice="look for other jobs on these machines, and at train/data_wait_fraction: if "
             "that is high, raise --data.clips-per-window or lower --data.decode-cpus",
         ),
-        # From 0.3 on, decoding that kept up would make a run nearly a third shorter.
+        # From 0.3 on, faster decoding would make the run nearly a third shorter.
         Level(
             name="data-starvation",
             metric="train/data_wait_fraction",
@@ -259,11 +259,11 @@ def _pace_levels(log_every: int) -> tuple[Level, ...]:
 
 
 def _adversary_levels(log_every: int, settling: int) -> tuple[Level, ...]:
-    """The discriminator's loss is a squared error against -1 for real and +1 for fake, shown
-    equally often: 0 is always right, 1 cannot tell (scores of 0; any guessing costs more), and
-    1 - loss is the part of the difference that it sees. Small runs stay at 0.5 to 0.9.
+    """The discriminator's loss is a squared error against -1 for real and +1 for fake, which come
+    equally often. It is 0 for a discriminator that is always right and 1 for one that always scores
+    0 because it cannot tell them apart. Small runs stay at 0.5 to 0.9.
 
-    Two networks take turns in being ahead, so that only a lead over 1,000 steps says something.
+    The two networks take turns in being ahead, so the median is taken over 1,000 steps.
     """
     level = partial(Level, rows=_rows(log_every, 1000, fewest=20), settling=settling)
     return (

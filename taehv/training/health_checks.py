@@ -1,8 +1,8 @@
 """The checks that `taehv.training.health.Health` runs over a run's rows.
 
-Each looks at one thing, remembers a bounded number of rows, and gives of a row a `Reading`, or None
-where the row has nothing for it or there is too little to tell yet. "Facts" are the figures that
-the users judge a run by; where a limit is not theirs, its reason stands beside it.
+Each check remembers a bounded number of rows. For a row it returns a `Reading`, or None if the row
+lacks its metric or there are too few rows yet. "Facts" are the figures by which the users judge a
+run; a limit that is not theirs has its reason beside it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 Row = Mapping[str, Any]
 
-GO_BACK = (
+ROLLBACK_ADVICE = (
     "go on from a checkpoint before this (--train.resume) with a lower --optim.learning-rate, or "
     "let --train.on-divergence rollback do both"
 )
@@ -27,13 +27,13 @@ GO_BACK = (
 
 @dataclass(frozen=True)
 class Reading:
-    """What a check says of the run at one row."""
+    """The result of a check at one row."""
 
     figure: float
     fault: bool | None
-    """None: between its limit and well clear of it, or not yet long enough beyond it."""
+    """None: undecided, being close to the limit, or beyond it but not yet for long enough."""
     message: str
-    """What, the figure, and the limit, in one line."""
+    """The problem, the figure, and the limit, in one line."""
 
 
 class Check(Protocol):
@@ -42,14 +42,14 @@ class Check(Protocol):
     name: str
     advice: str
     diverged: bool
-    """If so, a fault of None casts doubt on the run."""
+    """Whether a fault means divergence; an undecided reading then means a suspected one."""
 
     def judge(self, step: int, age: int, row: Row) -> Reading | None:
         """Called for every row, in order; `age` is the number of steps since the first row."""
 
 
 def value_of(row: Row, metric: str) -> float | None:
-    """The metric in this row; None where it is missing or, `NotFinite`'s business, not finite."""
+    """The metric in this row; None if it is missing or not finite (`NotFinite` checks that)."""
     value = row.get(metric)
     return float(value) if value is not None and math.isfinite(value) else None
 
@@ -59,7 +59,7 @@ class NotFinite:
     move, but after a step with such a gradient norm they may not be finite either."""
 
     name = "not-finite"
-    advice = GO_BACK
+    advice = ROLLBACK_ADVICE
     diverged = True
 
     def judge(self, step: int, age: int, row: Row) -> Reading | None:
@@ -73,22 +73,21 @@ class NotFinite:
 
 
 class Exploding:
-    """The reconstruction loss stays far above the lowest level that it had.
-
-    (Seraena's loss rises in healthy training and says nothing.) Its level is the median of the
-    last rows; held against the lowest so far, a slow divergence is seen like a sudden one.
+    """The reconstruction loss stays far above its lowest level so far, the level being the median
+    of the last rows. So a slow divergence is found like a sudden one. (Seraena's loss is not
+    checked: it rises in healthy training.)
     """
 
     name = "exploding-loss"
-    advice = GO_BACK
+    advice = ROLLBACK_ADVICE
     diverged = True
 
     FACTOR = 4.0
     """6 dB of PSNR lost, where batches vary by 20 to 30 %; leaves room for what the warm-up may
     cost pretrained weights."""
-    LEVEL_ROWS, FEWEST_ROWS = 50, 10
+    LEVEL_ROWS, MIN_ROWS = 50, 10
     STREAK_ROWS, STREAK_STEPS = 5, 20
-    """In a row, and over so many steps: Adam gets over spikes shorter than that by itself."""
+    """Rows in a row, and the steps they span: Adam recovers from shorter spikes by itself."""
 
     def __init__(self) -> None:
         self._recent = deque[float](maxlen=self.LEVEL_ROWS)
@@ -99,7 +98,7 @@ class Exploding:
         loss = value_of(row, "train/reconstruction_loss")
         if loss is None:
             return None
-        if len(self._recent) >= self.FEWEST_ROWS:
+        if len(self._recent) >= self.MIN_ROWS:
             self._lowest = min(self._lowest, median(self._recent))
         self._recent.append(loss)
         if not loss > self.FACTOR * self._lowest:
@@ -118,13 +117,13 @@ class Exploding:
 
 
 class Stagnating:
-    """The reconstruction loss does not fall, though it is not low enough to rest.
+    """The reconstruction loss does not fall, though it is not low enough yet.
 
-    Facts: the slope of its moving average is to be negative. Noise turns that sign at will where
-    progress is slow, so the fall is fitted (least squares on the logarithm) over the last third of
-    the run so far, and it is a fault only where the fall AND thrice its standard error stay under
-    `LEAST_FALL`: noise makes this check late, not loud. Since the stretch grows with the run, a
-    loss that goes on falling ever more slowly, as a power of the step, is healthy at any age.
+    Facts: the slope of its moving average should be negative. Where progress is slow, noise decides
+    that sign, so the fall is fitted (least squares on the logarithm) over the last third of the run
+    so far, and it is a fault only if the fall plus three standard errors stays below `MIN_FALL`:
+    noise delays a report and causes none. Since the stretch grows with the run, a loss that falls
+    ever more slowly, as a power of the step, is healthy at any age.
     """
 
     name = "stagnating-loss"
@@ -136,14 +135,14 @@ class Stagnating:
 
     GOOD_ENOUGH = 0.005
     """Facts: an MSE below this is a success. A plateau there is convergence."""
-    LEAST_FALL = 0.05
+    MIN_FALL = 0.05
     """Over the stretch; about 1.2 dB for ten times as many steps. Runs that go well gain 3 dB."""
     ERRORS = 3.0
     """Standard errors of the fitted fall. With 2, of 20 simulated runs that gained 3 dB for ten
     times as many steps, in batches that vary by 30 %, 6 were called stagnating at some time."""
-    PART, SHORTEST = 1 / 3, 500
-    """The stretch: this part of the run so far, and no fewer steps."""
-    BLOCK_STEPS, FEWEST_BLOCKS, MOST_BLOCKS = 10, 30, 1000
+    STRETCH_FRACTION, MIN_STRETCH = 1 / 3, 500
+    """The stretch is this fraction of the run so far, and at least so many steps."""
+    BLOCK_STEPS, MIN_BLOCKS, MAX_BLOCKS = 10, 30, 1000
     """Rows closer than a block are averaged first, which bounds memory and work."""
 
     def __init__(self, log_every: int, settling: int) -> None:
@@ -151,7 +150,7 @@ class Stagnating:
         self._block_steps = self._block_rows * log_every
         self._settling = settling
         self._block: list[float] = []
-        self._logs = deque[float](maxlen=self.MOST_BLOCKS)
+        self._logs = deque[float](maxlen=self.MAX_BLOCKS)
 
     def judge(self, step: int, age: int, row: Row) -> Reading | None:
         loss = value_of(row, "train/reconstruction_loss")
@@ -162,8 +161,8 @@ class Stagnating:
             return None
         self._logs.append(math.log(max(1e-12, sum(self._block) / len(self._block))))
         self._block = []
-        blocks = max(self.SHORTEST, self.PART * age) / self._block_steps
-        wanted = min(self.MOST_BLOCKS, max(self.FEWEST_BLOCKS, math.ceil(blocks)))
+        blocks = max(self.MIN_STRETCH, self.STRETCH_FRACTION * age) / self._block_steps
+        wanted = min(self.MAX_BLOCKS, max(self.MIN_BLOCKS, math.ceil(blocks)))
         if len(self._logs) < wanted:
             return None
         logs = np.array(self._logs)[-wanted:]
@@ -171,15 +170,15 @@ class Stagnating:
         level, change = math.exp(logs.mean()), math.expm1(-fall)
         stretch = wanted * self._block_steps
         fault: bool | None = None
-        if level < self.GOOD_ENOUGH or fall > self.LEAST_FALL:
+        if level < self.GOOD_ENOUGH or fall > self.MIN_FALL:
             fault = False
-        elif fall + self.ERRORS * error < self.LEAST_FALL:
+        elif fall + self.ERRORS * error < self.MIN_FALL:
             fault = True
         return Reading(
             change,
             fault,
             f"reconstruction loss {level:.3g} changed by {change:+.1%} in {stretch} steps; "
-            f"wanted -{self.LEAST_FALL:.0%}, or a loss below {self.GOOD_ENOUGH:g}",
+            f"wanted -{self.MIN_FALL:.0%}, or a loss below {self.GOOD_ENOUGH:g}",
         )
 
 
@@ -202,15 +201,16 @@ class Level:
     what: str
     limit: float
     clear: float
-    """Where it is fine again. Above the limit, low figures are the fault; else high ones."""
+    """From here on the figure is healthy again. If it is above `limit`, low figures are the fault,
+    otherwise high ones."""
     rows: int
     advice: str
     settling: int = 0
-    """Steps at the start of the run that do not count."""
+    """Steps at the start of the run that are ignored."""
     up_to: float = math.inf
-    """Beyond this another check speaks."""
+    """Figures beyond this are another check's fault."""
     statistic: Callable[[Iterable[float]], float] = median_low
-    """Its default is never a mean of two rows, such as one before and one after a jump."""
+    """The default never averages two rows, such as the one before and the one after a jump."""
     diverged: bool = False
     _values: deque[float] = field(default_factory=deque)
 
@@ -236,13 +236,15 @@ class Level:
 class MemoryGrowing:
     """Memory grows steadily.
 
-    Its medians over blocks of steps are compared one with the next, the two largest rises left
-    out: the first validation, checkpoint or long clip takes memory once and keeps it. It has to
-    have gone on over the last three blocks.
+    The growth rate is the mean rise between the medians of consecutive blocks of steps, without the
+    two largest rises: the first validation, checkpoint or long clip takes memory once and keeps it.
+    The last three blocks must rise too.
 
     Args:
         which: "gpu" or "host"; its metric is in GB of 10^9 bytes.
-        expected: GB by which it may grow after the settling, such as a replay buffer that fills.
+        log_every: steps between rows.
+        settling: steps at the start of the run that are ignored.
+        expected: GB of growth that are no fault, such as a replay buffer that fills.
     """
 
     advice = (
@@ -251,13 +253,13 @@ class MemoryGrowing:
     )
     diverged = False
 
-    BLOCK_STEPS, BLOCKS, STEPS_UP = 250, 8, 2
-    """Four default validations long, so that what each of them keeps is seen all the same."""
+    BLOCK_STEPS, BLOCKS, IGNORED_RISES = 250, 8, 2
+    """The blocks span four default validations, so that a leak in validation is found too."""
     RATE, RELATIVE_RATE = 0.1, 0.01
-    """Per 1,000 steps: GB, 1 in a run of the default length; and part of the level, far above an
-    allocator's jitter. Growth is a fault beyond both."""
+    """Limits per 1,000 steps, in GB (0.1 is 1 GB in a run of the default length) and as a fraction
+    of the level, far above an allocator's jitter. Growth beyond both is a fault."""
     GROWTH = 0.25
-    """GB beyond `expected` since the settling: less is not worth a word."""
+    """GB of growth beyond `expected` below which nothing is reported."""
 
     def __init__(self, which: str, log_every: int, settling: int, expected: float) -> None:
         self.name = f"growing-{which}-memory"
@@ -285,7 +287,7 @@ class MemoryGrowing:
         if len(self._levels) < self.BLOCKS:
             return None
         rises = np.diff(self._levels) * 1000 / self._block_steps
-        rate = float(min(np.sort(rises)[: -self.STEPS_UP].mean(), rises[-3:].mean()))
+        rate = float(min(np.sort(rises)[: -self.IGNORED_RISES].mean(), rises[-3:].mean()))
         limit = max(self.RATE, self.RELATIVE_RATE * level)
         grown = level - self._first
         fault: bool | None = None

@@ -1,5 +1,5 @@
-"""The training loop. It knows no Ray: it is given batches and hooks, and runs in any process
-group, under Ray Train, under torchrun, or alone."""
+"""The training loop. It imports no Ray: it takes batches and hooks, and runs in any process group,
+under Ray Train, under torchrun, or in a single process."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from taehv.interfaces import Data, Hooks
 from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
 from taehv.model.weights import export_weights
 from taehv.run import checkpoint
-from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.run.run_folder import RunFolder, resume_options
 from taehv.run.saving import Saver
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
-from taehv.training.memory import release, shortage_explained
-from taehv.training.recovery import last_good, with_halved_passes
+from taehv.training.memory import explain_memory_shortage, release_gpu_memory
+from taehv.training.recovery import halve_passes, rollback_target
 from taehv.training.run_log import RunLog
 from taehv.training.state import TrainState
 from taehv.training.step import Signals, StepOutcome, train_step
@@ -38,11 +38,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Summary:
-    """How a run, or the part of it before it was stopped, ended."""
+    """How a call of `train` ended."""
 
     step: int
     finished: bool
-    """False where it was asked to stop before its end."""
+    """False if a hook stopped the run before its last step."""
     baselines: dict[str, Scores] = field(default_factory=dict)
 
 
@@ -62,33 +62,33 @@ def train(
     Args:
         config: what to train, and how.
         data: where clips come from.
-        hooks: who is told.
+        hooks: callbacks for progress, and for a request to stop.
         run: the run's folder, which all workers share.
-        resume_from: a whole checkpoint to go on from.
-        retry: whether a lone worker meets a lack of memory by itself (`train.auto_micro_batch`);
-            otherwise, and with several workers, that is up to who started them.
+        resume_from: a valid checkpoint to resume from.
+        retry: whether a single worker halves its passes by itself when a GPU's memory is short
+            (`train.auto_micro_batch`). Several workers leave that to the process that started them.
 
     Raises:
-        MemoryShortageError: for a pass too large for a GPU, on the worker where it happens. The
-            other workers then wait for it in a collective, and have to be ended.
+        MemoryShortageError: if a pass is too large for a GPU, on the worker where it happens. The
+            other workers then wait for it in a collective, and must be killed.
         TrainingError: for bad input, for a run that diverges and may not be rolled back, and for
             checkpoints that cannot be written.
     """
     distributed.initialise()
     keep_freed_memory()
-    # Of a run that this process trained before.
-    release()
+    # This process may have trained another run before.
+    release_gpu_memory()
     layout = config.train.layout(distributed.world_size())
-    with ThreadPoolExecutor(1) as aside:
-        # The networks are built while others decode.
-        decoding = aside.submit(
+    with ThreadPoolExecutor(1) as executor:
+        # Other processes decode the validation clips while this one builds the networks.
+        decoding = executor.submit(
             ValidationSet, data, config.train.validation_clips, layout.slots_per_pass
         )
         teacher = (
             Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
         )
         state = _build_state(config, layout, run, resume_from)
-        distributed.be_patient()
+        distributed.set_collective_timeouts()
         validation = decoding.result()
     if teacher:
         student = state.generator
@@ -96,28 +96,28 @@ def train(
             student.latent_channels, student.time_downscale, student.space_downscale
         )
     while True:
-        own_step = checkpoint.own_step(run, resume_from)
-        part = _Run(state, data, hooks, run, validation, teacher, own_step)
+        resumed_step = checkpoint.step_in_run(run, resume_from)
+        attempt = _Attempt(state, data, hooks, run, validation, teacher, resumed_step)
         rollbacks, scale = state.rollbacks, state.learning_rate_scale
         try:
-            with shortage_explained(config, layout, part.clip_shape):
-                return part.go(resume_from is not None)
+            with explain_memory_shortage(config, layout, attempt.clip_shape):
+                return attempt.run_steps(resume_from is not None)
         except DivergedError as error:
-            part.abandon()
-            resume_from = last_good(run, state, error)
+            attempt.abandon()
+            resume_from = rollback_target(run, state, error)
             rollbacks, scale = rollbacks + 1, scale / 2
         except MemoryShortageError as error:
             if not retry or layout.workers > 1:
                 raise
-            config = with_halved_passes(config, error)
-            part.abandon()
+            config = halve_passes(config, error)
+            attempt.abandon()
             layout = config.train.layout(workers=1)
             validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
             newest = checkpoint.latest_valid(run)
             resume_from = run.retrieve(newest) if newest else resume_from
-        # The next state is not to share the memory with the last.
-        del part, state
-        release()
+        # Free the old state's memory before the new state is allocated.
+        del attempt, state
+        release_gpu_memory()
         state = _build_state(config, layout, run, resume_from)
         state.rollbacks, state.learning_rate_scale = rollbacks, scale
 
@@ -125,16 +125,16 @@ def train(
 def _build_state(
     config: TrainingConfig, layout: SlotLayout, run: RunFolder, resume_from: Path | None
 ) -> TrainState:
-    """The state at the start, or as a checkpoint has it."""
+    """A new state, or the state of a checkpoint."""
     torch.manual_seed(config.train.seed)
     state = TrainState(config, layout, resume_from)
-    if checkpoint.own_step(run, resume_from) is None:
+    if checkpoint.step_in_run(run, resume_from) is None:
         state.begin_new_run()
     return state
 
 
-class _Run:
-    """The steps from a state to the end, to a stop, or to a divergence."""
+class _Attempt:
+    """The steps from a state to the end of the run, to a stop, or to a failure."""
 
     def __init__(
         self,
@@ -153,48 +153,54 @@ class _Run:
             run, self.config.keep_checkpoints, self.config.max_failed_saves, resumed_from
         )
         self.supply = Supply(
-            data, state.layout, state.step, self.config.max_steps, state.verdicts, run, hooks
+            data,
+            state.layout,
+            state.step,
+            self.config.max_steps,
+            state.transient_failures,
+            run,
+            hooks,
         )
         self.meter = _Meter(self.config.global_batch_size)
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
         self._best_weights: dict[str, torch.Tensor] | None = None
-        """Those that have yet to be written to best_model.*; the main worker's."""
+        """Weights that have yet to be written to best_model.*, on the main worker."""
 
-    def go(self, resumed: bool) -> Summary:
-        """Make the steps.
+    def run_steps(self, resumed: bool) -> Summary:
+        """Train until the end or a stop.
 
         Args:
-            resumed: whether the state is a checkpoint's. What a checkpoint was written after is
-                in its past, and not repeated.
+            resumed: whether the state is a checkpoint's. Its step was logged and validated before
+                it was saved, and is not again.
         """
         state, config, hooks = self.state, self.config, self.hooks
         for batch in self.validation.batches:
-            self.supply.note(batch)
+            self.supply.add_rejected(batch)
             self._clip_shape = batch["frames"].shape[1:]
         self.log = RunLog(self.run, state, hooks, state.step if resumed else -1)
         outcome: StepOutcome | None = None
-        at_rest = False
+        stopping = False
 
         while True:
             finished = state.step >= config.max_steps
-            at_rest = at_rest or finished
+            stopping = stopping or finished
             if outcome or not resumed:
                 row: dict[str, float] = {}
-                if outcome and (at_rest or state.step % config.log_every == 0):
+                if outcome and (stopping or state.step % config.log_every == 0):
                     row |= outcome.row() | self.meter.row() | self.supply.row()
                 improved = False
                 if state.step % config.validation_every == 0 or finished:
                     row |= self._validate()
-                    improved = self._note_best(row["val_ema/psnr"])
+                    improved = self._update_best(row["val_ema/psnr"])
                 if row:
                     self.log.write(row)
                 if self._has_stagnated():
-                    at_rest = finished = True
+                    stopping = finished = True
                 due = improved or state.step % config.checkpoint_every == 0
-                # A rollback must not lead to where the divergence had begun.
-                if outcome and (at_rest or (due and not self.log.in_doubt)):
+                # A rollback must not lead to a checkpoint from after the divergence began.
+                if outcome and (stopping or (due and not self.log.divergence_suspected)):
                     self._save()
-            if at_rest:
+            if stopping:
                 break
 
             # ------------------------------------------------------------ one step
@@ -205,9 +211,9 @@ class _Run:
                 batch,
                 self.teacher,
                 Signals(stop=hooks.should_stop(), written=self.saver.has_written()),
-                self.supply.look_ahead,
+                self.supply.prefetch,
             )
-            at_rest = outcome.stop_wanted
+            stopping = outcome.stop_wanted
             if outcome.all_have_written:
                 self.saver.conclude()
             self.meter.count_step()
@@ -215,11 +221,11 @@ class _Run:
             # ------------------------------------------------------------
 
         self._end(finished)
-        # At the end, since nobody needs it to begin.
+        # Scored last, since training does not need it.
         return Summary(state.step, finished, self.validation.score_baselines())
 
     def clip_shape(self) -> tuple[int, ...]:
-        """[T, C, H, W] of the clips that were seen last."""
+        """[T, C, H, W] of the last batch."""
         return self._clip_shape
 
     def _validate(self) -> dict[str, float]:
@@ -227,7 +233,7 @@ class _Run:
         dtype = train.autocast_dtype()
         samples = SampleClips(train.sample_clips if distributed.is_main() else 0)
         averaged = self.validation.score(state.ema.network, dtype, samples)
-        # Before the first step they are the same.
+        # Before the first step both networks are the same.
         raw = self.validation.score(state.generator, dtype) if state.step else averaged
         if samples.count:
             self.hooks.on_samples(state.step, *samples.arrays())
@@ -235,12 +241,10 @@ class _Run:
             f"val_ema/{name}": value for name, value in averaged.items()
         }
 
-    def _note_best(self, psnr: float) -> bool:
-        """Whether this validation is the best so far; its averaged weights are then kept.
-
-        One that is not a number is none.
-        """
+    def _update_best(self, psnr: float) -> bool:
+        """Whether this validation is the best so far; if so, export its averaged weights."""
         state = self.state
+        # Also false for NaN.
         if not psnr > (-math.inf if state.best is None else state.best[0]):
             return False
         state.best = (psnr, state.step)
@@ -251,7 +255,7 @@ class _Run:
         return True
 
     def _export_best(self) -> None:
-        """Write the best weights; those that cannot be written are tried again with later saves."""
+        """Write the best weights; after a failure the next save tries again."""
         if self._best_weights is None:
             return
         try:
@@ -262,7 +266,7 @@ class _Run:
             self._best_weights = None
 
     def _has_stagnated(self) -> bool:
-        """Whether so many validations have brought nothing that the run is to end early."""
+        """Whether `early_stopping_validations` in a row have brought no better PSNR."""
         patience, best = self.config.early_stopping_validations, self.state.best
         if not patience or best is None:
             return False
@@ -277,10 +281,10 @@ class _Run:
         return stagnated
 
     def _save(self) -> None:
-        self.supply.share()
+        self.supply.gather_rejected()
         self.log.publish()
         self._export_best()
-        # The snapshot is written over the last one.
+        # The new snapshot overwrites the one that may still be being written.
         self.saver.finish()
         self.saver.begin(self.state.snapshot())
 
@@ -297,16 +301,16 @@ class _Run:
         distributed.barrier()
 
     def abandon(self) -> None:
-        """The run has diverged or failed; what it was saving is of before, and is ended."""
+        """Clean up after a failure; a save that is under way, of an earlier step, is completed."""
         self.saver.finish()
         self.saver.close()
         self.supply.close()
 
     def _export_final(self) -> None:
-        """The averaged weights of the end. A collective.
+        """Write the final averaged weights. A collective.
 
         Raises:
-            TrainingError: where they cannot be written.
+            TrainingError: if they cannot be written.
         """
         fault = ""
         if distributed.is_main():
@@ -319,12 +323,11 @@ class _Run:
             good = self.saver.last_good
             raise TrainingError(
                 f"final_model.* cannot be written ({fault}). Make room in, or see to, {self.run}, "
-                f"and go on with {go_on_line(self.run.address)}; the last good checkpoint is "
-                + ("none of this life's" if good is None else f"the one of step {good}")
+                f"and go on with {resume_options(self.run.address)}; the last good checkpoint is "
+                + ("none of this process's" if good is None else f"the one of step {good}")
             )
 
     def _export(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
-        """Weights for others."""
         files = [f"{name}.pth", f"{name}.safetensors"]
         export_weights(weights, *(self.run.local / file for file in files))
         for file in files:
@@ -333,7 +336,7 @@ class _Run:
 
 @torch.no_grad()
 def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSet) -> None:
-    """Warn where the student's latents have another scale than the teacher's."""
+    """Warn if the student's latents have another scale than the teacher's."""
     frames = torch.from_numpy(validation.batches[0]["frames"]).to(distributed.device())
     frames = frames.float() / 255
     slope = slope_to_student(state.ema.network.encode_video(frames), teacher.encode(frames))
@@ -343,7 +346,7 @@ def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSe
 
 
 def _own_memory() -> int:
-    """Bytes of this process alone: pages of Ray's object store that it reads come and go."""
+    """Resident bytes of this process without shared pages, such as those of Ray's object store."""
     info = psutil.Process().memory_info()
     return int(info.rss - getattr(info, "shared", 0))
 

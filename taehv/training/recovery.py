@@ -1,4 +1,4 @@
-"""How a run that has failed goes on: from where, and with which settings."""
+"""Recovery after a failure: the checkpoint to resume from, and the settings to resume with."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from taehv.training.state import TrainState
 log = logging.getLogger(__name__)
 
 
-def last_good(run: RunFolder, state: TrainState, error: DivergedError) -> Path:
-    """The checkpoint to roll back to, where the run may. A collective.
+def rollback_target(run: RunFolder, state: TrainState, error: DivergedError) -> Path:
+    """The checkpoint to roll back to. A collective.
 
     Raises:
-        TrainingError: where it may not.
+        TrainingError: if there is none, or the configuration allows no (further) rollback.
     """
     train = state.config.train
     name = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
@@ -47,8 +47,8 @@ def last_good(run: RunFolder, state: TrainState, error: DivergedError) -> Path:
     return run.retrieve(name)
 
 
-def with_halved_passes(config: TrainingConfig, error: MemoryShortageError) -> TrainingConfig:
-    """The configuration to go on with after `error`; raised where there is none."""
+def halve_passes(config: TrainingConfig, error: MemoryShortageError) -> TrainingConfig:
+    """The configuration with half as many clips per pass; raises `error` if it allows none."""
     if not config.train.auto_micro_batch or not error.halved_pass:
         raise error
     log.warning(

@@ -1,4 +1,4 @@
-"""What a run writes down: rows of metrics, and what its health checks find in them."""
+"""The rows of metrics of a run, and the health checks over them."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """The rows of a run from a state on. The main worker alone writes.
+    """Writes metrics.jsonl, on the main worker alone.
 
     Args:
-        run: where the run's folder is.
-        state: where the run stands.
-        hooks: told of every row and finding.
-        keep_up_to: rows of an earlier life later than this step are dropped.
+        run: the run's folder.
+        state: gives the step of each row.
+        hooks: called with every row and finding.
+        keep_up_to: existing rows of later steps are dropped.
     """
 
     def __init__(self, run: RunFolder, state: TrainState, hooks: Hooks, keep_up_to: int) -> None:
         self._state, self._hooks = state, hooks
         config = state.config
-        self.in_doubt = False
-        """Whether the loss is far above its level: a checkpoint of now may be of no use."""
+        self.divergence_suspected = False
+        """See `Health.divergence_suspected`; the same on all workers."""
         self._stop_if_diverged = config.train.on_divergence != "ignore"
         self._journal: Journal | None = None
         if not distributed.is_main():
@@ -45,14 +45,14 @@ class RunLog:
         )
         self._health.restore(journal.read(run.local / journal.NAME))
         if state.rollbacks:
-            # The rows that led to it are dropped; this one stays.
+            # The rows before the rollback are dropped, and this row records it.
             self._append({"train/rollbacks": state.rollbacks})
 
     def write(self, metrics: dict[str, float]) -> None:
         """Write a row for the step that the state is at. A collective.
 
         Raises:
-            DivergedError: on all workers alike, where the row shows that the run has diverged.
+            DivergedError: on all workers, if the row shows that the run has diverged.
         """
         divergence = ""
         if self._journal is not None:
@@ -63,19 +63,18 @@ class RunLog:
                 self._hooks.on_finding(finding.name, finding.message)
                 if finding.diverged:
                     divergence = f"step {finding.step}: {finding.message}"
-        divergence, self.in_doubt = distributed.from_main(
-            (divergence, self._journal is not None and self._health.in_doubt)
+        divergence, self.divergence_suspected = distributed.from_main(
+            (divergence, self._journal is not None and self._health.divergence_suspected)
         )
         if divergence and self._stop_if_diverged:
             raise DivergedError(divergence)
 
     def publish(self) -> None:
-        """Send the rows to where the run's folder is."""
+        """Send new rows to the store that holds the run's folder, if any."""
         if self._journal is not None:
             self._journal.publish()
 
     def close(self) -> None:
-        """The run, or this part of it, is over."""
         if self._journal is not None:
             self._journal.publish()
             self._journal.close()

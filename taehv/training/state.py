@@ -18,13 +18,14 @@ from torch import Tensor, nn
 from taehv import distributed
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
-from taehv.interfaces import Verdict
+from taehv.interfaces import TransientFailure
 from taehv.losses.discriminator import Discriminator
 from taehv.losses.replay import ReplayBuffer
 from taehv.losses.seraena import corrected_targets
 from taehv.model import TAEHV, build_model
+from taehv.model.blocks import IMAGE_CHANNELS
 from taehv.model.weights import load_weights
-from taehv.ops.cuda_graphs import Recorded
+from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.precision import autocast
 from taehv.run import checkpoint
 from taehv.run.saving import Snapshot
@@ -35,31 +36,29 @@ from taehv.training.engines import Engine, build_engine, load_optimizer_pieces, 
 
 log = logging.getLogger(__name__)
 
-IMAGE_CHANNELS = 3
-
 
 @dataclasses.dataclass
 class Adversary:
-    """Seraena's part of the state; absent where its loss weighs nothing."""
+    """Seraena's part of the state; absent where `loss.seraena` is 0."""
 
     network: Discriminator
     engine: Engine
     replay: ReplayBuffer
     correct: Callable[[Tensor, Tensor, Tensor], Tensor]
-    """`seraena.corrected_targets` of a pass, from its real frames, its fakes and its latents."""
+    """`seraena.corrected_targets` of a pass: takes real frames, reconstructions and latents."""
 
 
 class TrainState:
     """The networks, their engines, the averaged weights, the replay memory, the position, and the
-    verdicts on videos that depended on the moment.
+    attempts at videos that failed for a transient reason.
 
     Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
     by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
 
     Args:
         config: the run's configuration.
-        layout: how the slots are shared out.
-        resume_from: a whole checkpoint to go on from.
+        layout: which slots each worker has.
+        resume_from: a valid checkpoint to resume from.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class TrainState:
         self.rollbacks = 0
         self.best: tuple[float, int] | None = None
         """The best validation PSNR of the averaged weights, in dB, and its step."""
-        self.verdicts: set[Verdict] = set()
+        self.transient_failures: set[TransientFailure] = set()
         self._copies: dict[str, dict[str, Tensor]] = {}
         self.generator = _build_generator(config, resume_from).to(distributed.device())
         self.generator.gradient_checkpointing = config.train.gradient_checkpointing
@@ -81,14 +80,9 @@ class TrainState:
         self.engine = build_engine(
             self.generator,
             "generator",
-            learning_rate=config.optim.learning_rate,
-            betas=config.optim.betas,
-            weight_decay=config.optim.weight_decay,
-            gradient_clipping=config.optim.gradient_clipping,
-            zero_stage=config.optim.zero_stage,
-            clips_per_pass=layout.slots_per_pass,
-            passes=layout.passes,
-            dtype=config.train.autocast_dtype(),
+            config.optim,
+            layout,
+            config.train.autocast_dtype(),
             compiles=config.train.compile,
             graphs=config.train.cuda_graphs,
         )
@@ -97,17 +91,17 @@ class TrainState:
             self._load(resume_from)
 
     def begin_new_run(self) -> None:
-        """Forget what is said of the run whose checkpoint was loaded, and of its videos: a run
-        that begins there has a best validation, rollbacks and verdicts of its own."""
+        """Reset what belongs to the run whose checkpoint was loaded: a new run that starts from it
+        has its own best validation, rollbacks and rejected videos."""
         self.best = None
         self.rollbacks, self.learning_rate_scale = 0, 1.0
-        self.verdicts.clear()
+        self.transient_failures.clear()
 
     def snapshot(self) -> Snapshot:
         """This worker's part of a checkpoint of this step, in copies. A collective.
 
-        The copies of the last snapshot are written over, so that one must be saved by then: to
-        find fresh memory for them would take longer than to copy.
+        It overwrites the copies of the last snapshot, which must be saved by then: allocating fresh
+        memory would take longer than copying.
         """
         rng = {"random.torch": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -115,14 +109,14 @@ class TrainState:
         adversary = self.adversary
         replay = adversary.replay.snapshot() if adversary else dict
         tensors: dict[str, Callable[[], Mapping[str, Tensor]]] = {
-            _own("worker"): lambda: rng | _on_cpu(replay())
+            _with_rank("worker"): lambda: rng | _on_cpu(replay())
         }
         parts: dict[str, Mapping[str, Tensor]] = {
-            _own("generator_optimizer"): optimizer_pieces(self.engine, self.generator)
+            _with_rank("generator_optimizer"): optimizer_pieces(self.engine, self.generator)
         }
         if adversary:
             pieces = optimizer_pieces(adversary.engine, adversary.network)
-            parts[_own("discriminator_optimizer")] = pieces
+            parts[_with_rank("discriminator_optimizer")] = pieces
         texts = {}
         if distributed.is_main():
             parts["generator"] = self.generator.state_dict()
@@ -135,7 +129,7 @@ class TrainState:
         info = {
             "step": self.step,
             "workers": self.layout.workers,
-            "verdicts": sorted(self.verdicts),
+            "verdicts": sorted(self.transient_failures),
             "learning_rate_scale": self.learning_rate_scale,
             "rollbacks": self.rollbacks,
             "best": self.best,
@@ -143,7 +137,7 @@ class TrainState:
         return Snapshot(self.step, info, tensors, texts)
 
     def _copy(self, name: str, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Contiguous copies on the CPU, which training does not move."""
+        """Contiguous copies on the CPU."""
         copies = self._copies.setdefault(name, {})
         for key, value in part.items():
             copy = copies.get(key)
@@ -178,14 +172,14 @@ class TrainState:
         engine = build_engine(
             network,
             "discriminator",
-            learning_rate=config.seraena.learning_rate,
-            betas=config.seraena.betas,
-            weight_decay=config.optim.weight_decay,
-            gradient_clipping=0.0,
-            zero_stage=config.optim.zero_stage,
-            clips_per_pass=self.layout.slots_per_pass,
-            passes=self.layout.passes,
-            dtype=config.train.autocast_dtype(),
+            dataclasses.replace(
+                config.optim,
+                learning_rate=config.seraena.learning_rate,
+                betas=config.seraena.betas,
+                gradient_clipping=0.0,
+            ),
+            self.layout,
+            config.train.autocast_dtype(),
             graphs=config.train.cuda_graphs,
         )
         replay = ReplayBuffer(
@@ -199,21 +193,22 @@ class TrainState:
             with autocast(config.train.autocast_dtype()):
                 return corrected_targets(network, real, fake, latents, config.seraena, groups)
 
-        recorded = Recorded(correct, "correction") if config.train.cuda_graphs else correct
-        return Adversary(network, engine, replay, recorded)
+        if config.train.cuda_graphs:
+            return Adversary(network, engine, replay, GraphedCallable(correct, "correction"))
+        return Adversary(network, engine, replay, correct)
 
     def _load(self, folder: Path) -> None:
-        """Everything but the weights, which the engines were built around."""
+        """Load everything but the weights, which the networks had before the engines were built."""
         info = checkpoint.read_info(folder)
         self.step = int(info["step"])
         self.learning_rate_scale = float(info["learning_rate_scale"])
         self.rollbacks = int(info["rollbacks"])
         if info["best"] and not math.isnan(info["best"][0]):
             self.best = (float(info["best"][0]), int(info["best"][1]))
-        self.verdicts = {tuple(verdict) for verdict in info["verdicts"]}
+        self.transient_failures = {tuple(attempt) for attempt in info["verdicts"]}
         self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizer(folder, "generator_optimizer", self.engine, self.generator)
-        own = folder / f"{_own('worker')}.safetensors"
+        own = folder / f"{_with_rank('worker')}.safetensors"
         if own.is_file():
             with safe_open(own, "pt") as file:
                 torch.set_rng_state(file.get_tensor("random.torch"))
@@ -228,19 +223,19 @@ class TrainState:
             log.info("going on from %s, step %d", folder, self.step)
 
     def _load_replay(self, folder: Path, replay: ReplayBuffer) -> None:
-        """This worker's slots, whichever workers held them when the checkpoint was written."""
-        mine = {slot for slot in self.layout.slots(distributed.rank()).tolist() if slot != SURPLUS}
+        """Load this worker's slots, whichever workers held them when the checkpoint was written."""
+        own = {slot for slot in self.layout.slots(distributed.rank()).tolist() if slot != SURPLUS}
         for path in sorted(folder.glob("worker_*.safetensors")):
             with safe_open(path, "pt") as file:
-                held = {int(k.split(".")[1]) for k in file.keys() if k.startswith("slot.")}  # noqa: SIM118
-                for slot in sorted(held & mine):
+                saved = {int(k.split(".")[1]) for k in file.keys() if k.startswith("slot.")}  # noqa: SIM118
+                for slot in sorted(saved & own):
                     keys = (f"slot.{slot}.images", f"slot.{slot}.context")
                     tensors = {key: file.get_tensor(key) for key in keys}
                     replay.load(slot, tensors, distributed.device())
 
 
-def _own(name: str) -> str:
-    """The name, without suffix, of this worker's file of a kind."""
+def _with_rank(name: str) -> str:
+    """The name, without suffix, of this worker's file, such as `worker_00003`."""
     return f"{name}_{distributed.rank():05d}"
 
 
@@ -267,16 +262,14 @@ def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_yaml(config: TrainingConfig) -> str:
-    """The configuration as YAML, in the form that `--config` reads; no address in it has its
-    credentials."""
-    content = in_all_texts(without_credentials, _plain(dataclasses.asdict(config)))
+    """The configuration as YAML that `--config` reads, its addresses without credentials."""
+    content = in_all_texts(without_credentials, _tuples_to_lists(dataclasses.asdict(config)))
     return yaml.safe_dump(content, sort_keys=False)
 
 
-def _plain(value: object) -> object:
-    """Tuples as lists: YAML has no others."""
+def _tuples_to_lists(value: object) -> object:
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _tuples_to_lists(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_tuples_to_lists(item) for item in value]
     return value

@@ -14,13 +14,13 @@ from taehv.errors import DivergedError
 from taehv.interfaces import Batch
 from taehv.losses.discriminator import commit_statistics
 from taehv.losses.reconstruction import squared_error
-from taehv.losses.seraena import choose_shown, discriminator_loss
+from taehv.losses.seraena import discriminator_loss, sample_discriminator_batch
 from taehv.losses.teacher import Teacher
 from taehv.slots import SURPLUS
 from taehv.training.engines import (
     Engine,
+    clip_or_skip_update,
     gradient_norm_before_step,
-    guard_update,
     set_learning_rate,
 )
 from taehv.training.state import TrainState
@@ -37,12 +37,12 @@ LOSSES = (
 
 @dataclass(frozen=True)
 class Signals:
-    """What a worker has to tell the others along with a step's losses."""
+    """Flags of a worker that are reduced over all workers together with a step's losses."""
 
     stop: bool = False
-    """It wants the run to stop."""
+    """This worker asks the run to stop."""
     written: bool = False
-    """It has written its part of a checkpoint."""
+    """This worker has written its part of a checkpoint."""
 
 
 NO_SIGNALS = Signals()
@@ -50,17 +50,17 @@ NO_SIGNALS = Signals()
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What one step measured, the same on every worker."""
+    """The results of one step, the same on every worker."""
 
     losses: Tensor
     """float32 [global batch, len(LOSSES)], by slot, on the CPU."""
     learning_rate: float
     gradient_norm: Tensor | float
-    """On a GPU not waited for until it is asked for."""
+    """Of the generator. A tensor may still be under computation on the GPU."""
     stop_wanted: bool
-    """By any worker."""
+    """At least one worker asks the run to stop."""
     all_have_written: bool
-    """Every worker's part of the checkpoint that is being saved is written."""
+    """Every worker has written its part of the checkpoint that is being saved."""
 
     def row(self) -> dict[str, float]:
         means = self.losses.mean(0).tolist()
@@ -75,24 +75,23 @@ def train_step(
     batch: Batch,
     teacher: Teacher | None,
     signals: Signals = NO_SIGNALS,
-    meanwhile: Callable[[], None] = lambda: None,
+    cpu_work: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
     """One step of both networks over the global batch. A collective.
 
-    The correction is taken from the discriminator as the last step left it, so that each pass
-    over the generator is forward and backward at once, however many passes a step has.
+    The corrected targets come from the discriminator as the last step left it, so that each pass
+    runs the generator forward and backward at once, however many passes a step has.
 
     Args:
-        state: what is trained.
+        state: the networks, their engines and the position; updated in place.
         batch: this worker's clips.
-        teacher: gives latents to learn from.
-        signals: what the others are to know.
-        meanwhile: called where a GPU has its work, and the CPU would wait for it.
+        teacher: gives the encoder's target latents; None without a teacher.
+        signals: this worker's flags.
+        cpu_work: called after the GPU's work has been queued, when the CPU would only wait.
 
     Raises:
-        DivergedError: on all workers alike, before any weight moves, where a loss is not finite, or
-            a gradient, whose norm is known by then at ZeRO stage 0 (at others DeepSpeed leaves out
-            such a step).
+        DivergedError: on all workers, before any weight moves, if a loss is not finite or, at ZeRO
+            stage 0, a gradient norm (at other stages DeepSpeed skips such an update).
     """
     config, layout, adversary = state.config, state.layout, state.adversary
     losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=distributed.device())
@@ -115,38 +114,38 @@ def train_step(
     norms = [gradient_norm_before_step(engine, network) for engine, network, _ in trained]
     known = [norm for norm in norms if norm is not None]
     message = _exchange(losses, signals, known)
-    # Whether the networks move is left to the device, for which nobody waits until the end.
-    refused = 1.0 - message.isfinite().all().float()
-    agreed = None
+    # The device decides whether the networks are updated, so the CPU does not wait for it here.
+    skip_update = 1.0 - message.isfinite().all().float()
+    results = None
     if known:
-        for (engine, _, most), norm in zip(trained, known, strict=True):
-            guard_update(engine, refused, norm, most)
+        for (engine, _, max_norm), norm in zip(trained, known, strict=True):
+            clip_or_skip_update(engine, skip_update, norm, max_norm)
     else:
-        agreed = _read(message, losses, batch, state.step)
+        results = _wait_for(message, losses, batch, state.step)
     for engine, _, _ in trained:
         engine.step()
     if adversary:
-        commit_statistics(adversary.network, layout.groups, refused)
-    state.ema.update(state.generator, state.step, refused)
-    meanwhile()
-    agreed = agreed or _read(message, losses, batch, state.step)
-    gradient_norm = agreed.norms[0] if agreed.norms else state.engine.get_global_grad_norm()
+        commit_statistics(adversary.network, layout.groups, skip_update)
+    state.ema.update(state.generator, state.step, skip_update)
+    cpu_work()
+    results = results or _wait_for(message, losses, batch, state.step)
+    gradient_norm = results.norms[0] if results.norms else state.engine.get_global_grad_norm()
     state.step += 1
     return StepOutcome(
-        agreed.losses,
+        results.losses,
         learning_rate,
         0.0 if gradient_norm is None else gradient_norm,
-        agreed.stop_wanted,
-        agreed.all_have_written,
+        results.stop_wanted,
+        results.all_have_written,
     )
 
 
 def _one_pass(
     state: TrainState, batch: Batch, teacher: Teacher | None, number: int, losses: Tensor
 ) -> None:
-    """Gradients of both networks over a part of this worker's clips; writes their losses.
+    """Accumulate both networks' gradients over a part of this worker's clips; write its `losses`.
 
-    A function of its own, so that no pass leaves anything alive of autograd's to the next.
+    A function of its own, so that a pass's autograd graph is freed before the next pass.
     """
     config, layout, adversary = state.config, state.layout, state.adversary
     device = losses.device
@@ -156,18 +155,18 @@ def _one_pass(
     own_slots = layout.slots(distributed.rank())[part].tolist()
     slot_weights = [float(slot != SURPLUS) for slot in own_slots]
     weights = distributed.on_device(torch.tensor(slot_weights), device)
-    taught = teacher.targets(clips, frames) if teacher else None
-    fed = taught if config.loss.decoder_input == "teacher" else None
+    teacher_latents = teacher.targets(clips, frames) if teacher else None
+    decoder_latents = teacher_latents if config.loss.decoder_input == "teacher" else None
     # Engines average over passes and workers; a step's gradient is the mean over the batch.
-    share = layout.workers * layout.passes / layout.global_batch_size
+    loss_scale = layout.workers * layout.passes / layout.global_batch_size
     seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
 
-    encoded, decoded = state.engine(frames, fed)
-    latents = encoded if fed is None else fed
+    encoded, decoded = state.engine(frames, decoder_latents)
+    latents = encoded if decoder_latents is None else decoder_latents
     frames, decoded = state.generator.alignment.pair(frames, decoded)
     zero = torch.zeros_like(weights)
     reconstruction = squared_error(decoded, frames)
-    encoder = squared_error(encoded, taught) if taught is not None else zero
+    encoder = squared_error(encoded, teacher_latents) if teacher_latents is not None else zero
     seraena = zero
     if adversary:
         seraena = squared_error(decoded, adversary.correct(frames, decoded, latents))
@@ -176,17 +175,17 @@ def _one_pass(
         + config.loss.encoder * encoder
         + seraena_weight * seraena
     )
-    state.engine.backward((total * weights).sum() * share)
+    state.engine.backward((total * weights).sum() * loss_scale)
 
     discrimination = zero
     if adversary:
-        shown = choose_shown(
+        sampled = sample_discriminator_batch(
             frames, decoded, latents, own_slots, state.step, adversary.replay, config.seraena
         )
         group_weights = weights[:: layout.slots_per_group]
-        scores = adversary.engine(shown.images, shown.context, group_weights)
-        discrimination = discriminator_loss(scores, shown.target, len(own_slots))
-        adversary.engine.backward((discrimination * weights).sum() * share)
+        scores = adversary.engine(sampled.images, sampled.context, group_weights)
+        discrimination = discriminator_loss(scores, sampled.target, len(own_slots))
+        adversary.engine.backward((discrimination * weights).sum() * loss_scale)
 
     table = torch.stack([total, reconstruction, encoder, seraena, discrimination], 1).detach()
     # Slots are consecutive, and those beyond the batch come last.
@@ -195,38 +194,41 @@ def _one_pass(
 
 
 @dataclass(frozen=True)
-class _Agreed:
-    """What all workers know of a step."""
+class _GlobalResults:
+    """A step's results after the reduction over all workers."""
 
     losses: Tensor
     """Of all slots, on the CPU."""
     norms: list[float]
-    """Of the networks' gradients, the generator's first, where they are known."""
+    """Of the networks' gradients, the generator's first; empty unless at ZeRO stage 0."""
     stop_wanted: bool
-    """By any worker."""
     all_have_written: bool
 
 
 def _exchange(losses: Tensor, signals: Signals, norms: list[Tensor]) -> Tensor:
-    """All that the workers tell each other, in one message, still on the device. A collective."""
+    """Sum losses, flags and norms over all workers in one all-reduce, still on the device. A
+    collective."""
     own = torch.tensor([float(signals.stop), float(signals.written)])
     own = distributed.on_device(own, losses.device)
-    # Of averaged gradients, so that each worker has the same.
-    shares = [norm.float().view(1) / distributed.world_size() for norm in norms]
-    return distributed.sum_over_workers(torch.cat([losses.flatten(), own, *shares]))
+    # Gradients are averaged already, so each worker has the same norms: their sum must be them.
+    parts = [norm.float().view(1) / distributed.world_size() for norm in norms]
+    return distributed.sum_over_workers(torch.cat([losses.flatten(), own, *parts]))
 
 
-def _read(message: Tensor, losses: Tensor, batch: Batch, step: int) -> _Agreed:
-    """Wait for the message, which is all that a step waits for; raise DivergedError by it."""
+def _wait_for(message: Tensor, losses: Tensor, batch: Batch, step: int) -> _GlobalResults:
+    """Copy the message to the CPU, which is all that a step waits for.
+
+    Raises DivergedError where a loss or a norm in it is not finite.
+    """
     message = message.cpu()
     stop, written, *norms = message[losses.numel() :].tolist()
     all_losses = message[: losses.numel()].view_as(losses)
-    _refuse_non_finite(all_losses, batch, step)
-    _refuse_non_finite_gradients(norms, step)
-    return _Agreed(all_losses, norms, stop > 0, written == distributed.world_size())
+    _raise_if_not_finite(all_losses, batch, step)
+    _raise_if_gradients_not_finite(norms, step)
+    return _GlobalResults(all_losses, norms, stop > 0, written == distributed.world_size())
 
 
-def _refuse_non_finite_gradients(norms: list[float], step: int) -> None:
+def _raise_if_gradients_not_finite(norms: list[float], step: int) -> None:
     if not all(map(math.isfinite, norms)):
         raise DivergedError(
             f"the gradient is not finite at step {step}, though the losses are; the weights were "
@@ -234,7 +236,7 @@ def _refuse_non_finite_gradients(norms: list[float], step: int) -> None:
         )
 
 
-def _refuse_non_finite(losses: Tensor, batch: Batch, step: int) -> None:
+def _raise_if_not_finite(losses: Tensor, batch: Batch, step: int) -> None:
     bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
     if not bad:
         return

@@ -1,4 +1,4 @@
-"""The training loop's side of the clips: their batches, what they cost, and what came of videos."""
+"""The batches of the training loop, with statistics of decoding and a list of unusable videos."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 import torch
 
 from taehv import distributed
-from taehv.interfaces import Batch, Data, Hooks, RejectedVideo, Verdict
+from taehv.interfaces import Batch, Data, Hooks, RejectedVideo, TransientFailure
 from taehv.run.quarantine import Quarantine
 from taehv.run.run_folder import RunFolder
 from taehv.slots import SURPLUS, SlotLayout
 
 
 class Supply:
-    """This worker's batches from `start` to `stop`, and an account of them for all workers.
+    """This worker's batches of the steps from `start` to `stop`, and statistics over all workers.
 
     Args:
         data: where clips come from.
-        layout: which samples are whose.
-        start, stop: the steps to be made.
-        verdicts: those of the run so far; what comes in is added.
-        run: where the list of unusable videos is kept.
-        hooks: told of every video that is added to the list.
+        layout: which samples each worker has.
+        start, stop: the range of steps.
+        transient_failures: those of the run so far; new ones are added to this set.
+        run: the folder with the list of unusable videos.
+        hooks: called with every video that is added to the list.
     """
 
     def __init__(
@@ -33,86 +33,84 @@ class Supply:
         layout: SlotLayout,
         start: int,
         stop: int,
-        verdicts: set[Verdict],
+        transient_failures: set[TransientFailure],
         run: RunFolder,
         hooks: Hooks,
     ) -> None:
         schedule = layout.schedule(distributed.rank(), start, stop)
-        self._batches: Iterator[Batch] = iter(data.training(schedule, sorted(verdicts)))
-        # Decoding begins with the first batch that is asked for, and may as well begin now.
+        self._batches: Iterator[Batch] = iter(data.training(schedule, sorted(transient_failures)))
+        # Decoding begins when the first batch is requested, so it is requested now.
         self._first: Future[Batch | None] | None = ThreadPoolExecutor(1).submit(
             next, self._batches, None
         )
-        self._ahead: Batch | None = None
-        self._idle: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-        """Since when and until when a GPU, had it nothing to do, would have waited for it."""
-        self._verdicts = verdicts
+        self._prefetched: Batch | None = None
+        self._prefetch_events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        """Recorded before and after a prefetch. A GPU that is still computing reaches both at once;
+        one that is idle reaches them as far apart as it waited."""
+        self._transient_failures = transient_failures
         self._quarantine = Quarantine(run)
         self._hooks = hooks
         self._rejected: list[RejectedVideo] = []
-        self._own_verdicts: set[Verdict] = set()
+        self._own_failures: set[TransientFailure] = set()
         self._reset()
 
     def next(self) -> Batch:
         """The next step's batch."""
         started = time.perf_counter()
         first = self._first.result() if self._first else None
-        batch = self._ahead or first or next(self._batches)
-        self._first = self._ahead = None
+        batch = self._prefetched or first or next(self._batches)
+        self._first = self._prefetched = None
         self._waited += time.perf_counter() - started
-        if self._idle:
-            since, until = self._idle
-            # At ZeRO 1 and 2 nobody has waited for it: a step's message is read before it.
-            until.synchronize()
-            self._waited += since.elapsed_time(until) / 1e3
-            self._idle = None
+        if self._prefetch_events:
+            before, after = self._prefetch_events
+            # At ZeRO 1 and 2 the step reads its results before the prefetch and does not wait here.
+            after.synchronize()
+            self._waited += before.elapsed_time(after) / 1e3
+            self._prefetch_events = None
         self._decoded += batch["decoded"]
         self._used += int((batch["sample"] != SURPLUS).sum()) * batch["frames"].shape[1]
-        self._own_verdicts.update(batch["verdicts"])
-        self.note(batch)
+        self._own_failures.update(batch["transient_failures"])
+        self.add_rejected(batch)
         return batch
 
-    def look_ahead(self) -> None:
-        """Take the next batch now, while a GPU computes, to where the GPU reads it from by itself.
-        (A CPU has no time to spare.)"""
+    def prefetch(self) -> None:
+        """Fetch the next batch into pinned memory while a GPU computes; nothing without a GPU."""
         if not torch.cuda.is_available():
             return
-        since, until = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        since.record()
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        before.record()
         batch = next(self._batches, None)
         if batch is not None:
-            self._ahead = {**batch, "frames": distributed.pinned(batch["frames"])}
-        until.record()
-        self._idle = since, until
+            self._prefetched = {**batch, "frames": distributed.pinned(batch["frames"])}
+        after.record()
+        self._prefetch_events = before, after
 
-    def note(self, batch: Batch) -> None:
-        """Remember which videos a batch, of training or validation, found unusable.
+    def add_rejected(self, batch: Batch) -> None:
+        """Add the unusable videos of a batch of training or validation to the list.
 
-        The verdicts of validation are not kept: they name windows of another plan, and would be
-        taken for those of training.
+        Validation's transient failures are dropped: they belong to windows of another plan, and
+        would be taken for windows of training.
         """
         self._rejected += batch["rejected"]
 
-    def share(self) -> None:
-        """Tell all workers which videos each has given up since the last call. A collective."""
-        rejected, verdicts = zip(
-            *distributed.gather_objects((self._rejected, self._own_verdicts)), strict=True
+    def gather_rejected(self) -> None:
+        """Exchange the videos that each worker rejected since the last call. A collective."""
+        rejected, transient_failures = zip(
+            *distributed.gather_objects((self._rejected, self._own_failures)), strict=True
         )
-        self._rejected, self._own_verdicts = [], set()
-        self._verdicts.update(*verdicts)
+        self._rejected, self._own_failures = [], set()
+        self._transient_failures.update(*transient_failures)
         if distributed.is_main():
             new = self._quarantine.add(entry for part in rejected for entry in part)
             if new:
                 self._hooks.on_quarantined(new, len(self._quarantine))
 
     def row(self) -> dict[str, float]:
-        """What all workers' clips cost since the last call. A collective, the same on all but
-        for the videos given up so far, which the main worker knows.
-
-        The part of the time that the slowest worker waited for batches, and the frames decoded
-        per frame used.
+        """Metrics since the last call: the fraction of the time that the slowest worker waited for
+        batches, and the frames decoded per frame used. A collective. The number of unusable videos
+        is known to the main worker alone.
         """
-        self.share()
+        self.gather_rejected()
         seconds = time.perf_counter() - self._started
         waited, decoded, used = zip(
             *distributed.gather_objects((self._waited, self._decoded, self._used)), strict=True
@@ -125,9 +123,9 @@ class Supply:
         }
 
     def close(self) -> None:
-        """No more batches are wanted."""
+        """End the iterator of batches, and with it the decoding."""
         if self._first:
-            # A generator can only be closed while it is at rest.
+            # A generator cannot be closed while another thread runs it.
             wait([self._first])
         close = getattr(self._batches, "close", None)
         if close is not None:

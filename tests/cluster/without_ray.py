@@ -10,7 +10,7 @@ import numpy as np
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import ClipSource, open_sources
 from jobs.cli.config import Config
-from taehv.interfaces import Hooks, Verdict
+from taehv.interfaces import Hooks, TransientFailure
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
 
@@ -21,8 +21,11 @@ class Clips:
     def __init__(self, training: ClipSource, validation: ClipSource) -> None:
         self._training, self._validation = training, validation
 
-    def training(self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]) -> Any:
-        source = dataclasses.replace(self._training, verdicts=frozenset(verdicts))
+    def training(
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+    ) -> Any:
+        failures = frozenset(transient_failures)
+        source = dataclasses.replace(self._training, transient_failures=failures)
         return iter_batches(source, schedule)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Any:

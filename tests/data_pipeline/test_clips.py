@@ -11,7 +11,7 @@ from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import (
     ClipSource,
     Rejection,
-    Verdict,
+    TransientFailure,
     Window,
     WindowTask,
     load_window,
@@ -79,7 +79,7 @@ def test_a_clip_is_uint8_and_contiguous_and_names_its_video(dataset: Path) -> No
         assert window.video in {source.videos.name(k) for k in range(len(source.videos))}
         assert window.samples == (3,)
         assert window.rejected == ()
-        assert window.verdicts == ()
+        assert window.transient_failures == ()
         assert window.decoded >= 5
 
 
@@ -202,12 +202,12 @@ def test_a_time_out_is_a_verdict_that_is_not_tried_again(dataset: Path) -> None:
         return read_window(request)
 
     first = load_window(source, task, read)
-    assert first.verdicts == ((*place.window, 0),)
+    assert first.transient_failures == ((*place.window, 0),)
     assert first.rejected[0].reason == "no clip after 60 s"
     # The next life of the run: the video would be quick enough now, and is not asked.
-    verdicts: frozenset[Verdict] = frozenset(first.verdicts)
-    again = load_window(dataclasses.replace(source, verdicts=verdicts), task, read)
+    failures: frozenset[TransientFailure] = frozenset(first.transient_failures)
+    again = load_window(dataclasses.replace(source, transient_failures=failures), task, read)
     assert tried == [slow, tried[1], tried[1]]
     assert again.video == first.video
-    assert again.verdicts == first.verdicts
+    assert again.transient_failures == first.transient_failures
     np.testing.assert_array_equal(again.frames, first.frames)

@@ -72,7 +72,7 @@ def assert_same_clips(streamed: list[Batch], plain: list[Batch]) -> None:
         np.testing.assert_array_equal(left["sample"], right["sample"])
         assert left["sample"].dtype == np.int64
         assert left["video"] == right["video"]
-        assert left["verdicts"] == right["verdicts"]
+        assert left["transient_failures"] == right["transient_failures"]
     assert rejected(streamed) == rejected(plain)
 
 
@@ -107,7 +107,7 @@ def test_a_scheduling_thread_without_a_task_rests(monkeypatch: pytest.MonkeyPatc
     limits.on_execution_step(executor)
     now += 10
     limits.on_execution_step(executor)
-    assert slept == [0.0, pytest.approx(streaming.REST_SECONDS), 0.0]
+    assert slept == [0.0, pytest.approx(streaming.MIN_LOOP_SECONDS), 0.0]
 
 
 def assert_same(streamed: list[Batch], plain: list[Batch]) -> None:
@@ -133,7 +133,7 @@ def test_the_stream_equals_the_plain_iterator(
 
 
 def test_a_stream_that_gives_way_is_the_same(source: ClipSource) -> None:
-    streamed = stream_batches(source, iter(schedule(5)), gives_way=True)
+    streamed = stream_batches(source, iter(schedule(5)), idle_priority=True)
     assert_same(list(streamed), list(iter_batches(source, iter(schedule(5)))))
 
 
@@ -141,7 +141,8 @@ def test_a_stream_that_gives_way_is_the_same(source: ClipSource) -> None:
 def test_who_gives_way_runs_after_all_others_and_so_do_its_children() -> None:
     ask = "import os; print(os.sched_getscheduler(0) == os.SCHED_IDLE)"
     script = (
-        "import subprocess, sys; from data_pipeline.decoding.cores import give_way; give_way(); "
+        "import subprocess, sys; from data_pipeline.decoding.cores import use_idle_priority; "
+        "use_idle_priority(); "
         f"{ask}; sys.stdout.flush(); subprocess.run([sys.executable, '-c', {ask!r}])"
     )
     told = subprocess.run(

@@ -156,7 +156,7 @@ def copy(life: Life, resume_from: Path | None) -> None:
     """Load a checkpoint and save what these workers then hold."""
     layout = life.config.train.layout(distributed.world_size())
     state = TrainState(life.config, layout, resume_from)
-    saver = Saver(RunFolder(life.copy_to), keep=1, most_failures=0)
+    saver = Saver(RunFolder(life.copy_to), keep=1, max_failures=0)
     saver.begin(state.snapshot())
     saver.finish()
     saver.close()

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from taehv.interfaces import Batch, Verdict
+from taehv.interfaces import Batch, TransientFailure
 
 
 def moving_clip(sample: int, num_frames: int = 9, size: int = 32) -> np.ndarray:
@@ -25,7 +25,7 @@ class MovingData:
         self.num_frames, self.size = num_frames, size
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Iterable[Batch]:
         return (self._batch(samples, 0) for samples in schedule)
 
@@ -41,6 +41,6 @@ class MovingData:
             "sample": samples,
             "video": [f"moving_{s}" for s in samples],
             "rejected": [],
-            "verdicts": [],
+            "transient_failures": [],
             "decoded": len(samples) * self.num_frames,
         }

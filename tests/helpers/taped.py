@@ -1,7 +1,7 @@
 """A stand-in for CUDA graphs where there is no GPU: operations are written down, and done again.
 
-As with a graph, what was recorded touches nothing but the memory that it was recorded on: no line
-of Python runs again, what a recording computed is lost until it is replayed, and what it wrote to
+As with a graph, a replay touches nothing but the memory of the capture: no line
+of Python runs again, what a capture computed is lost until it is replayed, and what it wrote to
 memory that was there before did not happen.
 """
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Have `taehv.ops.cuda_graphs` record on the CPU; how many operations each recording has."""
+    """Have `taehv.ops.cuda_graphs` capture on the CPU. Returns the operations of each capture."""
     lengths: list[int] = []
 
-    def record(work: Callable[[], T], pool: object = None) -> tuple[T, cuda_graphs.Replay, object]:
+    def capture(work: Callable[[], T], pool: object = None) -> tuple[T, cuda_graphs.Replay, object]:
         tape = _Tape()
         with tape:
             results = work()
@@ -33,9 +33,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         tape.forget()
         return results, tape.replay, pool
 
-    monkeypatch.setattr(cuda_graphs, "record", record)
-    monkeypatch.setattr(cuda_graphs, "can_record", lambda inputs: True)
-    monkeypatch.setattr(cuda_graphs, "_lack_of_memory", lambda: "")
+    monkeypatch.setattr(cuda_graphs, "capture", capture)
+    monkeypatch.setattr(cuda_graphs, "can_capture", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "_memory_shortage", lambda: "")
     return lengths
 
 
@@ -64,7 +64,7 @@ class _Tape(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def forget(self) -> None:
-        """Leave memory as a recording leaves it."""
+        """Leave memory as a capture leaves it."""
         with torch.no_grad():
             for tensor in self._own.values():
                 if tensor.is_floating_point():

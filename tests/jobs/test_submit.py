@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from taehv.run import journal
-from taehv.run.run_folder import go_on_line
+from taehv.run.run_folder import resume_options
 from tests.helpers.jobs_run import REPOSITORY, TINY, environment
 from tests.helpers.local_ray import temporary_folder
 
@@ -117,7 +117,7 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
 
     # What a run prints to go on with it is enough there too.
     begun = yaml.safe_load((run_dir / "config.yaml").read_text())
-    go_on = [*shlex.split(go_on_line(str(run_dir))), "--train.max-steps", "4"]
+    go_on = [*shlex.split(resume_options(str(run_dir))), "--train.max-steps", "4"]
     result = _submit(head, ["python", "jobs/train.py", *go_on])
     assert result.returncode == 0, result.stdout + result.stderr
     assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3, 4]

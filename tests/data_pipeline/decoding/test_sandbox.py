@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.decoding import sandbox
-from data_pipeline.decoding.cores import UseOfCores, use_of_cores, wait_between
-from data_pipeline.decoding.sandbox import MORE_READS, KilledError, TimedOutError, WindowReader
+from data_pipeline.decoding.cores import CoreTimes, core_times, time_waiting
+from data_pipeline.decoding.sandbox import MAX_RETRIES, KilledError, TimedOutError, WindowReader
 from data_pipeline.decoding.window import WindowRequest, read_window
-from data_pipeline.errors import MomentaryError, UnusableVideoError
+from data_pipeline.errors import TransientVideoError, UnusableVideoError
 from data_pipeline.plan import CENTRE
 from tests.helpers.data_videos import moving_frames, write_video
 from tests.helpers.s3_server import s3_server
@@ -146,7 +146,7 @@ def test_a_spinning_decoder_is_stopped(reader: WindowReader, request_: WindowReq
     assert not is_running(child)
 
 
-@pytest.mark.parametrize("times", [1, MORE_READS[KilledError]])
+@pytest.mark.parametrize("times", [1, MAX_RETRIES[KilledError]])
 def test_a_child_that_is_killed_costs_no_video(
     reader: WindowReader, request_: WindowRequest, times: int
 ) -> None:
@@ -161,10 +161,10 @@ def test_a_child_that_is_killed_costs_no_video(
 def test_a_window_whose_children_are_all_killed_is_a_matter_of_the_moment(
     reader: WindowReader, request_: WindowRequest
 ) -> None:
-    Path(request_.location + ".kills").write_text((1 + MORE_READS[KilledError]) * "x")
+    Path(request_.location + ".kills").write_text((1 + MAX_RETRIES[KilledError]) * "x")
     with pytest.raises(KilledError, match=r"its decoder was killed \(SIGKILL\)"):
         reader.read(request_, SECONDS)
-    assert issubclass(KilledError, MomentaryError)
+    assert issubclass(KilledError, TransientVideoError)
     check_sound(reader, request_)
 
 
@@ -172,7 +172,7 @@ def test_a_store_that_does_not_answer_is_a_matter_of_the_moment(
     request_: WindowRequest,
 ) -> None:
     location = "s3://bucket/a.mp4?endpoint_override=127.0.0.1:9&scheme=http"
-    with s3_server(), WindowReader() as reader, pytest.raises(MomentaryError):
+    with s3_server(), WindowReader() as reader, pytest.raises(TransientVideoError):
         reader.read(replace(request_, location=location), 120.0)
 
 
@@ -233,7 +233,7 @@ def test_a_child_that_died_between_two_reads_is_replaced(
 def test_a_child_is_replaced_before_it_has_grown(
     request_: WindowRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "READS", 3)
+    monkeypatch.setattr(sandbox, "READS_PER_CHILD", 3)
     children = []
     with WindowReader() as reader:
         for _ in range(7):
@@ -380,7 +380,7 @@ def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
         # It has loaded what it needs, before others come that leave it a hundredth of the core.
         reader.read(request_, SECONDS)
         child = child_of(reader)
-        before = use_of_cores(child)
+        before = core_times(child)
         try:
             hogs += [burn(core) for _ in range(2)]
             # Enough for what it computes, and less than it takes beside the others.
@@ -389,25 +389,25 @@ def test_time_without_a_core_is_not_the_videos(request_: WindowRequest) -> None:
             for hog in hogs:
                 hog.kill()
                 hog.communicate()
-        waited = use_of_cores(child).waited - before.waited
+        waited = core_times(child).waited - before.waited
     assert waited > 0
     assert np.array_equal(clips.frames, read_window(request_).frames)
 
 
 def test_a_wait_that_goes_on_is_a_wait() -> None:
-    before = UseOfCores(ran=1.0, waited=2.0, ready=False)
+    before = CoreTimes(ran=1.0, waited=2.0, ready=False)
     # A tenth of a second on the core, and in line for it since: Linux has not counted that.
-    assert wait_between(before, UseOfCores(1.1, 2.0, True), 0.5) == pytest.approx(0.4)
+    assert time_waiting(before, CoreTimes(1.1, 2.0, True), 0.5) == pytest.approx(0.4)
     # Counted now, and counted once: it has been asleep since.
-    assert wait_between(before, UseOfCores(1.1, 2.4, False), 0.9) == pytest.approx(0.4)
+    assert time_waiting(before, CoreTimes(1.1, 2.4, False), 0.9) == pytest.approx(0.4)
     # A wait that had begun before the first look, and was counted after it.
-    assert wait_between(before, UseOfCores(1.1, 9.0, False), 0.5) == pytest.approx(0.4)
+    assert time_waiting(before, CoreTimes(1.1, 9.0, False), 0.5) == pytest.approx(0.4)
     # On the core all the time; asleep all the time.
-    assert wait_between(before, UseOfCores(1.5, 2.0, True), 0.5) == 0
-    assert wait_between(before, before, 0.5) == 0
+    assert time_waiting(before, CoreTimes(1.5, 2.0, True), 0.5) == 0
+    assert time_waiting(before, before, 0.5) == 0
 
 
 def test_a_process_that_is_gone_waits_for_no_core() -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    assert use_of_cores(child.pid) == (0.0, 0.0, False)
+    assert core_times(child.pid) == (0.0, 0.0, False)

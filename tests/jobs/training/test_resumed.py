@@ -16,7 +16,7 @@ from jobs.train import main
 from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError
 from taehv.run import checkpoint
-from taehv.run.run_folder import RunFolder, go_on_line
+from taehv.run.run_folder import RunFolder, resume_options
 from taehv.training.state import to_yaml
 from tests.helpers.s3_server import s3_server
 
@@ -58,7 +58,7 @@ def run(tmp_path: Path) -> RunFolder:
 
 def resumed(run: RunFolder, more: str = "") -> Config:
     """The configuration that the printed line, as it is typed, and `more` after it lead to."""
-    line = shlex.split(f"{go_on_line(run.address)} {more}")
+    line = shlex.split(f"{resume_options(run.address)} {more}")
     return judged_resume(run, with_places(parse(line, "")))
 
 
@@ -137,7 +137,7 @@ def test_under_a_clusters_storage_and_on_s3(
         run = RunFolder(f"s3://bucket/taehv/runs/a{server.options}")
         begun(run, f"{GIVEN} --data.annotations {annotations}")
         for typed in (run.address, "runs/a"):
-            line = shlex.split(go_on_line(typed))
+            line = shlex.split(resume_options(typed))
             config = judged_resume(run, with_places(parse(line, "")))
             assert (config.data.height, config.data.annotations) == (64, str(annotations))
             assert config.train.run_dir == run.address
@@ -206,7 +206,7 @@ def test_what_cannot_be_meant_is_refused(
     listed(tmp_path, "b.json")
     typed, told = (text.format(tmp=tmp_path) for text in REFUSED[case])
     before = (run.local / "config.yaml").read_bytes()
-    assert main(shlex.split(f"{go_on_line(run.address)} {typed}")) == 2
+    assert main(shlex.split(f"{resume_options(run.address)} {typed}")) == 2
     error = capsys.readouterr().err
     assert told in error
     assert SWITCH in error
@@ -327,8 +327,8 @@ def test_an_address_with_its_password_goes_before_the_same_without(
 
 def test_an_address_is_printed_as_a_shell_reads_it() -> None:
     for address in ("/runs/a", "/my runs/a", "s3://bucket/a?endpoint_override=h:9000&scheme=http"):
-        assert shlex.split(go_on_line(address)) == [
+        assert shlex.split(resume_options(address)) == [
             *("--train.run-dir", address, "--train.resume", "latest")
         ]
-    assert go_on_line("") == "--train.resume latest"
-    assert os.sep not in go_on_line("")
+    assert resume_options("") == "--train.resume latest"
+    assert os.sep not in resume_options("")

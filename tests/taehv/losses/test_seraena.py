@@ -17,11 +17,11 @@ from taehv.losses.seraena import (
     FAKE,
     REAL,
     SeraenaConfig,
-    choose_shown,
     clip_context,
     corrected_targets,
     discriminator_loss,
     group_frames,
+    sample_discriminator_batch,
     ungroup_frames,
 )
 from taehv.slots import SURPLUS, SlotLayout
@@ -130,9 +130,11 @@ def test_odd_sizes_and_single_clips_work(n: int, t: int) -> None:
     real, fake, latents = clips(n, t)
     replay = ReplayBuffer(10**7, slots=8, seed=0)
     for step in range(4):
-        shown = choose_shown(real, fake, latents, list(range(n)), step, replay, SeraenaConfig())
-        scores = discriminator()(shown.images, shown.context)
-        assert discriminator_loss(scores, shown.target, n).shape == (n,)
+        batch = sample_discriminator_batch(
+            real, fake, latents, list(range(n)), step, replay, SeraenaConfig()
+        )
+        scores = discriminator()(batch.images, batch.context)
+        assert discriminator_loss(scores, batch.target, n).shape == (n,)
     assert (
         corrected_targets(discriminator(), real, fake, latents, SeraenaConfig(), n).shape
         == fake.shape
@@ -146,17 +148,17 @@ def test_what_is_shown_is_real_or_fake_as_its_target_says() -> None:
     past: list[torch.Tensor] = []
     for step in range(60):
         real, fake, latents = clips(4, seed=step)
-        shown = choose_shown(real, fake, latents, [0, 1, 2, 3], step, replay, config)
+        batch = sample_discriminator_batch(real, fake, latents, [0, 1, 2, 3], step, replay, config)
         reals, fakes = group_frames(real, 3), group_frames(fake, 3)
         past.append(fakes)
-        for i, target in enumerate(shown.target.tolist()):
+        for i, target in enumerate(batch.target.tolist()):
             targets.append(target)
             if target == REAL:
-                assert torch.equal(shown.images[i], reals[i])
-            elif not torch.equal(shown.images[i], fakes[i]):
+                assert torch.equal(batch.images[i], reals[i])
+            elif not torch.equal(batch.images[i], fakes[i]):
                 old += 1
                 # An earlier fake of the same slot and place, at half precision.
-                assert any(torch.allclose(shown.images[i], f[i], atol=1e-3) for f in past)
+                assert any(torch.allclose(batch.images[i], f[i], atol=1e-3) for f in past)
     count = len(targets)
     assert 0.42 < targets.count(FAKE) / count < 0.58
     assert 0.40 < old / targets.count(FAKE) < 0.60
@@ -164,10 +166,10 @@ def test_what_is_shown_is_real_or_fake_as_its_target_says() -> None:
 
 def test_what_is_shown_does_not_depend_on_who_holds_the_slot() -> None:
     real, fake, latents = clips(4)
-    together = choose_shown(
+    together = sample_discriminator_batch(
         real, fake, latents, [0, 1, 2, 3], 5, ReplayBuffer(10**7, 4, 1), SeraenaConfig()
     )
-    apart = choose_shown(
+    apart = sample_discriminator_batch(
         real[2:], fake[2:], latents[2:], [2, 3], 5, ReplayBuffer(10**7, 4, 1), SeraenaConfig()
     )
     assert torch.equal(together.images[6:], apart.images)
@@ -176,7 +178,7 @@ def test_what_is_shown_does_not_depend_on_who_holds_the_slot() -> None:
 
 def test_surplus_slots_leave_no_trace() -> None:
     replay = ReplayBuffer(10**7, slots=4, seed=0)
-    choose_shown(*clips(2), [3, SURPLUS], 0, replay, SeraenaConfig())
+    sample_discriminator_batch(*clips(2), [3, SURPLUS], 0, replay, SeraenaConfig())
     assert set(replay.memory) == {3}
 
 
@@ -196,7 +198,7 @@ def test_the_replay_buffer_is_bounded_and_replaces_at_random() -> None:
     copy = ReplayBuffer(entry * 4 * 5 + 3, slots=4, seed=0)
     copy.load(2, state, torch.device("cpu"))
     for step in range(50, 60):
-        assert torch.equal(copy.show(step, 2, 1)[0], replay.show(step, 2, 1)[0])
+        assert torch.equal(copy.sample(step, 2, 1)[0], replay.sample(step, 2, 1)[0])
 
 
 def test_clips_of_another_size_take_the_place_of_what_was_remembered(
@@ -205,14 +207,16 @@ def test_clips_of_another_size_take_the_place_of_what_was_remembered(
     """As after a resume with other `data.*`: what is shown together has to be of one shape."""
     old = ReplayBuffer(10**7, slots=4, seed=0)
     for step in range(3):
-        choose_shown(*clips(4, size=32), [0, 1, 2, 3], step, old, SeraenaConfig())
+        sample_discriminator_batch(*clips(4, size=32), [0, 1, 2, 3], step, old, SeraenaConfig())
     replay = ReplayBuffer(10**7, slots=4, seed=0)
     for slot in range(4):
         replay.load(slot, old.snapshot()(), torch.device("cpu"))
     for step in range(3, 6):
         real, fake, latents = clips(4, size=16, seed=step)
-        shown = choose_shown(real, fake, latents, [0, 1, 2, 3], step, replay, SeraenaConfig())
-        assert shown.images.shape[-2:] == (16, 16)
+        batch = sample_discriminator_batch(
+            real, fake, latents, [0, 1, 2, 3], step, replay, SeraenaConfig()
+        )
+        assert batch.images.shape[-2:] == (16, 16)
     for slot, memory in replay.memory.items():
         assert {images.shape for images, _ in memory} == {(3, 9, 16, 16)}, slot
         assert len(memory) == 3
@@ -228,7 +232,7 @@ def test_a_memory_that_no_longer_fits_is_not_loaded() -> None:
     replay = ReplayBuffer(40_000, slots=4, seed=0)
     replay.load(0, old.snapshot()(), torch.device("cpu"))
     replay.insert(1, 0, torch.rand(3, 9, 8, 8), torch.rand(16, 1, 1))
-    assert replay.show(1, 0, 0)[0].shape == (9, 8, 8)
+    assert replay.sample(1, 0, 0)[0].shape == (9, 8, 8)
 
 
 def test_a_replay_buffer_too_small_for_a_clip_says_so() -> None:

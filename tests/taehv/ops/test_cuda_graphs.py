@@ -1,4 +1,4 @@
-"""CUDA graphs, recorded on a stand-in for them: the same numbers, and lines in the log."""
+"""CUDA graphs, captured by a stand-in for them: the same numbers, and lines in the log."""
 
 import logging
 import re
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taehv.model.streaming import StreamingDecoder, StreamingEncoder
 from taehv.ops import cuda_graphs
-from taehv.ops.cuda_graphs import Recorded
+from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.run import journal
 from tests.helpers.small_run import run, small_config
 from tests.helpers.taped import stand_in
@@ -30,7 +30,7 @@ def numbers(run_dir: Path) -> list[dict[str, float]]:
     [{}, {"max_clips_per_pass": 2}, {"gradient_checkpointing": True}],
     ids=["one pass", "four passes", "gradient checkpointing"],
 )
-def test_a_recorded_run_gives_the_same_numbers(
+def test_a_captured_run_gives_the_same_numbers(
     settings: dict[str, int],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -38,19 +38,19 @@ def test_a_recorded_run_gives_the_same_numbers(
 ) -> None:
     run(small_config(cuda_graphs=False, **settings), tmp_path / "plain")
     lengths = stand_in(monkeypatch)
-    run(small_config(**settings), tmp_path / "recorded")
+    run(small_config(**settings), tmp_path / "captured")
     assert "CUDA graph" not in caplog.text
     # The correction; generator and discriminator, forward and back.
     assert len(lengths) == 5
     assert min(lengths) > 20
-    plain, again = numbers(tmp_path / "plain"), numbers(tmp_path / "recorded")
+    plain, captured = numbers(tmp_path / "plain"), numbers(tmp_path / "captured")
     assert len(plain) == 7
-    for row, other in zip(plain, again, strict=True):
+    for row, other in zip(plain, captured, strict=True):
         assert other == pytest.approx(row, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_recorded_stream_gives_the_numbers_of_the_whole(
+def test_a_captured_stream_gives_the_numbers_of_the_whole(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = random_model(SMALL[name]).double()
@@ -74,7 +74,7 @@ def test_a_recorded_stream_gives_the_numbers_of_the_whole(
 def test_gradients_of_several_calls_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch)
     network = nn.Linear(3, 2)
-    call = Recorded(network.forward, "network", list(network.parameters()))
+    call = GraphedCallable(network.forward, "network", list(network.parameters()))
     inputs = torch.rand(5, 4, 3).unbind(0)
     for x in inputs:
         call(x).square().sum().backward()
@@ -85,7 +85,7 @@ def test_gradients_of_several_calls_add_up(monkeypatch: pytest.MonkeyPatch) -> N
         torch.testing.assert_close(gradient, parameter.grad)
 
 
-def test_other_shapes_and_other_precisions_run_as_they_are(
+def test_other_shapes_and_other_precisions_run_eagerly(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lengths = stand_in(monkeypatch)
@@ -95,17 +95,17 @@ def test_other_shapes_and_other_precisions_run_as_they_are(
         seen.append(len(x))
         return x * 2 if y is None else x * 2 + y
 
-    call = Recorded(doubled, "doubling")
+    call = GraphedCallable(doubled, "doubling")
     for rows in (3, 3, 4, 3, 4, 3):
         x = torch.rand(rows, 2)
         assert torch.equal(call(x, None), x * 2)
     assert torch.equal(call(x, x), x * 3)
-    # The first, the recording, those of 4, and the one with a second input.
+    # The first, the capture, those of 4, and the one with a second input.
     assert seen == [3, 3, 4, 4, 3]
     assert len(lengths) == 1
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
+def test_what_cannot_be_captured_runs_eagerly_and_says_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stand_in(monkeypatch)
@@ -113,8 +113,8 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
     def refuse(work: object, pool: object = None) -> None:
         raise RuntimeError("operation not permitted when stream is capturing\nand more")
 
-    monkeypatch.setattr(cuda_graphs, "record", refuse)
-    call = Recorded(torch.neg, "negation")
+    monkeypatch.setattr(cuda_graphs, "capture", refuse)
+    call = GraphedCallable(torch.neg, "negation")
     x = torch.rand(3)
     with caplog.at_level(logging.WARNING):
         for _ in range(4):
@@ -125,16 +125,16 @@ def test_what_cannot_be_recorded_runs_as_it_is_and_says_so(
     )
 
 
-def test_where_memory_is_short_nothing_is_recorded(
+def test_where_memory_is_short_nothing_is_captured(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     lengths = stand_in(monkeypatch)
     monkeypatch.undo()
-    monkeypatch.setattr(cuda_graphs, "can_record", lambda inputs: True)
+    monkeypatch.setattr(cuda_graphs, "can_capture", lambda inputs: True)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5 * 2**30, 16 * 2**30))
-    call = Recorded(torch.neg, "negation")
+    call = GraphedCallable(torch.neg, "negation")
     x = torch.rand(3)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):

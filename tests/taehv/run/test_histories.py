@@ -17,7 +17,7 @@ import pytest
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, ModelConfig
 from taehv.run import checkpoint
-from taehv.run.resume import begin_from
+from taehv.run.resume import prepare_resume
 from taehv.run.run_folder import RunFolder
 from taehv.run.saving import Saver, Snapshot
 from tests.helpers.s3_server import s3_server
@@ -147,7 +147,7 @@ class History:
         step = self._chance.choice(sorted(whole))
         self._strike()
         try:
-            begin_from(run, run.address_of(checkpoint.name_of(step)))
+            prepare_resume(run, run.address_of(checkpoint.name_of(step)))
         except (Killed, OSError):
             # The later ones go first.
             step = max(self.whole())

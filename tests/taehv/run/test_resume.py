@@ -16,7 +16,7 @@ from jobs.training.worker import _resume_from
 from taehv.errors import TrainingError
 from taehv.interfaces import Hooks
 from taehv.run import checkpoint, journal
-from taehv.run.resume import BEST, SET_ASIDE, begin_from
+from taehv.run.resume import BEST, SET_ASIDE, prepare_resume
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
 from tests.helpers.moving_data import MovingData
@@ -76,7 +76,7 @@ def test_an_older_checkpoint_of_the_run_is_gone_on_from(
     run.publish("mlflow.json")
 
     with caplog.at_level(logging.WARNING):
-        assert begin_from(run, older) == "latest"
+        assert prepare_resume(run, older) == "latest"
     assert f"going back to {older}" in caplog.text
     assert checkpoint.names(run) == [checkpoint.name_of(2)]
     # Nothing is lost.
@@ -118,7 +118,7 @@ def test_a_checkpoint_of_another_run_is_where_a_new_one_begins(
     other = RunFolder(place.format("b"))
     older = run.address_of(checkpoint.name_of(4))
     with caplog.at_level(logging.WARNING):
-        assert begin_from(other, older) == older
+        assert prepare_resume(other, older) == older
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     holder, resume_from = _resume_from(asked(older), other)
     assert resume_from is not None
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_another_run_is_where_a_new_one_begins(
     # The same command again goes on with what the new run has, also when the other one is gone.
     run.remove(checkpoint.FOLDER)
     with caplog.at_level(logging.WARNING):
-        assert begin_from(other, older) == "latest"
+        assert prepare_resume(other, older) == "latest"
     assert "goes on from its own newest checkpoint" in caplog.text
     _, resume_from = _resume_from(asked("latest"), RunFolder(other.address))
     assert resume_from is not None
@@ -143,9 +143,9 @@ def test_a_damaged_one_is_refused_and_nothing_is_moved(tmp_path: Path) -> None:
     older = run.local / checkpoint.name_of(2)
     (older / "ema.safetensors").write_bytes(b"")
     with pytest.raises(TrainingError, match=r"--train.resume .*step_00000002: ema.safetensors has"):
-        begin_from(run, str(older))
+        prepare_resume(run, str(older))
     with pytest.raises(TrainingError, match="it is not there"):
-        begin_from(RunFolder(str(tmp_path / "b")), str(tmp_path / "nowhere" / "step_00000002"))
+        prepare_resume(RunFolder(str(tmp_path / "b")), str(tmp_path / "nowhere" / "step_00000002"))
     assert len(checkpoint.names(run)) == 3
 
 

@@ -42,7 +42,7 @@ def save(saver: Saver, step: int, best: tuple[float, int] | None = None) -> None
 
 
 def test_a_save_goes_on_beside_the_training(tmp_path: Path) -> None:
-    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0)
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, max_failures=0)
     may_write = threading.Event()
     saver.begin(snapshot(1, wait=may_write.wait))
     assert not saver.has_written()
@@ -73,7 +73,7 @@ def test_a_save_starts_no_threads_that_compute(tmp_path: Path) -> None:
             # Large enough for several threads; those of this one are there from now on.
             replay.insert(step, 0, torch.rand(3, 9, 128, 128), torch.rand(16, 16, 16))
         before = threads()
-        saver = Saver(RunFolder(str(tmp_path)), keep=1, most_failures=0)
+        saver = Saver(RunFolder(str(tmp_path)), keep=1, max_failures=0)
         saver.begin(Snapshot(1, {"step": 1, "best": None}, {"worker_00000": replay.snapshot()}))
         saver.finish()
         assert len(threads() - before) == 1, "its own"
@@ -86,7 +86,7 @@ def test_a_save_starts_no_threads_that_compute(tmp_path: Path) -> None:
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    saver = Saver(RunFolder(str(tmp_path)), keep=2, most_failures=0)
+    saver = Saver(RunFolder(str(tmp_path)), keep=2, max_failures=0)
     for step in range(1, 7):
         save(saver, step, best=(20.0, 2) if step >= 2 else None)
     names = [Path(name).name for name in checkpoint.names(RunFolder(str(tmp_path)))]
@@ -96,7 +96,7 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["generator.safetensors", "note", checkpoint.MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_any_damage_to_any_file_is_seen(tmp_path: Path, file: str, damage: str) -> None:
-    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0)
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, max_failures=0)
     save(saver, 1)
     save(saver, 2)
     path = checkpoint.step_folder(tmp_path, 2) / file
@@ -112,7 +112,7 @@ def test_any_damage_to_any_file_is_seen(tmp_path: Path, file: str, damage: str) 
 
 
 def test_a_false_entry_in_the_manifest_is_seen(tmp_path: Path) -> None:
-    save(Saver(RunFolder(str(tmp_path)), keep=3, most_failures=0), 1)
+    save(Saver(RunFolder(str(tmp_path)), keep=3, max_failures=0), 1)
     path = checkpoint.step_folder(tmp_path, 1) / checkpoint.MANIFEST
     manifest = json.loads(path.read_text())
     manifest["info"]["step"] = 7
@@ -123,7 +123,7 @@ def test_a_false_entry_in_the_manifest_is_seen(tmp_path: Path) -> None:
 def test_a_save_that_fails_is_told_and_too_many_stop_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=2)
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, max_failures=2)
     save(saver, 1)
     folder = tmp_path / checkpoint.FOLDER
     folder.rename(tmp_path / "elsewhere")
@@ -137,7 +137,7 @@ def test_a_save_that_fails_is_told_and_too_many_stop_the_run(
 
 
 def test_a_save_that_works_again_ends_the_row_of_failures(tmp_path: Path) -> None:
-    saver = Saver(RunFolder(str(tmp_path)), keep=3, most_failures=1)
+    saver = Saver(RunFolder(str(tmp_path)), keep=3, max_failures=1)
     folder, aside = tmp_path / checkpoint.FOLDER, tmp_path / "aside"
     folder.mkdir()
     for step in (1, 3, 5):
@@ -224,7 +224,7 @@ def saved_by_two(folder: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
         return {"x": torch.ones(10)}
 
-    saver = Saver(run, keep=1, most_failures=1)
+    saver = Saver(run, keep=1, max_failures=1)
     for step in (1, 2):
         info = {"step": step, "best": None}
         saver.begin(Snapshot(step, info, {f"worker_{rank}": tensors}))

@@ -1,4 +1,4 @@
-"""Averaged weights: how fast they follow, and that a refused step leaves them alone."""
+"""Averaged weights: how fast they follow, and that a skipped update leaves them alone."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from taehv.training import ema
 from taehv.training.ema import Ema
 
-TAKEN, REFUSED = torch.tensor(0.0), torch.tensor(1.0)
+UPDATE, SKIP = torch.tensor(0.0), torch.tensor(1.0)
 
 
 def _wander(network: nn.Module) -> None:
@@ -27,31 +27,31 @@ def test_it_follows_the_recursion_in_float64() -> None:
     expected = _weights(network)
     for step in range(30):
         _wander(network)
-        average.update(network, step, TAKEN)
+        average.update(network, step, UPDATE)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * _weights(network)
     torch.testing.assert_close(_weights(average.network), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_refused_step_moves_nothing() -> None:
+def test_a_skipped_update_moves_nothing() -> None:
     network = nn.Linear(5, 6)
     average = Ema(network, decay=0.9)
     before = _weights(average.network)
     _wander(network)
-    average.update(network, 3, REFUSED)
+    average.update(network, 3, SKIP)
     assert torch.equal(_weights(average.network), before)
-    average.update(network, 3, TAKEN)
+    average.update(network, 3, UPDATE)
     assert not torch.equal(_weights(average.network), before)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
-def test_a_share_on_the_device_moves_as_far_as_one_the_program_knows(share: float) -> None:
+@pytest.mark.parametrize("weight", [0.0, 0.25, 1.0])
+def test_a_weight_on_the_device_gives_the_same_average_as_a_python_number(weight: float) -> None:
     torch.manual_seed(1)
     averages = [torch.randn(7, 5), torch.randn(3)]
-    towards = [torch.randn_like(a) for a in averages]
+    targets = [torch.randn_like(a) for a in averages]
     expected = [
-        torch.lerp(a.double(), t.double(), share) for a, t in zip(averages, towards, strict=True)
+        torch.lerp(a.double(), t.double(), weight) for a, t in zip(averages, targets, strict=True)
     ]
-    ema._move(averages, towards, torch.tensor(share))
+    ema._lerp(averages, targets, torch.tensor(weight))
     for found, wanted in zip(averages, expected, strict=True):
         torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)

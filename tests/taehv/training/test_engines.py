@@ -1,6 +1,7 @@
 """The optimizer's state in pieces: what a checkpoint holds of it, and how it is put together."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from taehv import distributed
+from taehv.slots import SlotLayout
 from taehv.training.engines import (
     MOMENTS,
     Engine,
+    OptimConfig,
     build_engine,
+    clip_or_skip_update,
     gradient_norm_before_step,
-    guard_update,
     load_optimizer_pieces,
     optimizer_pieces,
 )
@@ -28,19 +31,17 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 13), nn.Tanh(), nn.Linear(13, 3))
 
 
-def engine_for(network: nn.Module, stage: int) -> Engine:
-    return build_engine(
-        network,
-        "network",
+def engine_for(network: nn.Module, stage: Literal[0, 1, 2]) -> Engine:
+    optim = OptimConfig(
         learning_rate=0.1,
         betas=(0.9, 0.95),
         weight_decay=0.01,
         gradient_clipping=0.0,
         zero_stage=stage,
-        clips_per_pass=4,
-        passes=1,
-        dtype=None,
     )
+    workers = distributed.world_size()
+    layout = SlotLayout(global_batch_size=4 * workers, slots_per_group=4, workers=workers)
+    return build_engine(network, "network", optim, layout, dtype=None)
 
 
 def take_steps(engine: Engine) -> None:
@@ -50,7 +51,7 @@ def take_steps(engine: Engine) -> None:
         engine.step()
 
 
-def write_state(folder: Path, stage: int) -> None:
+def write_state(folder: Path, stage: Literal[0, 1, 2]) -> None:
     """This worker's pieces, and, by the main worker, the whole as DeepSpeed gives it."""
     distributed.initialise()
     network = small_network()
@@ -122,7 +123,7 @@ def test_a_guarded_update_is_that_of_clipped_gradients(most: float) -> None:
         engine.backward(engine(x).square().mean())
         norm = gradient_norm_before_step(engine, network)
         assert norm is not None
-        guard_update(engine, torch.tensor(0.0), norm, most)
+        clip_or_skip_update(engine, torch.tensor(0.0), norm, most)
         engine.step()
         adamw.zero_grad()
         torch.autograd.backward(plain(x).square().mean())
@@ -144,7 +145,7 @@ def test_a_refused_update_moves_nothing() -> None:
     norm = gradient_norm_before_step(engine, network)
     assert norm is not None
     assert norm.isnan()
-    guard_update(engine, torch.tensor(1.0), norm, 1.0)
+    clip_or_skip_update(engine, torch.tensor(1.0), norm, 1.0)
     engine.step()
     for own, other in zip(network.parameters(), before, strict=True):
         assert torch.equal(own, other)

@@ -73,10 +73,10 @@ def test_what_is_there_between_passes() -> None:
     both = own + 4 * sum(p.numel() for p in adversary.parameters())
     replay = int(config.seraena.replay_gigabytes * 1e9)
     # Weights, gradients and two moments; the average of one.
-    assert reckoned(config).at_rest == 4 * both + own + replay
+    assert reckoned(config).between_passes == 4 * both + own + replay
     assert reckoned(config).gradients == both
     # A float32 copy besides, and buckets.
     sharing = dataclasses.replace(config, optim=dataclasses.replace(config.optim, zero_stage=1))
-    assert reckoned(sharing).at_rest == 5 * both + own + 2 * BUCKETS + replay
+    assert reckoned(sharing).between_passes == 5 * both + own + 2 * BUCKETS + replay
     two = reckoned(sharing, workers=2)
-    assert two.at_rest == 2 * both + own + 3 * both // 2 + 2 * BUCKETS + replay // 2
+    assert two.between_passes == 2 * both + own + 3 * both // 2 + 2 * BUCKETS + replay // 2

@@ -183,7 +183,7 @@ def test_a_run_is_in_doubt_before_it_is_lost() -> None:
         ONSET + 100, faults={"train/reconstruction_loss": after_onset(10, 20)}, onset=ONSET
     ):
         found = health.observe(row)
-        doubts.append(health.in_doubt)
+        doubts.append(health.divergence_suspected)
         if found:
             break
     assert not any(doubts[:-5])
@@ -345,7 +345,7 @@ def test_findings_say_what_to_do_in_options_that_exist() -> None:
         for section, config in sections.items()
         for field in dataclasses.fields(config)
     }
-    checks = [check for check, _ in Health(10)._watched]
+    checks = [check for check, _ in Health(10)._checks]
     assert {check.name for check in checks} == {name for name, *_ in FAULTS}
     for check in checks:
         assert re.fullmatch(r"[a-z]+(-[a-z]+)+", check.name)

@@ -83,7 +83,7 @@ def wait_for_each_other(folder: Path, config: TrainingConfig) -> None:
     assert len(groups) > 1, "DeepSpeed has one of its own"
     for group in groups:
         backend: Any = group._get_backend(torch.device("cpu"))
-        assert backend.options._timeout == distributed.PATIENCE
+        assert backend.options._timeout == distributed.COLLECTIVE_TIMEOUT
 
 
 def test_workers_wait_for_one_that_waits_for_clips(tmp_path: Path) -> None:

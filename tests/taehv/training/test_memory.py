@@ -35,7 +35,7 @@ from tests.taehv.training.test_loop import assert_close
 
 GIB = 2**30
 FULL = DeviceMemory(
-    at_rest=4 * GIB, peak_allocated=76 * GIB, peak_reserved=78 * GIB, total=80 * GIB
+    between_passes=4 * GIB, peak_allocated=76 * GIB, peak_reserved=78 * GIB, total=80 * GIB
 )
 MESSAGE = "CUDA out of memory. Tried to allocate 1.50 GiB. GPU 0 has a total capacity of 79.10 GiB"
 
@@ -116,7 +116,7 @@ def test_where_no_smaller_pass_would_do() -> None:
 
 
 def test_a_device_that_is_full_at_rest_is_no_crash() -> None:
-    full = dataclasses.replace(FULL, at_rest=79 * GIB)
+    full = dataclasses.replace(FULL, between_passes=79 * GIB)
     advice = shortage(full, slots_per_group=2, gradient_checkpointing=True).advice()
     assert advice.startswith("--data.height 8 --data.width 8 ")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from taehv import distributed
-from taehv.interfaces import Batch, Hooks, RejectedVideo, Verdict
+from taehv.interfaces import Batch, Hooks, RejectedVideo, TransientFailure
 from taehv.run.run_folder import RunFolder
 from taehv.slots import SlotLayout
 from taehv.training.supply import Supply
@@ -21,9 +21,9 @@ class FaultyData(MovingData):
     """Each batch comes with a video that could not be used just now."""
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Iterable[Batch]:
-        for number, batch in enumerate(super().training(schedule, verdicts)):
+        for number, batch in enumerate(super().training(schedule, transient_failures)):
             yield with_fault(batch, f"training_{number}.mp4", (0, number, 0))
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
@@ -31,8 +31,9 @@ class FaultyData(MovingData):
             yield with_fault(batch, f"validation_{number}.mp4", (0, 100 + number, 0))
 
 
-def with_fault(batch: Batch, video: str, verdict: Verdict) -> Batch:
-    return {**batch, "rejected": [{"video": video, "reason": "slow"}], "verdicts": [verdict]}
+def with_fault(batch: Batch, video: str, failure: TransientFailure) -> Batch:
+    rejected: list[RejectedVideo] = [{"video": video, "reason": "slow"}]
+    return {**batch, "rejected": rejected, "transient_failures": [failure]}
 
 
 class Told(Hooks):
@@ -43,24 +44,24 @@ class Told(Hooks):
         self.quarantined.append((list(rejected), total))
 
 
-def test_validation_lists_its_videos_and_leaves_no_verdicts(tmp_path: Path) -> None:
+def test_validation_lists_its_videos_and_leaves_no_transient_failures(tmp_path: Path) -> None:
     distributed.initialise()
     layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
-    data, told, verdicts = FaultyData(), Told(), set[Verdict]()
-    supply = Supply(data, layout, 0, 3, verdicts, RunFolder(str(tmp_path)), told)
+    data, told, failures = FaultyData(), Told(), set[TransientFailure]()
+    supply = Supply(data, layout, 0, 3, failures, RunFolder(str(tmp_path)), told)
     for batch in data.validation(iter([np.array([0, 1])])):
-        supply.note(batch)
+        supply.add_rejected(batch)
     supply.next()
     row = supply.row()
-    assert verdicts == {(0, 0, 0)}
+    assert failures == {(0, 0, 0)}
     assert row["train/skipped_videos"] == 2
     assert row["train/decoded_frames_per_used_frame"] == 1.0
     lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
     listed = [json.loads(line)["video"] for line in lines]
     assert listed == ["validation_0.mp4", "training_0.mp4"]
     supply.next()
-    supply.share()
-    assert verdicts == {(0, 0, 0), (0, 1, 0)}
+    supply.gather_rejected()
+    assert failures == {(0, 0, 0), (0, 1, 0)}
     assert [total for _, total in told.quarantined] == [2, 3]
 
 
@@ -73,11 +74,11 @@ class Asked(MovingData):
         self.closed = False
 
     def training(
-        self, schedule: Iterator[np.ndarray], verdicts: Sequence[Verdict]
+        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
     ) -> Iterable[Batch]:
         self.first.set()
         try:
-            yield from super().training(schedule, verdicts)
+            yield from super().training(schedule, transient_failures)
         finally:
             self.closed = True
 
@@ -122,8 +123,8 @@ def test_on_a_gpu_the_next_batch_is_taken_while_it_computes(
 ) -> None:
     distributed.initialise()
     layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
-    verdicts = set[Verdict]()
-    supply = Supply(FaultyData(), layout, 0, 3, verdicts, RunFolder(str(tmp_path)), Hooks())
+    failures = set[TransientFailure]()
+    supply = Supply(FaultyData(), layout, 0, 3, failures, RunFolder(str(tmp_path)), Hooks())
     pinned: list[np.ndarray] = []
 
     def pin(frames: np.ndarray) -> np.ndarray:
@@ -137,9 +138,9 @@ def test_on_a_gpu_the_next_batch_is_taken_while_it_computes(
     for _ in range(3):
         batches.append(supply.next())
         # A batch that is not used yet has no say in what a checkpoint keeps.
-        supply.share()
-        assert len(verdicts) == len(batches)
-        supply.look_ahead()
+        supply.gather_rejected()
+        assert len(failures) == len(batches)
+        supply.prefetch()
     supply.close()
     # After the last there is none.
     assert len(pinned) == 2
