@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from data_pipeline.streaming import MOST_STEPS, SEGMENT_BYTES
+from data_pipeline.streaming import MAX_SEGMENT_STEPS, SEGMENT_BYTES
 from jobs.cli.config import Config
 from jobs.diagnosis.finding import Finding, Level, gib, mib, number_of
 from jobs.diagnosis.nodes import Node
@@ -92,7 +92,7 @@ def judge_object_store(config: Config, nodes: Sequence[Node], workers: int) -> l
 
 def segment_bytes(config: Config, workers: int) -> int:
     """Of one worker's segment, which is as long as a whole run at most."""
-    steps = min(MOST_STEPS, config.train.max_steps)
+    steps = min(MAX_SEGMENT_STEPS, config.train.max_steps)
     slots = config.train.layout(workers).slots_per_worker
     return min(SEGMENT_BYTES, steps * slots * config.data.clip_bytes)
 
