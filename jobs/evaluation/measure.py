@@ -15,9 +15,9 @@ from data_pipeline.held_out import HeldOutVideo, fixed_clips
 from jobs.evaluation.reading import VideoReader
 from taehv.evaluation.frames import FrameScorer
 from taehv.evaluation.methods import Method, NetworkMethod
-from taehv.evaluation.metrics import SSIM_WINDOW
 from taehv.evaluation.rate import LatentStatistics
 from taehv.evaluation.scores import Scores, clip_scores, psnr_of
+from taehv.evaluation.structure import SSIM_WINDOW
 
 PIECE_FRAMES = 8
 """Frames of a whole video that are scored at a time."""

@@ -11,16 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scipy.stats import t as student
-
 from jobs.sweep.definition import METRICS, Plan
 from jobs.sweep.ledger import Ledger, Record
 from jobs.sweep.space import with_settings
 from taehv.credentials import without_credentials
+from taehv.evaluation.intervals import t_quantile
 from taehv.interfaces import Row
 from taehv.training.state import to_yaml
-
-CONFIDENCE = 0.95
 
 LPIPS = "val_ema/lpips"
 """Where its weights were given; no trial has it in its own metrics."""
@@ -49,8 +46,7 @@ class Group:
         values = self.scores.get(metric, [])
         if len(values) < 2 or not all(map(math.isfinite, values)):
             return math.nan
-        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
-        return quantile * statistics.stdev(values) / math.sqrt(len(values))
+        return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
     @property
     def seeds(self) -> int:
@@ -178,7 +174,7 @@ def told_mean(group: Group, metric: str) -> str:
     return f"{group.mean(metric):.4g}{between}"
 
 
-def settings_told(group: Group) -> str:
+def settings_told(group: Group | Record) -> str:
     """What sets a configuration apart."""
     if group.label:
         return group.label

@@ -11,6 +11,7 @@ from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -50,36 +51,15 @@ def bootstrap(groups: Groups, seed: int = 0) -> Interval:
         return Interval(mean, math.nan, math.nan, clips)
     drawn = np.random.default_rng(seed).integers(videos, size=(RESAMPLES, videos))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    widened = math.sqrt(videos / (videos - 1)) * t_quantile((1 + LEVEL) / 2, videos - 1)
+    widened = math.sqrt(videos / (videos - 1)) * t_quantile(videos - 1)
     tail = NormalDist().cdf(-widened)
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(mean, float(low), float(high), clips)
 
 
-def t_quantile(probability: float, freedom: int) -> float:
-    """Quantile above 0 of Student's t, by bisection of its distribution function.
-
-    The function is a finite sum for a whole number of degrees of freedom: Abramowitz and Stegun
-    1972, 26.7.3 and 26.7.4.
-    """
-    low, high = 0.0, 1e4
-    while high - low > 1e-9 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_cdf(middle, freedom) < probability else (low, middle)
-    return high
-
-
-def _t_cdf(t: float, freedom: int) -> float:
-    angle = math.atan2(t, math.sqrt(freedom))
-    sine, cosine = math.sin(angle), math.cos(angle)
-    odd = freedom % 2 == 1
-    term = cosine if odd else 1.0
-    total = term if freedom > 1 else 0.0
-    for k in range(3 if odd else 2, freedom - 1, 2):
-        term *= cosine**2 * (k - 1) / k
-        total += term
-    within = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return (1 + within) / 2
+def t_quantile(freedom: int) -> float:
+    """Student's t at the upper end of a two-sided interval of `LEVEL`."""
+    return float(student.ppf((1 + LEVEL) / 2, freedom))
 
 
 def _totals(groups: Groups) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

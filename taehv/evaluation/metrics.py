@@ -15,15 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taehv.evaluation import structure
+
 SMALLEST_MSE = 1e-10
 """Identical clips have no finite PSNR; this floor gives them 100 dB. Rounding to 8 bits alone
 costs more (58.9 dB), so no real reconstruction reaches it."""
-
-SSIM_WINDOW = 11
-"""Side of the SSIM window, pixels; no picture may be smaller."""
-
-SSIM_SIGMA = 1.5
-"""Standard deviation of the SSIM window, pixels."""
 
 FLAT_ENERGY = 1e-6
 """Laplacian energy below which a clip counts as flat: a quarter of a grey level of 255, squared."""
@@ -46,37 +42,12 @@ def psnr(original: Tensor, reconstructed: Tensor) -> Tensor:
 def ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
     """Structural similarity of the RGB frames, mean over frames. NTCHW x2 -> [N], 1 is right.
 
-    Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity":
-    Gaussian window 11 / 1.5, K1 0.01, K2 0.03, data range 1. As torchmetrics has it today, every
-    pixel counts, the picture being reflected beyond its border; the paper's own code, and
-    torchmetrics before pull request 2721, leave out a border of 5 pixels.
-
-    Raises ValueError for pictures smaller than the window.
+    As `taehv.evaluation.structure.ssim`, which raises ValueError for pictures smaller than its
+    window.
     """
-    # torchmetrics brings transformers along: about 3 s that only a scoring process should pay.
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
     original, reconstructed = _pair(original, reconstructed)
-    height, width = original.shape[-2:]
-    if min(height, width) < SSIM_WINDOW:
-        raise ValueError(
-            f"SSIM needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
-            f"got {height}x{width} (height x width)"
-        )
-
-    # Clip by clip: the window's sums take ten times the memory of the frames they are made from.
-    scores = [
-        structural_similarity_index_measure(
-            frames_out,
-            frames_in,
-            kernel_size=SSIM_WINDOW,
-            sigma=SSIM_SIGMA,
-            data_range=1.0,
-            reduction="none",
-        ).mean()
-        for frames_in, frames_out in zip(original, reconstructed, strict=True)
-    ]
-    return torch.stack(scores)
+    clips = zip(original, reconstructed, strict=True)
+    return torch.stack([structure.ssim(*clip).mean() for clip in clips])
 
 
 def temporal(original: Tensor, reconstructed: Tensor) -> Tensor:

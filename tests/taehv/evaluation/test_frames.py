@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torchmetrics.functional.image import structural_similarity_index_measure
 
 from taehv.evaluation import metrics
 from taehv.evaluation.frames import STILL, FrameScorer, FrameTable
@@ -146,13 +147,17 @@ def test_ms_ssim_in_float64() -> None:
     assert ms_ssim(original, original).item() == pytest.approx(1)
 
 
-def test_ssim_in_float64_and_as_in_training() -> None:
+def test_ssim_in_float64_as_in_training_and_as_in_torchmetrics() -> None:
     original, other = (frames.clamp(0, 1) for frames in pair(2, 21, 29))
     x, y = original.double().numpy(), other.double().numpy()
     expected = [np.mean([ssim_of_plane(x[t, c], y[t, c]) for c in range(3)]) for t in range(2)]
     np.testing.assert_allclose(ssim(original, other), expected, rtol=0, atol=1e-5)
     training = metrics.ssim(original[:, None], other[:, None])
     torch.testing.assert_close(ssim(original, other), training, rtol=0, atol=2e-6)
+    public = structural_similarity_index_measure(
+        other, original, kernel_size=11, sigma=1.5, data_range=1.0, reduction="none"
+    )
+    torch.testing.assert_close(training, public, rtol=0, atol=2e-6)
 
 
 def test_ms_ssim_is_missing_where_pictures_are_small() -> None:

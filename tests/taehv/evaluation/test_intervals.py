@@ -14,8 +14,8 @@ from taehv.evaluation.intervals import bootstrap, t_quantile
     [(1, 12.7062), (2, 4.3027), (3, 3.1824), (4, 2.7764), (9, 2.2622), (30, 2.0423), (99, 1.9842)],
 )
 def test_quantiles_of_students_t(freedom: int, quantile: float) -> None:
-    """Tabled values."""
-    assert t_quantile(0.975, freedom) == pytest.approx(quantile, abs=1e-4)
+    """Values of printed tables, at 97.5 %."""
+    assert t_quantile(freedom) == pytest.approx(quantile, abs=1e-4)
 
 
 @pytest.mark.parametrize(("videos", "least"), [(6, 0.9), (20, 0.91), (50, 0.92)])
