@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
-from jobs.evaluation import sections
+from jobs.evaluation import plots
 from jobs.evaluation.exhibits import WorstClip
-from jobs.report.words import definitions, document, number, outcome, sign
+from jobs.report.words import interval, number, outcome, picture
+from jobs.report.words import render as render_template
+from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS
 
-FOOTER = """The definitions of all scores are in taehv/evaluation/metrics.py and
-taehv/evaluation/frames.py; all figures of this page, frame by frame, are in metrics.json beside it,
-and the videos in comparison_videos."""
-
-WORDS = {
-    "pass": "Every figure is on the right side of its limit.",
-    "warning": "No figure fails, but some are not where they should be.",
-    "failure": "At least one figure fails.",
-}
-
-SPLITS = {
-    "validation": "{} videos of the validation split",
-    "all": "{} videos of the whole list",
-}
+Results = Mapping[str, Any]
 
 
-def write_report(folder: Path, results: Mapping[str, Any], worst: Sequence[WorstClip]) -> None:
+def write_report(folder: Path, results: Results, worst: Sequence[WorstClip]) -> None:
     """Write the page beside the other results.
 
     folder: where `latent_visualizations` lies already. results: as in metrics.json.
@@ -36,76 +25,75 @@ def write_report(folder: Path, results: Mapping[str, Any], worst: Sequence[Worst
     (folder / "summary_report.html").write_text(render(folder, results, worst), encoding="utf-8")
 
 
-def render(folder: Path, results: Mapping[str, Any], worst: Sequence[WorstClip]) -> str:
+def render(folder: Path, results: Results, worst: Sequence[WorstClip]) -> str:
     """The page."""
+    path = Path(results["checkpoint"]["path"])
+    name, overall = f"{path.parent.name}/{path.name}", results["verdict"]["overall"]
     latents = folder / "latent_visualizations" / "test_0_latents.png"
-    whole = results["data"]["mode"] != "clips"
-    parts = [
-        ("Verdict", sections.verdict(results)),
-        ("Figures", sections.figures(results)),
-        ("Against others", sections.against_others(results)),
-        ("Where it fails", sections.worst(results, worst)),
-        (f"Over the {'video' if whole else 'clip'}", sections.over_time(results)),
-        ("Spread over the clips", sections.distributions(results)),
-        ("Error against motion and brightness", sections.causes(results)),
-        ("Rate and latents", sections.rate(results, latents if latents.is_file() else None)),
-        ("Time and memory", sections.cost(results)),
-        ("Run and data", _identity(results)),
-        ("Every clip", sections.every_clip(results)),
-    ]
-    name = _name(results)
-    return document(f"{name}: {results['verdict']['overall']}", _head(name, results), parts, FOOTER)
-
-
-def _head(name: str, results: Mapping[str, Any]) -> str:
-    overall, data = results["verdict"]["overall"], results["data"]
-    findings = results["verdict"]["findings"]
-    missed = [f["name"] for f in findings if f["level"] != "pass"]
-    told = WORDS[overall] + (f" Look at: {', '.join(missed)}." if missed else "")
-    return f"""<p class="kicker">Evaluation of a video autoencoder, {results["created"][:10]}</p>
-<h1>{escape(name)}</h1>
-<p class="soft">{SPLITS[data["split"]].format(data["videos"])}, {_scored(data)}</p>
-<div class="verdict {overall}">{sign(overall)}<div><strong>{overall.upper()}</strong>
-{escape(told)}</div></div>
-<div class="tiles">{_tiles(results)}</div>"""
-
-
-def _tiles(results: Mapping[str, Any]) -> str:
-    """The few figures that are asked for first."""
+    differences = [found for of_one in results["differences"].values() for found in of_one]
     scores = results["methods"]["network"]["scores"]
+    # Those that any clip of the network has.
+    shown = [n for n in METRICS if n in scores and scores[n]["clips"]]
+    return render_template(
+        "evaluation/report.html.j2",
+        title=f"{name}: {overall}",
+        name=name,
+        overall=overall,
+        results=results,
+        figures=_figures(results),
+        identity=_identity(results),
+        worst=worst,
+        latents=latents if latents.is_file() else None,
+        shown=shown,
+        labels=[METRICS[n].label for n in shown],
+        # int8 would lie on the network, the mean colour far below.
+        drawn=[key for key in results["methods"] if key not in ("int8", "mean_colour")][:5],
+        clips=sorted(plots.clips_of(results), key=_badness),
+        reach={name: plots.reach_of(differences, name) for name in METRICS},
+        fewest_videos=FEWEST_VIDEOS,
+        metrics=METRICS,
+        plots=plots,
+        interval=interval,
+        outcome=outcome,
+        picture=picture,
+    )
 
-    def interval(name: str) -> str:
+
+def _badness(entry: tuple[str, Mapping[str, Any]]) -> float:
+    """By PSNR; what is not a number comes before the lowest."""
+    psnr = entry[1]["scores"]["network"]["psnr"]
+    return -math.inf if psnr is None else float(psnr)
+
+
+def _figures(results: Results) -> list[tuple[str, str]]:
+    """The few that are asked for first, each with what it is."""
+    scores, rate = results["methods"]["network"]["scores"], results["rate"]
+
+    def ends(name: str) -> str:
         low, high = scores[name]["low"], scores[name]["high"]
-        if low is None:
-            return METRICS[name].label
-        return f"{METRICS[name].label}, 95 %: {number(low)} … {number(high)}"
+        between = "" if low is None else f", 95 %: {number(low)} … {number(high)}"
+        return METRICS[name].label + between
 
     (against,) = (d for d in results["differences"]["down_and_up"] if d["metric"] == "psnr")
     plus = "+" if against["mean"] is not None and against["mean"] >= 0 else ""
     sharp = scores["sharpness"]["mean"]
-    tiles = [
-        (f"{number(scores['psnr']['mean'])} dB", interval("psnr")),
-        (number(scores["ssim"]["mean"], 3), interval("ssim")),
-        (
-            f"{plus}{number(against['mean'], 3)} dB",
-            f"over 8x down and up: {outcome(against)}",
-        ),
+    return [
+        (f"{number(scores['psnr']['mean'])} dB", ends("psnr")),
+        (number(scores["ssim"]["mean"], 3), ends("ssim")),
+        (f"{plus}{number(against['mean'], 3)} dB", f"over 8x down and up: {outcome(against)}"),
         (
             "−" if sharp is None else f"{100 * sharp:.0f} %",  # noqa: RUF001
             "of the original's fine detail (sharpness)",
         ),
         (
-            f"1 / {results['rate']['raw_over_half']:.0f}",
-            f"of raw video in fp16 latents; 1 / {results['rate']['raw_over_int8']:.0f} in int8",
+            f"1 / {rate['raw_over_half']:.0f}",
+            f"of raw video in fp16 latents; 1 / {rate['raw_over_int8']:.0f} in int8",
         ),
     ]
-    return "".join(
-        f'<div class="tile"><b>{escape(figure)}</b><span>{escape(words)}</span></div>'
-        for figure, words in tiles
-    )
 
 
-def _identity(results: Mapping[str, Any]) -> str:
+def _identity(results: Results) -> list[tuple[str, str]]:
+    """What was judged, on what, and where: names and values."""
     weights, data, machine = (results[k] for k in ("checkpoint", "data", "environment"))
     entries = [
         ("weights", weights["path"]),
@@ -128,16 +116,4 @@ def _identity(results: Mapping[str, Any]) -> str:
         for key, found in results["methods"].items()
         if found["file"] and key not in ("network", "int8")
     ]
-    entries += [(f"skipped: {s['video']}", s["reason"]) for s in data["skipped"]]
-    return definitions(entries)
-
-
-def _scored(data: Mapping[str, Any]) -> str:
-    if data["mode"] != "clips":
-        return "every frame in its own size"
-    return f"{data['clips']} fixed clips of {data['num_frames']}x{data['height']}x{data['width']}"
-
-
-def _name(results: Mapping[str, Any]) -> str:
-    path = Path(results["checkpoint"]["path"])
-    return f"{path.parent.name}/{path.name}"
+    return entries + [(f"skipped: {s['video']}", s["reason"]) for s in data["skipped"]]

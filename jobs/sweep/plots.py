@@ -5,10 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jobs.report.axes import DASHES, Axes, Scale, mark, span_of, text
+from markupsafe import Markup
+
+from jobs.report.plot import (
+    ACCENT,
+    DASHES,
+    INK,
+    PAPER,
+    SOFT,
+    TINT,
+    line_style,
+    marks,
+    plot,
+    show_tips,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST_NAMED = 24
 """Points that are named beside their mark; more would lie over each other."""
@@ -24,32 +39,24 @@ class Curve:
     ended_early: bool
 
 
-def curves(shown: Sequence[Curve], metric: str) -> str:
+def curves(shown: Sequence[Curve], metric: str) -> Markup | None:
     """Validation scores over the steps; the best configuration's on top. A trial that was stopped
-    early ends in a cross."""
-    drawn = [curve for curve in shown if curve.points]
-    if not drawn:
-        return "<p>No trial has been validated.</p>"
-    axes = Axes.over(
-        [x for curve in drawn for x, _ in curve.points],
-        [y for curve in drawn for _, y in curve.points if math.isfinite(y)],
-        "step",
-        metric,
-        width=760,
-        height=340,
-    )
-    parts = []
-    for curve in sorted(drawn, key=lambda c: c.best):
-        points = [(x, y) for x, y in curve.points if math.isfinite(y)]
-        line = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in points)
-        kind = "line first" if curve.best else "line"
-        parts.append(f'<polyline class="{kind}" points="{line}"/>')
-        for x, y in points:
-            end = (x, y) == points[-1]
-            series = 0 if curve.best else 4 if curve.ended_early and end else 1
-            if curve.best or end:
-                parts.append(mark(axes.x(x), axes.y(y), series, f"{curve.name}: {y:.4g}"))
-    return axes.svg("".join(parts), f"{metric} over the steps of every trial")
+    early ends in a cross. None where no trial has been validated."""
+    if not any(curve.points for curve in shown):
+        return None
+
+    def draw(axes: Axes) -> None:
+        for curve in sorted(shown, key=lambda c: c.best):
+            points = [(x, y) for x, y in curve.points if math.isfinite(y)]
+            style = line_style(0 if curve.best else 1) | {"linestyle": "-"}
+            axes.plot([x for x, _ in points], [y for _, y in points], **style)
+            marked = points if curve.best else points[-1:]
+            series = 0 if curve.best else 4 if curve.ended_early else 1
+            tips = [f"{curve.name}: {y:.4g}" for _, y in marked]
+            marks(axes, [x for x, _ in marked], [y for _, y in marked], series, tips)
+        axes.set(xlabel="step", ylabel=metric)
+
+    return plot(draw, f"{metric} over the steps of every trial", height=340)
 
 
 @dataclass(frozen=True)
@@ -62,93 +69,82 @@ class Line:
     ended_early: bool
 
 
-def parallel(
-    keys: Sequence[str],
-    log_keys: set[str],
-    lines: Sequence[Line],
-    metric: str,
-) -> str:
+def parallel(keys: Sequence[str], log_keys: set[str], lines: Sequence[Line], metric: str) -> Markup:
     """Parallel coordinates: an upright axis for each key and one for the score, a line for each
     configuration; the first is drawn strong and on top, those that were stopped early dashed."""
-    width, height, top, bottom = 760.0, 360.0, 34.0, 300.0
-    columns = [*keys, metric]
-    places = [70 + k * (width - 150) / max(1, len(columns) - 1) for k in range(len(columns))]
-    scales = [
-        _upright([line.values[key] for line in lines], key in log_keys, top, bottom) for key in keys
-    ]
-    scales.append(_upright([line.score for line in lines], False, top, bottom))
-    parts = []
-    for place, column, scale in zip(places, columns, scales, strict=True):
-        parts.append(f'<path class="axis" d="M{place:.1f} {top:.0f}V{bottom:.0f}"/>')
-        parts.append(text(place, height - 26, column, "middle", "name"))
-        for label, y in scale.ticks:
-            parts.append(f'<path class="axis" d="M{place:.1f} {y:.1f}h-5"/>')
-            parts.append(text(place - 8, y + 4, label, "end"))
-    for k in reversed(range(len(lines))):
-        line = lines[k]
-        ys = [scale(line.values[key]) for key, scale in zip(keys, scales, strict=False)]
-        ys.append(scales[-1](line.score))
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, ys, strict=True))
-        kind = "line first" if k == 0 else "line"
-        dash = DASHES[2] if line.ended_early else DASHES[0]
-        parts.append(
-            f'<polyline class="{kind}" stroke-dasharray="{dash}" points="{path}">'
-            f"<title>{escape(line.name)}: {line.score:.4g}</title></polyline>"
-        )
-    return (
-        f'<svg class="plot" viewBox="0 0 {width:g} {height:g}" role="img" '
-        f'aria-label="settings and {escape(metric)}">{"".join(parts)}</svg>'
-    )
+    uprights = [_upright([line.values[key] for line in lines], key in log_keys) for key in keys]
+    uprights.append(_upright([line.score for line in lines], False))
+
+    def draw(axes: Axes) -> None:
+        for place, upright in enumerate(uprights):
+            axes.axvline(place, color=SOFT, linewidth=1)
+            for label, height in upright.ticks:
+                axes.annotate(
+                    label,
+                    (place, height),
+                    (-5, 0),
+                    textcoords="offset points",
+                    color=SOFT,
+                    bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1},
+                    horizontalalignment="right",
+                    verticalalignment="center_baseline",
+                )
+        for k, line in enumerate(lines):
+            dash = {"linestyle": DASHES[2 if line.ended_early else 0]}
+            heights = [upright.heights[k] for upright in uprights]
+            (drawn,) = axes.plot(heights, **line_style(min(k, 1)) | dash)
+            show_tips(drawn, [f"{line.name}: {line.score:.4g}"])
+        axes.set_xticks(range(len(uprights)), [*keys, metric], color=INK)
+        axes.set(yticks=[], xlim=(-0.3, len(keys) + 0.1), ylim=(0, 1))
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+
+    return plot(draw, f"settings and {metric}", height=360)
 
 
 @dataclass(frozen=True)
 class _Upright:
-    """An upright axis: of numbers, or of names."""
+    """Values laid over an upright axis, whose heights run from 0 to 1."""
 
-    places: dict[str, float]
-    scale: Scale | None
-    log: bool
-    ticks: tuple[tuple[str, float], ...]
-
-    def __call__(self, value: Any) -> float:
-        if self.scale is None:
-            return self.places[str(value)]
-        return self.scale(math.log10(value) if self.log else value)
+    heights: Sequence[float]
+    """Of each configuration's value."""
+    ticks: Sequence[tuple[str, float]]
+    """Labels and their heights."""
 
 
-def _upright(values: Sequence[Any], log: bool, top: float, bottom: float) -> _Upright:
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-    if not numbers:
-        names = list(dict.fromkeys(str(value) for value in values))
-        step = (bottom - top) / (len(names) + 1)
-        places = {name: bottom - (k + 1) * step for k, name in enumerate(names)}
-        return _Upright(places, None, False, tuple(places.items()))
+def _upright(values: Sequence[Any], log: bool) -> _Upright:
+    from matplotlib.ticker import MaxNLocator
+
+    if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        names = list(dict.fromkeys(map(str, values)))
+        place = {name: (k + 1) / (len(names) + 1) for k, name in enumerate(names)}
+        return _Upright([place[str(value)] for value in values], [*place.items()])
     log = log and min(values) > 0
     laid = [math.log10(value) if log else float(value) for value in values]
-    scale = Scale(*span_of(laid), bottom, top)
-    distinct = sorted(set(laid))
-    marks = distinct if len(distinct) <= 6 else scale.ticks()
-    labels = [(f"{10**v if log else v:.3g}", scale(v)) for v in marks]
-    return _Upright({}, scale, log, tuple(labels))
+    low, high = min(laid), max(laid)
+    air = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    low, high = low - air, high + air
+    marked = sorted(set(laid))
+    if len(marked) > 6:
+        marked = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    ticks = [(f"{10**v if log else v:.3g}", (v - low) / (high - low)) for v in marked]
+    return _Upright([(v - low) / (high - low) for v in laid], ticks)
 
 
-def bars(shares: Mapping[str, float]) -> str:
+def bars(shares: Mapping[str, float]) -> Markup:
     """A bar for each key; its length is a share of 1."""
-    row, left, width = 30, 230, 760
-    parts = []
-    for k, (key, share) in enumerate(shares.items()):
-        y = 8 + k * row
-        length = max(1.0, share * (width - left - 70))
-        parts.append(text(left - 10, y + 15, key, "end", "row"))
-        parts.append(
-            f'<rect class="box" x="{left}" y="{y}" width="{length:.1f}" height="{row - 10}"/>'
-        )
-        parts.append(text(left + length + 8, y + 15, f"{100 * share:.0f} %"))
-    height = 16 + row * len(shares)
-    return (
-        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="importance of each key">{"".join(parts)}</svg>'
-    )
+
+    def draw(axes: Axes) -> None:
+        drawn = axes.barh([*shares], [*shares.values()], 0.66, color=TINT, edgecolor=ACCENT)
+        axes.bar_label(drawn, [f"{100 * share:.0f} %" for share in shares.values()], padding=8)
+        axes.set(xlim=(0, 1.08), xticks=[])
+        axes.invert_yaxis()
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(labelcolor=INK)
+        axes.grid(visible=False)
+
+    return plot(draw, "importance of each key", height=16 + 30 * len(shares))
 
 
 def pareto(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -166,22 +162,22 @@ def pareto(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 def trade_off(
     points: Sequence[tuple[str, float, float]], best_set: Sequence[int], x_label: str, right: float
-) -> str:
+) -> Markup:
     """PSNR against another score, of which `right` is the right value; the Pareto set filled, and
     joined by a line.
 
     points: name, the other score, PSNR.
     """
-    xs, ys = [p[1] for p in points], [p[2] for p in points]
-    axes = Axes.over([*xs, right], ys, x_label, "PSNR, dB", width=760, height=340)
-    parts = [f'<path class="zero" d="M{axes.x(right):.1f} {axes.y.end}V{axes.y.start}"/>']
-    chain = sorted((points[k][1], points[k][2]) for k in best_set)
-    line = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in chain)
-    parts.append(f'<polyline class="line" stroke-dasharray="{DASHES[2]}" points="{line}"/>')
-    for k, (name, x, y) in enumerate(points):
-        on_front = k in best_set
-        tip = f"{name}: {y:.2f} dB, {x:.3g}"
-        parts.append(mark(axes.x(x), axes.y(y), 0 if on_front else 1, tip))
-        if len(points) <= MOST_NAMED:
-            parts.append(text(axes.x(x) + 8, axes.y(y) - 6, name))
-    return axes.svg("".join(parts), f"PSNR against {x_label}")
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(right, color=SOFT, linewidth=1, linestyle=DASHES[2])
+        chain = sorted(points[k][1:] for k in best_set)
+        style = line_style(1) | {"linestyle": DASHES[2]}
+        axes.plot([x for x, _ in chain], [y for _, y in chain], **style)
+        for k, (name, x, y) in enumerate(points):
+            marks(axes, [x], [y], 0 if k in best_set else 1, [f"{name}: {y:.2f} dB, {x:.3g}"])
+            if len(points) <= MOST_NAMED:
+                axes.annotate(name, (x, y), (8, 6), textcoords="offset points", color=SOFT)
+        axes.set(xlabel=x_label, ylabel="PSNR, dB")
+
+    return plot(draw, f"PSNR against {x_label}", height=340)
