@@ -14,6 +14,7 @@ from markupsafe import Markup
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.typing import RcKeyType
 
 INK, SOFT, RULE = "#1d1f22", "#5c6168", "#dcd9d0"
 ACCENT, TINT, CARD, PAPER = "#14508c", "#eef3f8", "#ffffff", "#fbfaf6"
@@ -24,7 +25,7 @@ VARIABLES = {
 }
 """In the page each of these colours is a variable of style.css, which dark paper changes."""
 
-STYLE: dict[str, Any] = {
+STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.sans-serif": ["DejaVu Sans"],
