@@ -19,6 +19,9 @@ from taehv.run.run_folder import resume_options
 from tests.helpers.jobs_run import REPOSITORY, TINY, environment
 from tests.helpers.local_ray import temporary_folder
 
+# Two jobs on a cluster of its own: minutes where the machine has other things to do.
+pytestmark = pytest.mark.timeout(900)
+
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -95,7 +98,7 @@ def _submit(head: Head, job: list[str]) -> "subprocess.CompletedProcess[str]":
         env=head.environment,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
 
