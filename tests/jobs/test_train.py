@@ -24,6 +24,9 @@ from tests.helpers.jobs_run import REPOSITORY, TINY, assert_quiet, finish, start
 from tests.helpers.s3_server import s3_server
 from tests.helpers.small_run import latest
 
+# Jobs through Ray: minutes where the machine has other things to do.
+pytestmark = pytest.mark.timeout(900)
+
 METRICS = {
     "train/loss",
     "train/reconstruction_loss",

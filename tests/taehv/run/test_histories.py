@@ -54,6 +54,8 @@ class History:
         """The mark of each checkpoint that was reported of the history that goes on, by step."""
         self._under_way = (0, 0)
         """Step and mark of the last save."""
+        self._attempts: set[tuple[int, int]] = set()
+        """Those of all saves of the history that goes on."""
 
     def go_on(self, saves: int) -> None:
         """One life, to its end or its kill, with at most so many saves."""
@@ -109,7 +111,7 @@ class History:
         run = self._plain()
         step = checkpoint.step_of(Path(name))
         info = checkpoint.read_info(run.retrieve(name))
-        if self._under_way == (step, info["mark"]):
+        if (step, info["mark"]) in self._attempts:
             # Killed, or told a failure, after its last act.
             self.reported[step] = info["mark"]
         assert (step, info["mark"]) == max(self.reported.items()), "not the history's newest"
@@ -122,6 +124,7 @@ class History:
             return
         self._marks += 1
         self._under_way = (step, self._marks)
+        self._attempts.add(self._under_way)
         best = step if self._chance.random() < 0.3 else self._best
         info = {"step": step, "mark": self._marks, "best": None if best is None else [0.0, best]}
         tensors = {"ema": lambda: WEIGHTS, "generator": lambda: WEIGHTS}
@@ -153,7 +156,7 @@ class History:
             step = max(self.whole())
         self._strikes.spare()
         self.reported = {s: mark for s, mark in self.reported.items() if s <= step}
-        self._under_way = (0, 0)
+        self._attempts = {(s, mark) for s, mark in self._attempts if s <= step}
 
     def _damage_newest(self) -> None:
         """As a disk does, of a run that has others."""
@@ -168,7 +171,7 @@ class History:
         path.write_bytes(content)
         run.publish(name)
         self.reported = {s: mark for s, mark in self.reported.items() if s <= whole[-2]}
-        self._under_way = (0, 0)
+        self._attempts = {(s, mark) for s, mark in self._attempts if s != whole[-1]}
 
     def _strike(self) -> None:
         """Decide on what happens until the next call."""

@@ -228,8 +228,9 @@ def test_a_pass_is_never_smaller_than_a_group(tmp_path: Path) -> None:
 
 
 def short_worker(config: TrainingConfig, folder: Path) -> None:
-    """The second worker of two runs out of memory; the first is left waiting for it."""
-    with small_gpu(most_clips=2, from_call=2, on_rank=1):
+    """The first worker of two runs out of memory; the second is left waiting for it, and loses its
+    connection when the first ends. Of two that have ended, the first one's error is raised here."""
+    with small_gpu(most_clips=2, from_call=2, on_rank=0):
         try:
             train(config, MovingData(), Hooks(), RunFolder(str(folder)))
         except MemoryShortageError as error:
@@ -242,5 +243,5 @@ def test_several_workers_are_ended_by_the_one_that_is_short(tmp_path: Path) -> N
     with pytest.raises(Exception, match="MemoryShortageError"):
         run_workers(2, short_worker, config, tmp_path)
     (told,) = tmp_path.glob("rank_*")
-    assert told.name == "rank_1"
+    assert told.name == "rank_0"
     assert "Go on with --train.resume latest and --train.max-clips-per-pass 2" in told.read_text()
