@@ -26,7 +26,7 @@ from jobs.cluster import connection
 from jobs.sweep import results
 from jobs.sweep.ablation import ablation_table
 from jobs.sweep.board import TrialProgress
-from jobs.sweep.command_line import go_on_line, keep_definition, parse
+from jobs.sweep.command_line import keep_definition, parse, resume_options
 from jobs.sweep.definition import METRICS, Plan
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.report import write_report
@@ -144,7 +144,7 @@ def _conclude(
     if tracker.open_hint():
         print(f"{'MLflow':<18} {tracker.open_hint()}")
     if session.stop_reason:
-        print(f"stopped ({session.stop_reason}); to go on: {go_on_line(ledger.folder)}")
+        print(f"stopped ({session.stop_reason}); to go on: {resume_options(ledger.folder)}")
     if session.stopped_by is not None:
         return 128 + session.stopped_by
     return DONE if best else FAILED

@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str], description: str = "") -> tuple[Plan, RunFol
     return dataclasses.replace(plan, base=base), folder
 
 
-def go_on_line(folder: RunFolder) -> str:
+def resume_options(folder: RunFolder) -> str:
     """The options that go on with a sweep, quoted for a shell."""
     return f"--sweep-dir {shlex.quote(folder.address)}"
 

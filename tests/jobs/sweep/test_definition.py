@@ -8,7 +8,7 @@ import pytest
 from jobs import tune
 from jobs.cli.config import Config, flatten
 from jobs.cli.errors import ConfigError
-from jobs.sweep.command_line import go_on_line, keep_definition, parse
+from jobs.sweep.command_line import keep_definition, parse, resume_options
 from jobs.sweep.definition import Plan, make_plan, read_sweep
 from jobs.sweep.space import with_settings
 
@@ -68,7 +68,7 @@ def test_the_printed_line_is_all_that_a_sweep_needs(
 
     monkeypatch.chdir("/")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri[1])
-    again, same = parse(shlex.split(go_on_line(folder)))
+    again, same = parse(shlex.split(resume_options(folder)))
     assert same.address == folder.address
     kept = flatten(begun.base) | {"tracking.uri": ""}
     assert flatten(again.base) == kept
