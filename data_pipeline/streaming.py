@@ -5,33 +5,28 @@ workers, and no worker waits for another one's decoding. The schedule is cut int
 Ray Dataset of the windows that its steps are the first to use; the next one is started while the
 current one is still being read.
 
-This is the only file that knows Ray Data. Ray must be initialised in the calling process.
+Only this file and `ray_data_internals.py` know Ray. It must be initialised in the calling process.
 """
 
 import logging
-import threading
-import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
 import ray.data
 from ray.data import DataContext, ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from data_pipeline.batches import Batch, BatchAssembler, Samples, Step, plan_steps
 from data_pipeline.blocks import decode_block, to_tasks, to_text, windows_of
 from data_pipeline.clips import ClipSource, Window, WindowTask
 from data_pipeline.decoding.cores import use_idle_priority
-
-if TYPE_CHECKING:
-    from ray.data._internal.execution.streaming_executor import StreamingExecutor
+from data_pipeline.ray_data_internals import ExecutionLimits, join_fetching_threads
 
 logger = logging.getLogger(__name__)
 
@@ -48,17 +43,11 @@ MAX_SEGMENT_STEPS = 1024
 BLOCK_BYTES, BLOCK_WINDOWS = 32 * 2**20, 8
 """Limits on what one task decodes, since tasks take turns, and a task that dies is run again."""
 
-RAY_DATA_THREADS = "iter_threaded"
-"""The name of the threads in which Ray Data fetches and formats blocks."""
-
 WARN_SECONDS = 60.0
 """A warning is logged when the first window of a segment takes longer than this."""
 
 OBJECT_STORE_FACTOR = 8
 """Object store that Ray Data may fill, in segments, so that it holds back no finished block."""
-
-MIN_LOOP_SECONDS = 0.05
-"""Least time between two iterations of Ray Data's scheduling thread."""
 
 
 class Segment(NamedTuple):
@@ -134,14 +123,11 @@ def _stream(
                         assembler.add(next(arriving))
                     yield assembler.take(step.samples)
     finally:
-        # A thread that calls Ray after its shutdown crashes the process, so wait for all of them:
-        # that of the next segment, and those in which Ray Data fetches.
+        # A thread that calls Ray after its shutdown crashes the process, so wait for all of them.
         pool.shutdown(wait=True)
         if pending is not None and pending.exception() is None:
             pending.result().windows.close()
-        for thread in threading.enumerate():
-            if thread.name == RAY_DATA_THREADS:
-                thread.join(timeout=10)
+        join_fetching_threads()
 
 
 def _result(pending: Future[Segment], decode_cpus: float) -> Segment:
@@ -235,7 +221,7 @@ class _Decoder:
         # One block per task: a task whose second block finds no room would hold its CPU until the
         # first is read, and streams that share few CPUs would wait for each other.
         context.target_max_block_size = None
-        context.custom_execution_callback_classes = [_Limits]
+        context.custom_execution_callback_classes = [ExecutionLimits]
         # Training may pause for any length of time, to validate or to save.
         context.execution_no_progress_timeout_s = -1
         context.enable_progress_bars = False
@@ -252,28 +238,3 @@ def _decode_block(
     if idle_priority:
         use_idle_priority()
     return decode_block(ray.get(shared), to_tasks(block.column("tasks")[0].as_py()))
-
-
-class _Limits(ExecutionCallback):  # type: ignore[misc]
-    """Applies the resource limits of `_context`, and slows down Ray Data's scheduling thread.
-
-    Ray Data divides the cluster among all its executions in whole CPUs of each node: if more
-    segments and trainers run than a node has CPUs, none of them gets any. An execution without a
-    CPU polls without a pause, in a thread of the training worker's process, and takes the GIL from
-    the training thread (on two cores, a fifth of the speed is left).
-    """
-
-    def before_execution_starts(self, executor: "StreamingExecutor") -> None:
-        manager = executor._resource_manager
-        manager._get_total_resources = _cluster_resources
-        # Otherwise the limits computed before would stay valid for another second.
-        manager._global_limits_last_update_time = 0.0
-        self._next_step_at = 0.0
-
-    def on_execution_step(self, executor: "StreamingExecutor") -> None:
-        time.sleep(max(0.0, self._next_step_at - time.monotonic()))
-        self._next_step_at = time.monotonic() + MIN_LOOP_SECONDS
-
-
-def _cluster_resources() -> ExecutionResources:
-    return ExecutionResources.from_resource_dict(ray.cluster_resources())

@@ -23,16 +23,12 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.places import with_places
 from jobs.cli.progress import TrainingProgress
 from jobs.cluster import connection
-from jobs.cluster.nodes import check_nodes
-from jobs.cluster.pool import Allocation, ClusterCapacity
 from jobs.tracking.tracker import Status, Tracker
-from jobs.training import trainer
-from jobs.training.checks import check, check_run_folder, check_workers
-from jobs.training.driver import Driver, SkipLimit
+from jobs.training.checks import check, check_run_folder
 from jobs.training.messages import open_mailbox
 from jobs.training.resumed import judged_resume, keep_config
 from jobs.training.summary import closing_summary
-from jobs.training.worker import train_worker, worker_settings
+from jobs.training.trainer import make_driver
 from taehv.errors import TrainingError
 from taehv.evaluation.verdict import Thresholds
 from taehv.run import journal
@@ -78,24 +74,16 @@ def run(config: Config) -> int:
         with connection.connected(config.cluster, config.data.decode_cpus) as own_ray:
             keep_config(run_folder, config)
             tracking()
-            mailbox = open_mailbox()
-            videos = len(training.videos) + len(validation.videos)
-            skip_limit = SkipLimit(config.data.max_bad_fraction, videos)
-            driver = Driver(run_folder, mailbox, lambda: tracking().result(), progress, skip_limit)
-            capacity = ClusterCapacity(
-                config.cluster, config.data.decode_cpus, not own_ray, config.data.decode_nodes
+            driver = make_driver(
+                config,
+                training,
+                validation,
+                open_mailbox(),
+                lambda: tracking().result(),
+                progress,
+                own_ray,
             )
-
-            def make_trainer(config: Config, allocation: Allocation) -> Any:
-                check_workers(config, allocation.workers)
-                if not own_ray:
-                    check_nodes(config)
-                settings = worker_settings(config, mailbox, allocation, training, validation)
-                return trainer.make_trainer(
-                    train_worker, settings, allocation, config.cluster, own_ray
-                )
-
-            summary = driver.drive(capacity, config, make_trainer)
+            summary = driver.drive(config)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         _end_tracking(tracking().result(), run_folder, "KILLED" if interrupted else "FAILED")

@@ -1,19 +1,22 @@
-"""Whether the nodes of a cluster can work together: the same packages, the same files in sight."""
+"""The nodes of a cluster: their labels, tasks on each of them, and whether they can work together,
+with the same packages and the same files in sight."""
 
 from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cli.config import Config
-from jobs.cluster.pool import draining_nodes
+from jobs.cluster.ray_internals import draining_nodes
 from jobs.cluster.versions import differences, installed_versions
 from taehv.errors import TrainingError
 
@@ -98,23 +101,16 @@ def _ask(paths: Sequence[str]) -> list[NodeFacts]:
     about to go.
     """
     not_asked = {ray.get_runtime_context().get_node_id(), *draining_nodes()}
-    asked = [
-        _facts_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
-            node["NodeManagerAddress"], list(paths)
-        )
+    wanted = {
+        node["NodeID"]: (node["NodeManagerAddress"], list(paths))
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in not_asked
-    ]
-    if not asked:
-        return []
-    answered, silent = ray.wait(asked, num_returns=len(asked), timeout=ANSWER_SECONDS)
+    }
+    facts = ask_nodes(_facts, wanted, ANSWER_SECONDS)
+    silent = len(wanted) - len(facts)
     if silent:
-        log.warning("%d nodes have not said within %g s what they are", len(silent), ANSWER_SECONDS)
-    facts = []
-    for reference in answered:
-        with suppress(ray.exceptions.RayError):
-            facts.append(ray.get(reference))
-    return facts
+        log.warning("%d nodes have not said within %g s what they are", silent, ANSWER_SECONDS)
+    return list(facts.values())
 
 
 def _facts(address: str, paths: Sequence[str]) -> NodeFacts:
@@ -123,11 +119,37 @@ def _facts(address: str, paths: Sequence[str]) -> NodeFacts:
     )
 
 
+def ask_nodes(
+    function: Callable[..., Any], arguments: Mapping[str, Sequence[Any]], seconds: float
+) -> dict[str, Any]:
+    """What `function` gives on each node, by node id, called there with the node's `arguments`.
+
+    Nodes that do not answer within `seconds`, or die meanwhile, are left out.
+    """
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    asked = {
+        task.options(scheduling_strategy=on_node(node)).remote(*given): node
+        for node, given in arguments.items()
+    }
+    answered = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)[0] if asked else []
+    answers = {}
+    for reference in answered:
+        with suppress(RayError):
+            answers[asked[reference]] = ray.get(reference)
+    return answers
+
+
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """That node or none."""
     return NodeAffinitySchedulingStrategy(node_id, soft=False)
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _facts_there(address: str, paths: list[str]) -> NodeFacts:
-    return _facts(address, paths)
+def label_selector(label: str) -> dict[str, str]:
+    """Ray's form of KEY=VALUE; an empty label selects any node."""
+    key, _, value = label.partition("=")
+    return {key: value} if key else {}
+
+
+def has_label(labels: Mapping[str, str], label: str) -> bool:
+    """Whether KEY=VALUE is among a node's labels; an empty label always is."""
+    return label_selector(label).items() <= labels.items()

@@ -18,8 +18,8 @@ import psutil
 import ray
 import yaml
 
-from jobs.cluster.nodes import on_node
-from jobs.cluster.pool import has_label
+from jobs.cluster.nodes import has_label, on_node
+from jobs.cluster.ray_internals import session_log_folder
 from jobs.diagnosis.cloud_errors import explain
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
@@ -96,7 +96,7 @@ def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
     """Ask the head."""
     head = next((node for node in nodes if node.is_head), None)
     if head is None or head.is_own:
-        return read_head(_log_folder())
+        return read_head(session_log_folder())
     asked = _read_head_there.options(scheduling_strategy=on_node(head.id)).remote()
     try:
         found: Autoscaler = ray.get(asked, timeout=READ_SECONDS)
@@ -107,12 +107,7 @@ def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
 
 @ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
 def _read_head_there() -> Autoscaler:
-    return read_head(_log_folder())
-
-
-def _log_folder() -> Path:
-    # There is no public way to a session's folder.
-    return Path(ray._private.worker._global_node.get_logs_dir_path())
+    return read_head(session_log_folder())
 
 
 def read_head(logs: Path) -> Autoscaler:

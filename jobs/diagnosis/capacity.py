@@ -36,7 +36,7 @@ class Workers:
 
 
 def count_workers(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler) -> Workers:
-    """By the same rule as jobs/cluster/pool.py: a GPU each, or, on CPUs, the CPUs beside its
+    """By the same rule as jobs/cluster/capacity.py: a GPU each, or, on CPUs, the CPUs beside its
     decoding."""
     label, cluster = config.cluster.train_nodes, config.cluster
     places = [node for node in nodes if node.has(label)]

@@ -16,7 +16,7 @@ from jobs.cli.config import Config
 from jobs.cluster.nodes import on_node
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
-from jobs.training.process_group import join_at_address, open_store
+from jobs.training.process_group import join, open_store
 
 AREA = "all-reduce"
 
@@ -66,7 +66,7 @@ class _Rank:
 
     def reduce(self, backend: str, rank: int, ranks: int, place: tuple[str, int]) -> float:
         """Seconds of the fastest round. Raises RuntimeError where the sum is wrong."""
-        join_at_address(rank, ranks, place, backend)
+        join(rank, ranks, place, backend)
         # Ray shows this process the GPU that it was given, alone.
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
         values = torch.empty(MESSAGE_BYTES // 4, device=device)

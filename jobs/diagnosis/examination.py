@@ -19,8 +19,8 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.paths import placed
 from jobs.cli.places import with_places
 from jobs.cluster import connection
+from jobs.cluster.capacity import ClusterCapacity
 from jobs.cluster.nodes import local_inputs
-from jobs.cluster.pool import ClusterCapacity
 from jobs.diagnosis.autoscaler import Autoscaler, judge_autoscaler, look_at_autoscaler
 from jobs.diagnosis.capacity import Workers, count_workers, judge_workers
 from jobs.diagnosis.collective import judge_collective, look_at_collective

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 
 from jobs.cli.config import Config
-from jobs.cluster.pool import label_selector
+from jobs.cluster.nodes import label_selector
 from jobs.diagnosis.autoscaler import Autoscaler
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node

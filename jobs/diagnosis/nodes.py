@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.exceptions import RayError
 
-from jobs.cluster.nodes import on_node
-from jobs.cluster.pool import draining_nodes, has_label
+from jobs.cluster.nodes import ask_nodes, has_label
+from jobs.cluster.ray_internals import draining_nodes
 from jobs.cluster.versions import PACKAGES
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.machine import Machine, describe
@@ -57,32 +56,15 @@ class Node:
         return {k: v for k, v in self.labels.items() if not k.startswith("ray.io/")}
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _describe_there(paths: Sequence[str]) -> Machine:
-    return describe(PACKAGES, paths)
-
-
 def look_at_nodes(paths: Sequence[str]) -> list[Node]:
     """Every node that lives, the head first; `paths` are local ones that all should see. One that
     is going is not asked."""
     own, going = ray.get_runtime_context().get_node_id(), draining_nodes()
     alive = [node for node in ray.nodes() if node["Alive"]]
-    asked = {
-        _describe_there.options(scheduling_strategy=on_node(node["NodeID"])).remote(
-            list(paths)
-        ): node["NodeID"]
-        for node in alive
-        if node["NodeID"] not in {own, *going}
-    }
-    machines: dict[str, Machine] = {own: describe(PACKAGES, paths)}
-    if asked:
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        for reference in answered:
-            try:
-                machines[asked[reference]] = ray.get(reference)
-            except RayError:
-                # One that dies while it is asked has not answered either.
-                continue
+    others = [node["NodeID"] for node in alive if node["NodeID"] not in {own, *going}]
+    request = (PACKAGES, list(paths))
+    machines = ask_nodes(describe, dict.fromkeys(others, request), ANSWER_SECONDS)
+    machines[own] = describe(*request)
     nodes = [
         Node(
             id=node["NodeID"],

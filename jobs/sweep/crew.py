@@ -17,7 +17,7 @@ import ray
 from ray.train import TrainingFailedError
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Allocation
+from jobs.cluster.capacity import Allocation
 from jobs.training.driver import FitThread
 from jobs.training.messages import open_mailbox
 from jobs.training.trainer import make_trainer
@@ -143,6 +143,6 @@ class WorkerPool:
         self._allocation = allocation
         self._dispatcher = _Dispatcher.remote()  # type: ignore[attr-defined]
         settings = {"dispatcher": self._dispatcher, "run_dir": self._folder}
-        trainer = make_trainer(_run_trials, settings, allocation, self._config, self._own_ray)
+        trainer = make_trainer(_run_trials, self._config, self._own_ray, settings, allocation)
         self._fit = FitThread(trainer)
         self._fit.start()

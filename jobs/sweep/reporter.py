@@ -66,7 +66,7 @@ class TrialReporter(logging.Handler):
         self._metric, self._validations = metric, validations
         self._last_step = -1
         # Below a warning, only what a trial waits for is worth a line in a sweep.
-        self.addFilter(lambda r: r.levelno >= logging.WARNING or r.name == "jobs.cluster.pool")
+        self.addFilter(lambda r: r.levelno >= logging.WARNING or r.name == "jobs.cluster.capacity")
 
     def send(self, event: TrialEvent) -> Any:
         """Gives a reference that is ready once the message has arrived."""

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -19,15 +20,14 @@ from ray import tune
 from data_pipeline.clips import open_sources
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
-from jobs.cluster.nodes import check_nodes
-from jobs.cluster.pool import Allocation, ClusterCapacity
+from jobs.cluster.capacity import Allocation, ClusterCapacity
 from jobs.sweep.crew import WorkerPool
 from jobs.sweep.reporter import TrialBegun, TrialEnded, TrialReporter
 from jobs.sweep.space import Settings, with_settings
-from jobs.training.checks import check, check_workers
-from jobs.training.driver import Driver, SkipLimit
+from jobs.training.checks import check
+from jobs.training.driver import Driver
 from jobs.training.resumed import keep_config
-from jobs.training.worker import worker_settings
+from jobs.training.trainer import make_driver
 from taehv.credentials import hide_credentials
 from taehv.interfaces import Row
 from taehv.run import journal
@@ -194,31 +194,22 @@ class _Run(threading.Thread):
         for row in journal.read_run(run_folder):
             # Validations before an interruption count.
             self._reporter.add_validation(row)
-        mailbox = self._worker_pool.mailbox()
-        videos = len(training.videos) + len(validation.videos)
-        skipped = SkipLimit(config.data.max_bad_fraction, videos)
         reporter: Any = self._reporter
-        self._driver = Driver(run_folder, mailbox, lambda: reporter, reporter, skipped)
-        self._watcher.start()
-        capacity = TrialCapacity(
-            plan.concurrent,
-            self._worker_pool,
-            config.cluster,
-            config.data.decode_cpus,
-            not plan.own_ray,
-            config.data.decode_nodes,
+        self._driver = make_driver(
+            config,
+            training,
+            validation,
+            self._worker_pool.mailbox(),
+            lambda: reporter,
+            reporter,
+            plan.own_ray,
+            partial(TrialCapacity, plan.concurrent, self._worker_pool),
+            self._worker_pool.trainer,
         )
-
-        def make_trainer(config: Config, allocation: Allocation) -> Any:
-            check_workers(config, allocation.workers)
-            if not plan.own_ray:
-                check_nodes(config)
-            settings = worker_settings(config, mailbox, allocation, training, validation)
-            return self._worker_pool.trainer(settings, allocation)
-
+        self._watcher.start()
         if self._stop_requested:
             self._driver.stop(signal.SIGTERM)
-        return self._driver.drive(capacity, config, make_trainer)
+        return self._driver.drive(config)
 
     def _watch(self) -> None:
         """Stop the run when the sweep requests it."""
@@ -236,9 +227,7 @@ class TrialCapacity(ClusterCapacity):
 
     def _startable_workers(self) -> int:
         # The workers hold their GPUs from one trial to the next.
-        return min(
-            self.fitting_workers(), self._workers_with_free_gpus() + self._worker_pool.size()
-        )
+        return min(self.fitting_workers(), self._workers_that_fit_now() + self._worker_pool.size())
 
     def _max_workers(self) -> int:
         most = super()._max_workers()

@@ -1,12 +1,11 @@
 """The driver's side of a run: it starts the workers, shows and tracks what they report, and stops
 them on Ctrl-C.
 
-Where workers die, as many are started again here as there is room for. Ray Train can do that itself
-(`num_workers=(min, max)`, `max_preemption_failures`, `get_preemption_info()`), but Ray 2.60
-ends healthy workers, without asking them to save, when there is room for more; it counts the loss
-of a node that was not drained as a failure of the run; and it places two workers of half a CPU each
-on one CPU. So `jobs/training/trainer.py` gives it a fixed number of workers and no restarts. Check
-with each newer Ray whether this still holds.
+Where workers die, it starts as many again as there is room for. Elastic training is ours, since Ray
+Train's own (`num_workers=(min, max)`, `max_preemption_failures`), as of Ray 2.60, ends healthy
+workers without asking them to save when there is room for more; counts the loss of a node that was
+not drained as a failure of the run; and places two workers of half a CPU each on one CPU. So
+`jobs/training/trainer.py` gives it a fixed number of workers and no restarts.
 """
 
 from __future__ import annotations
@@ -16,21 +15,22 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
 import ray
 from ray.exceptions import RayError
-from ray.train import Result, TrainingFailedError
+from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cli.console import stop_signals_to
 from jobs.cli.progress import TrainingProgress
-from jobs.cluster.pool import Allocation, ClusterCapacity, draining_nodes
+from jobs.cluster.capacity import Allocation, ClusterCapacity
+from jobs.cluster.ray_internals import draining_nodes
 from jobs.media.pictures import comparison_mp4, side_by_side_png
 from jobs.tracking.tracker import Tracker
 from jobs.training.messages import (
@@ -79,142 +79,124 @@ class SkipLimit:
         return f"data.max_bad_fraction ({self.fraction:g}) of the {self.all_videos} videos"
 
 
-@dataclass(frozen=True)
-class AttemptResult:
-    """How an attempt ended: with a summary, an error, or a shortage of GPU memory."""
+@dataclass
+class Attempt:
+    """One group of training workers, from their start to their end, and what they report."""
 
-    summary: Mapping[str, Any] | None
+    workers: int
+    node_ids: set[str] = field(default_factory=set)
+    placement_group: PlacementGroup | None = None
+    restart_requested: bool = False
+    summary: Mapping[str, Any] | None = None
     """See `taehv.training.Summary`."""
-    error: str = ""
     shortage: OutOfMemory | None = None
+    error: str = "they ended without an error message; see the log above"
 
 
 class Driver:
     """Drives one run through as many attempts as it takes.
 
-    An attempt is a group of training workers, from their start to their end. It ends when the run
-    is done, a worker dies, or a pass is too large for a GPU; or when the driver requests a restart,
-    because there is room for more workers or a node drains. The next attempt goes on from the
-    newest checkpoint.
+    An attempt ends when the run is done, a worker dies, or a pass is too large for a GPU; or when
+    the driver requests a restart, because there is room for more workers or a node drains. The next
+    attempt goes on from the newest checkpoint.
 
     Args:
         run: the run's folder, where pictures are written.
         mailbox: takes the workers' messages.
-        tracking: gives the tracker, which may still be starting.
+        tracker: gives the tracker, which may still be starting.
         progress: shows how far the run is.
         skip_limit: how many videos may turn out to be unusable.
+        capacity: where workers can run; its context is entered and left by `drive`.
+        make_trainer: makes the workers of an attempt, by its configuration and allocation.
     """
 
     def __init__(
         self,
         run: RunFolder,
         mailbox: Any,
-        tracking: Callable[[], Tracker],
+        tracker: Callable[[], Tracker],
         progress: TrainingProgress,
         skip_limit: SkipLimit,
+        capacity: ClusterCapacity,
+        make_trainer: Callable[[Config, Allocation], TorchTrainer],
     ) -> None:
-        self.run = run
-        self.mailbox = mailbox
-        self._tracking = tracking
-        self.progress = progress
-        self.skip_limit = skip_limit
+        self.run, self.mailbox, self.progress = run, mailbox, progress
+        self.skip_limit, self.capacity = skip_limit, capacity
+        self._tracker, self._make_trainer = tracker, make_trainer
         self.stopped_by: signal.Signals | None = None
-        self._summary: Mapping[str, Any] | None = None
         self._failure: str | None = None
-        self._shortage: OutOfMemory | None = None
-        self._node_ids: set[str] = set()
-        self._placement_group: PlacementGroup | None = None
-        self._restart_requested = False
+        self._attempt = Attempt(workers=0)
         self._step = self._furthest_step = 0
         self._restarts_without_progress = 0
 
-    @property
-    def tracker(self) -> Tracker:
-        return self._tracking()
-
-    def drive(
-        self,
-        capacity: ClusterCapacity,
-        config: Config,
-        make_trainer: Callable[[Config, Allocation], TorchTrainer],
-    ) -> Mapping[str, Any] | None:
+    def drive(self, config: Config) -> Mapping[str, Any] | None:
         """Run to the end and give the workers' summary (see `taehv.training.Summary`); None where
         the run was stopped while it waited for room.
 
         Args:
-            capacity: where workers can run; its context is entered and left here.
             config: of the run; later attempts may have smaller passes (`train.auto_micro_batch`).
-            make_trainer: makes the workers of an attempt, by its configuration and allocation.
 
         Raises:
             TrainingError: where a worker reports what only the user can mend, where workers die
                 more often than they may, and where there is no room for them.
         """
         failures = 0
-        with self._signals(), capacity:
+        with self._signals(), self.capacity:
             while True:
-                allocation = capacity.wait_for_allocation(
+                allocation = self.capacity.wait_for_allocation(
                     cancelled=lambda: self.stopped_by is not None
                 )
                 if allocation is None:
                     return None
-                trainer = make_trainer(config, allocation)
-                result = self._run_attempt(trainer, capacity, config.cluster, allocation.workers)
+                self._attempt = attempt = Attempt(allocation.workers)
+                self._run_attempt(self._make_trainer(config, allocation), config.cluster)
                 if self._failure is not None:
                     raise TrainingError(self._failure)
-                summary = result.summary
+                summary = attempt.summary
                 if summary is not None and (summary["finished"] or self.stopped_by):
                     return summary
-                if result.shortage is not None:
-                    config = _with_smaller_passes(config, result.shortage)
+                if attempt.shortage is not None:
+                    config = _with_smaller_passes(config, attempt.shortage)
+                elif summary is None and self._nodes_were_lost():
+                    self._check_progress()
                 elif summary is None:
-                    capacity.probe_nodes()
-                    failures += self._count_failure(result, failures, capacity, allocation, config)
+                    failures += 1
+                    self._check_failures(failures, config.cluster.max_failures)
 
     def stop(self, number: signal.Signals) -> None:
         """Ask the workers to save and end, as this signal does. Any thread may call it."""
         self.stopped_by = number
         self.mailbox.request_stop.remote()
 
-    def _count_failure(
-        self,
-        result: AttemptResult,
-        failures: int,
-        capacity: ClusterCapacity,
-        allocation: Allocation,
-        config: Config,
-    ) -> int:
-        """1 where an error counts as a failure, 0 where a lost node caused it.
-
-        Raises:
-            TrainingError: where there were more failures than there may be.
-        """
+    def _nodes_were_lost(self) -> bool:
+        self.capacity.probe_nodes()
         # Where a lost node was replaced, there is as much room as before; where its worker had not
-        # reported yet, it is not among `_node_ids`. One of the two shows the loss.
-        if (
-            self._node_ids - capacity.available_node_ids()
-            or capacity.fitting_workers() < allocation.workers
-        ):
-            log.warning("nodes have gone (%s); going on with those that are left", result.error)
-            self._check_progress(result)
-            return 0
-        most = config.cluster.max_failures
-        if failures == most:
+        # reported yet, it is not among `node_ids`. One of the two shows the loss.
+        return bool(
+            self._attempt.node_ids - self.capacity.available_node_ids()
+            or self.capacity.fitting_workers() < self._attempt.workers
+        )
+
+    def _check_failures(self, failures: int, most: int) -> None:
+        """Raises TrainingError where there were more failures than there may be."""
+        error = self._attempt.error
+        if failures > most:
             raise TrainingError(
-                f"the training workers failed: {result.error} (failure {failures + 1}, "
+                f"the training workers failed: {error} (failure {failures}, "
                 f"cluster.max_failures is {most})"
             )
         log.warning(
             "the training workers failed (%d of %d times): %s; starting them again",
-            failures + 1,
+            failures,
             most,
-            result.error,
+            error,
         )
-        return 1
 
-    def _check_progress(self, result: AttemptResult) -> None:
+    def _check_progress(self) -> None:
         """Raises TrainingError where attempt after attempt loses nodes and none gets any further.
         Where a batch fills a node's memory and the autoscaler adds another, there is no end."""
+        error = self._attempt.error
+        log.warning("nodes have gone (%s); going on with those that are left", error)
         if self._step > self._furthest_step:
             self._furthest_step, self._restarts_without_progress = self._step, 0
             return
@@ -222,17 +204,13 @@ class Driver:
         if self._restarts_without_progress == MAX_RESTARTS_WITHOUT_PROGRESS:
             raise TrainingError(
                 f"{MAX_RESTARTS_WITHOUT_PROGRESS} times in a row nodes were lost before the run "
-                f"got past step {self._furthest_step} ({result.error}). Does the run end them? See "
+                f"got past step {self._furthest_step} ({error}). Does the run end them? See "
                 "the memory of a node while it trains, and `dmesg` there. If they were merely "
                 f"reclaimed, go on with {resume_options(self.run.address)}"
             )
 
-    def _run_attempt(
-        self, trainer: TorchTrainer, capacity: ClusterCapacity, config: ClusterConfig, workers: int
-    ) -> AttemptResult:
-        self._summary, self._shortage = None, None
-        self._node_ids, self._restart_requested = set(), False
-        self._placement_group = None
+    def _run_attempt(self, trainer: TorchTrainer, config: ClusterConfig) -> None:
+        workers = self._attempt.workers
         ray.get(self.mailbox.begin.remote())
         # Only now: `begin` has withdrawn the request of a signal that came before it ended.
         if self.stopped_by is not None:
@@ -243,33 +221,31 @@ class Driver:
         next_check = time.monotonic() + config.resize_seconds
         while fit.is_alive():
             self._handle_messages()
-            capacity.request_nodes(workers)
-            if self._node_ids & draining_nodes():
+            self.capacity.request_nodes(workers)
+            if self._attempt.node_ids & draining_nodes():
                 self._request_restart("a node has been given notice")
             elif time.monotonic() > next_check:
                 next_check = time.monotonic() + config.resize_seconds
-                if capacity.could_add_workers(workers):
+                if self.capacity.could_add_workers(workers):
                     self._request_restart("there is room for more workers")
             fit.join(POLL_SECONDS)
         self._handle_messages()
         if fit.error is not None:
+            self._attempt.error = _last_line(fit.error)
             self._free_placement_group()
-        error = "" if fit.error is None else _last_line(fit.error)
-        error = error or "they ended without an error message; see the log above"
-        return AttemptResult(self._summary, error, self._shortage)
 
     def _free_placement_group(self) -> None:
         """Ray keeps the resources of a killed controller's workers until this job ends, and new
         workers would wait for them (https://github.com/ray-project/ray/issues/65881). Ray Train's
         own cleaner frees them only where there is a dashboard. Where they are free already, this
         does nothing."""
-        if self._placement_group is not None:
-            remove_placement_group(self._placement_group)
+        if self._attempt.placement_group is not None:
+            remove_placement_group(self._attempt.placement_group)
 
     def _request_restart(self, reason: str) -> None:
         """Ask the workers, once in an attempt, to save and end."""
-        if not self._restart_requested:
-            self._restart_requested = True
+        if not self._attempt.restart_requested:
+            self._attempt.restart_requested = True
             log.info("%s: saving a checkpoint, then starting the workers again", reason)
             self.mailbox.request_stop.remote()
 
@@ -285,25 +261,25 @@ class Driver:
             case RowLogged(row):
                 self._show_step(row["step"])
                 self.progress.row(row)
-                self.tracker.log(row, row["step"])
+                self._tracker().log(row, row["step"])
             case LineLogged(level, text):
                 log.log(level, text)
             case SamplesMade():
                 self._write_samples(message)
             case HealthFinding(name, text):
-                self.tracker.tag(f"health.{name}", text)
+                self._tracker().tag(f"health.{name}", text)
             case VideosQuarantined(rejected, total):
                 self._warn_of_skipped(rejected, total)
             case WorkerStarted(node_id, placement_group):
-                self._node_ids.add(node_id)
-                self._placement_group = placement_group
+                self._attempt.node_ids.add(node_id)
+                self._attempt.placement_group = placement_group
             case OutOfMemory():
                 # Several workers may send one; all come to the same number of clips.
-                self._shortage = message
+                self._attempt.shortage = message
             case RunFailed(error):
                 self._failure = self._failure or error
             case RunEnded(summary):
-                self._summary = summary
+                self._attempt.summary = summary
             case _:
                 assert_never(message)
 
@@ -323,8 +299,8 @@ class Driver:
         except OSError as error:
             log.warning("the pictures of step %d cannot be written: %s", samples.step, error)
             return
-        self.tracker.artifact(picture, "samples")
-        self.tracker.artifact(video, "samples")
+        self._tracker().artifact(picture, "samples")
+        self._tracker().artifact(video, "samples")
 
     def _warn_of_skipped(self, rejected: Sequence[RejectedVideo], total: int) -> None:
         for entry in rejected:
@@ -340,8 +316,7 @@ class Driver:
             )
             self.mailbox.request_stop.remote()
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> AbstractContextManager[None]:
         """Ctrl-C and SIGTERM ask the workers to save and end; a second one ends at once."""
 
         def handle(number: signal.Signals) -> None:
@@ -350,12 +325,9 @@ class Driver:
             log.warning("%s: saving a checkpoint, then stopping", number.name)
             self.stop(number)
 
-        if threading.current_thread() is not threading.main_thread():
-            # Only the main thread gets signals; a driver in another thread is stopped by `stop`.
-            yield
-            return
-        with stop_signals_to(handle):
-            yield
+        # Only the main thread gets signals; a driver in another thread is stopped by `stop`.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        return stop_signals_to(handle) if in_main_thread else nullcontext()
 
 
 class FitThread(threading.Thread):
@@ -364,12 +336,11 @@ class FitThread(threading.Thread):
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(name="fit", daemon=True)
         self.trainer = trainer
-        self.result: Result | None = None
         self.error: TrainingFailedError | RayError | None = None
 
     def run(self) -> None:
         try:
-            self.result = self.trainer.fit()
+            self.trainer.fit()
         except (TrainingFailedError, RayError) as error:
             # A RayError where the controller itself has died.
             self.error = error

@@ -27,62 +27,38 @@ _store: TCPStore | None = None
 
 @dataclass
 class Rendezvous(BackendConfig):  # type: ignore[misc]
-    """`backend` is what workers talk by: "nccl", or "gloo" on CPUs."""
-
     backend: str
+    """What workers talk by: "nccl", or "gloo" on CPUs."""
+    on_one_machine: bool
 
-
-class OnOneMachine(Rendezvous):
     @property
     def backend_cls(self) -> type[Backend]:
-        return _OneMachineBackend
+        return _ProcessGroup
 
 
-class OnCluster(Rendezvous):
-    @property
-    def backend_cls(self) -> type[Backend]:
-        return _ClusterBackend
-
-
-class _OneMachineBackend(Backend):  # type: ignore[misc]
+class _ProcessGroup(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True
+    _folder: ScratchFolder | None = None
 
     def on_start(self, worker_group: Any, backend_config: Rendezvous) -> None:
-        # torch.distributed goes on using the file, whenever DeepSpeed makes a group of workers.
-        self._folder = ScratchFolder("rendezvous")
-        store = str(self._folder.path / "store")
-        _all_join(worker_group, join_by_file, store, backend_config.backend)
+        place: str | tuple[str, int]
+        if backend_config.on_one_machine:
+            # torch.distributed goes on using the file, whenever DeepSpeed makes a group of workers.
+            self._folder = ScratchFolder("rendezvous")
+            place = str(self._folder.path / "store")
+        else:
+            place = ray.get(worker_group.execute_single_async(0, open_store))
+        workers, backend = len(worker_group), backend_config.backend
+        ray.get(
+            [
+                worker_group.execute_single_async(rank, join, rank, workers, place, backend)
+                for rank in range(workers)
+            ]
+        )
 
     def on_shutdown(self, worker_group: Any, backend_config: Rendezvous) -> None:
-        self._folder.remove()
-
-
-class _ClusterBackend(Backend):  # type: ignore[misc]
-    share_cuda_visible_devices = True
-
-    def on_start(self, worker_group: Any, backend_config: Rendezvous) -> None:
-        place = ray.get(worker_group.execute_single_async(0, open_store))
-        _all_join(worker_group, join_at_address, place, backend_config.backend)
-
-
-def _all_join(worker_group: Any, join: Any, *more: Any) -> None:
-    workers = len(worker_group)
-    ray.get(
-        [
-            worker_group.execute_single_async(rank, join, rank, workers, *more)
-            for rank in range(workers)
-        ]
-    )
-
-
-def join_by_file(rank: int, workers: int, store: str, backend: str) -> None:
-    """Make this process one of the group that meets by the file `store`."""
-    from torch import distributed
-
-    check_device(backend)
-    distributed.init_process_group(
-        backend, init_method=f"file://{store}", rank=rank, world_size=workers
-    )
+        if self._folder is not None:
+            self._folder.remove()
 
 
 def open_store() -> tuple[str, int]:
@@ -103,28 +79,27 @@ def open_store() -> tuple[str, int]:
     return address, port
 
 
-def join_at_address(rank: int, workers: int, place: tuple[str, int], backend: str) -> None:
-    """Make this process one of the group whose store is at `place`."""
-    from torch import distributed
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+def join(rank: int, workers: int, place: str | tuple[str, int], backend: str) -> None:
+    """Make this process one of the group that meets at `place`: a file, or what `open_store` gave.
 
-    check_device(backend)
-    interface = _interface(ray.util.get_node_ip_address())
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, interface)
-    store = _store if rank == 0 else TCPStore(*place, is_master=False)
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=workers)
-
-
-def check_device(backend: str) -> None:
-    """Raises RuntimeError where this worker should have a GPU that works, but has none."""
+    Raises RuntimeError where this worker should have a GPU that works, but has none.
+    """
     import torch
+    from torch.distributed import TCPStore, init_process_group  # type: ignore[attr-defined]
 
     if backend == "nccl" and not torch.cuda.is_available():
         raise RuntimeError(
             f"torch finds no GPU on {socket.gethostname()}, though Ray counts one there: look at "
             "`nvidia-smi` and the CUDA version that torch was built for"
         )
+    if isinstance(place, str):
+        where: dict[str, Any] = {"init_method": f"file://{place}"}
+    else:
+        interface = _interface(ray.util.get_node_ip_address())
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            os.environ.setdefault(name, interface)
+        where = {"store": _store if rank == 0 else TCPStore(*place, is_master=False)}
+    init_process_group(backend, rank=rank, world_size=workers, **where)
 
 
 def _interface(address: str) -> str:

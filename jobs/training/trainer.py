@@ -1,28 +1,76 @@
-"""Ray Train's run of the training workers, once: the driver starts it anew when it ends."""
+"""A run's driver, as jobs/train.py and each trial of a sweep have it, and Ray Train's run of the
+training workers, which the driver starts once for each attempt."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Allocation, label_selector
-from jobs.training.process_group import OnCluster, OnOneMachine, Rendezvous
+from data_pipeline.clips import ClipSource
+from jobs.cli.config import ClusterConfig, Config
+from jobs.cli.progress import TrainingProgress
+from jobs.cluster.capacity import Allocation, ClusterCapacity
+from jobs.cluster.nodes import check_nodes, label_selector
+from jobs.tracking.tracker import Tracker
+from jobs.training.checks import check_workers
+from jobs.training.driver import Driver, SkipLimit
+from jobs.training.process_group import Rendezvous
+from jobs.training.worker import train_worker, worker_settings
 from taehv.run.run_folder import RunFolder
 
 
+def make_driver(
+    config: Config,
+    training: ClipSource,
+    validation: ClipSource,
+    mailbox: Any,
+    tracker: Callable[[], Tracker],
+    progress: TrainingProgress,
+    own_ray: bool,
+    capacity: Callable[..., ClusterCapacity] = ClusterCapacity,
+    trainer: Callable[[dict[str, Any], Allocation], Any] | None = None,
+) -> Driver:
+    """The driver of one run, with the capacity that it has and the workers that it starts.
+
+    Args:
+        own_ray: whether Ray runs on this machine alone.
+        capacity: makes the capacity, with the arguments of `ClusterCapacity`.
+        trainer: makes, by the settings of `train_worker`, something that has `fit` as a
+            TorchTrainer has; None: a TorchTrainer.
+    """
+    start = trainer or partial(make_trainer, train_worker, config.cluster, own_ray)
+
+    def make_attempt(config: Config, allocation: Allocation) -> Any:
+        check_workers(config, allocation.workers)
+        if not own_ray:
+            check_nodes(config)
+        settings = worker_settings(config, mailbox, allocation, training, validation)
+        return start(settings, allocation)
+
+    data = config.data
+    return Driver(
+        RunFolder(config.train.run_dir),
+        mailbox,
+        tracker,
+        progress,
+        SkipLimit(data.max_bad_fraction, len(training.videos) + len(validation.videos)),
+        capacity(config.cluster, data.decode_cpus, not own_ray, data.decode_nodes),
+        make_attempt,
+    )
+
+
 def make_trainer(
-    worker: Any,
-    settings: dict[str, Any],
-    allocation: Allocation,
+    worker: Callable[[dict[str, Any]], None],
     config: ClusterConfig,
     own_ray: bool,
+    settings: dict[str, Any],
+    allocation: Allocation,
 ) -> TorchTrainer:
-    """The Ray Train run of `worker(settings)` on every training worker, once: the driver starts
-    what dies again, with as many workers as there is room for then."""
+    """The Ray Train run of `worker(settings)` on every training worker, once."""
     return TorchTrainer(
         # As part of the function, which Ray Train's controller hands on unseen: for a configuration
         # of its own it would import torch, which takes two seconds.
@@ -53,5 +101,4 @@ def make_trainer(
 
 def _rendezvous(config: ClusterConfig, allocation: Allocation, own_ray: bool) -> Rendezvous:
     on_gpu = allocation.use_gpu and config.gpu != "pretend"
-    kind = OnOneMachine if own_ray else OnCluster
-    return kind(backend="nccl" if on_gpu else "gloo")
+    return Rendezvous("nccl" if on_gpu else "gloo", on_one_machine=own_ray)

@@ -21,7 +21,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
-from jobs.cluster.pool import Allocation
+from jobs.cluster.capacity import Allocation
 from jobs.training.messages import (
     LogForwarder,
     OutOfMemory,

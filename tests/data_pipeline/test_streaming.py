@@ -17,7 +17,7 @@ import ray
 from ray._private.internal_api import memory_summary
 from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
-from data_pipeline import streaming
+from data_pipeline import ray_data_internals
 from data_pipeline.batches import Batch, Samples, iter_batches
 from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.config import DataConfig
@@ -98,7 +98,7 @@ def test_every_segment_has_the_cpus_it_was_given(
 def test_a_scheduling_thread_without_a_task_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     slept: list[float] = []
-    limits = streaming._Limits()
+    limits = ray_data_internals.ExecutionLimits()
     executor: Any = SimpleNamespace(_resource_manager=SimpleNamespace())
     monkeypatch.setattr(time, "monotonic", lambda: now)
     monkeypatch.setattr(time, "sleep", slept.append)
@@ -107,7 +107,7 @@ def test_a_scheduling_thread_without_a_task_rests(monkeypatch: pytest.MonkeyPatc
     limits.on_execution_step(executor)
     now += 10
     limits.on_execution_step(executor)
-    assert slept == [0.0, pytest.approx(streaming.MIN_LOOP_SECONDS), 0.0]
+    assert slept == [0.0, pytest.approx(ray_data_internals.MIN_LOOP_SECONDS), 0.0]
 
 
 def assert_same(streamed: list[Batch], plain: list[Batch]) -> None:

@@ -15,8 +15,8 @@ from data_pipeline.clips import ClipSource, open_sources
 from data_pipeline.config import DataConfig
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import ClusterConfig
+from jobs.cluster.capacity import ClusterCapacity
 from jobs.cluster.connection import connected
-from jobs.cluster.pool import ClusterCapacity
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.jobs_run import assert_quiet
 from tests.helpers.local_ray import demanded, several_nodes

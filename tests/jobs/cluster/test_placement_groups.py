@@ -11,7 +11,7 @@ import ray
 
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster import local_ray as own_node
-from jobs.cluster.pool import Allocation, ClusterCapacity
+from jobs.cluster.capacity import Allocation, ClusterCapacity
 from jobs.training import trainer
 from jobs.training.driver import Driver, SkipLimit
 from jobs.training.messages import open_mailbox
@@ -56,17 +56,25 @@ def test_what_a_killed_controller_s_workers_held_is_free(
 
     def make_trainer(_: Config, allocation: Allocation) -> Any:
         assert allocation.cpus_per_worker == 1
-        return trainer.make_trainer(work, settings, allocation, config, own_ray=True)
+        return trainer.make_trainer(work, config, True, settings, allocation)
 
     class Silent:
         """No progress is shown."""
 
     progress: Any = Silent()
     nobody: Any = None
-    driver = Driver(RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
     capacity = ClusterCapacity(config, decode_cpus=0.0, nodes_may_join=False)
+    driver = Driver(
+        RunFolder(str(tmp_path)),
+        mailbox,
+        lambda: nobody,
+        progress,
+        SkipLimit(1.0, 1),
+        capacity,
+        make_trainer,
+    )
     with pytest.raises(TrainingError, match=r"failed: .*died"):
-        driver.drive(capacity, Config(cluster=config), make_trainer)
+        driver.drive(Config(cluster=config))
     deadline = time.monotonic() + 60
     while free_cpus() < 1:
         assert time.monotonic() < deadline, "its resources stay taken"

@@ -13,7 +13,7 @@ from ray._private.state import state as ray_state
 from rich.console import Console
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Allocation
+from jobs.cluster.capacity import Allocation
 from jobs.sweep import scoring, search
 from jobs.sweep.board import TrialProgress
 from jobs.sweep.ledger import Record
@@ -145,7 +145,7 @@ def test_trials_share_the_gpus(
     available = {"n": gpus | {"GPU": float(free)}}
     monkeypatch.setattr(ray, "nodes", lambda: [node])
     monkeypatch.setattr(ray_state, "available_resources_per_node", lambda: available)
-    monkeypatch.setattr("jobs.cluster.pool.draining_nodes", set)
+    monkeypatch.setattr("jobs.cluster.capacity.draining_nodes", set)
     capacity = object.__new__(TrialCapacity)
     capacity._trials, capacity._worker_pool = trials, FakeWorkers(held)  # type: ignore[assignment]
     capacity._config, capacity._nodes_may_join = ClusterConfig(workers=workers, gpu="yes"), True
@@ -157,7 +157,7 @@ def test_trials_share_the_gpus(
 def test_trials_share_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Allocation(1, False, 1.0, 3.0)
     monkeypatch.setattr(
-        "jobs.cluster.pool.ClusterCapacity.wait_for_allocation", lambda self, cancelled: whole
+        "jobs.cluster.capacity.ClusterCapacity.wait_for_allocation", lambda self, cancelled: whole
     )
     capacity = object.__new__(TrialCapacity)
     capacity._trials, capacity._decode_cpus = 2, 0.5

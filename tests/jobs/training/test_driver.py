@@ -16,7 +16,7 @@ import torch
 from ray.train import WorkerGroupError
 
 from jobs.cli.config import ClusterConfig, Config
-from jobs.cluster.pool import Allocation
+from jobs.cluster.capacity import Allocation
 from jobs.training import driver as driver_module
 from jobs.training import worker
 from jobs.training.driver import Driver, SkipLimit
@@ -127,9 +127,17 @@ def drive(
     nobody: Any = None
     capacity: Any = FakeCapacity()
     progress: Any = Silent()
-    driver = Driver(RunFolder(str(folder)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
+    driver = Driver(
+        RunFolder(str(folder)),
+        mailbox,
+        lambda: nobody,
+        progress,
+        SkipLimit(1.0, 1),
+        capacity,
+        make_trainer,
+    )
     try:
-        assert driver.drive(capacity, config, make_trainer) == FINISHED
+        assert driver.drive(config) == FINISHED
     finally:
         # However the run ended, the autoscaler is asked for nothing more.
         assert capacity.left == 1
@@ -221,9 +229,17 @@ def test_a_signal_while_workers_are_about_to_start_is_passed_on(
     nobody: Any = None
     capacity: Any = FakeCapacity()
     progress: Any = Silent()
-    driver = Driver(RunFolder(str(tmp_path)), mailbox, lambda: nobody, progress, SkipLimit(1.0, 1))
     trainer: Any = Workers(mailbox, [])
-    summary = driver.drive(capacity, Config(), lambda config, allocation: trainer)
+    driver = Driver(
+        RunFolder(str(tmp_path)),
+        mailbox,
+        lambda: nobody,
+        progress,
+        SkipLimit(1.0, 1),
+        capacity,
+        lambda config, allocation: trainer,
+    )
+    summary = driver.drive(Config())
     assert summary is not None
     assert not summary["finished"]
 

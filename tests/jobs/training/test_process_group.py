@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.pool import Allocation
+from jobs.cluster.capacity import Allocation
 from jobs.training import process_group
-from jobs.training.process_group import OnCluster
+from jobs.training.process_group import Rendezvous
 from jobs.training.trainer import _rendezvous
 
 ADDRESS = "127.0.0.3"
@@ -58,7 +58,7 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "get", get)
     workers = Workers(2)
     try:
-        config = OnCluster(backend="gloo")
+        config = Rendezvous(backend="gloo", on_one_machine=False)
         config.backend_cls().on_start(workers, config)
         for answer in [workers.execute_single_async(r, _sum_and_listeners) for r in range(2)]:
             total, places = answer.result(60)
@@ -72,9 +72,9 @@ def test_two_workers_meet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_torch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        process_group.join_at_address(0, 1, (ADDRESS, 1), "nccl")
+        process_group.join(0, 1, (ADDRESS, 1), "nccl")
     with pytest.raises(RuntimeError, match=f"no GPU on {socket.gethostname()}"):
-        process_group.join_by_file(0, 1, "store", "nccl")
+        process_group.join(0, 1, "store", "nccl")
 
 
 def test_the_interface_of_an_address() -> None:

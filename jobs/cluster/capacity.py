@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self
 
 import ray
-from ray._private.state import state as ray_state
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster.autoscaling import Requests
+from jobs.cluster.nodes import ask_nodes, has_label, label_selector
+from jobs.cluster.ray_internals import NodeRequests, available_resources_per_node, draining_nodes
 from taehv.errors import TrainingError
 
 log = logging.getLogger(__name__)
@@ -73,7 +71,7 @@ class ClusterCapacity:
         self._decode_nodes = decode_nodes
         self._unresponsive: set[str] = set()
         self._unresponsive_until = 0.0
-        self._requests = Requests() if nodes_may_join else None
+        self._requests = NodeRequests() if nodes_may_join else None
 
     def __enter__(self) -> Self:
         return self
@@ -151,51 +149,39 @@ class ClusterCapacity:
         if self._decode_nodes and not workers:
             # One node to begin with; decoding tasks that wait make the autoscaler add others.
             bundles.append(({"CPU": self._decode_cpus}, label_selector(self._decode_nodes)))
-        self._requests.ask(bundles)
+        self._requests.request(bundles)
 
     def probe_nodes(self) -> None:
         """After a failure: do not count nodes that do not answer for a while. Ray takes half a
         minute to notice that a node is dead, and would place workers on it until then."""
         self._unresponsive.clear()
-        nodes = [node["NodeID"] for node in self._available_nodes()]
-        if len(nodes) < 2:
-            return
-        asked = {
-            _probe.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(): node
-            for node in nodes
-        }
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=PROBE_SECONDS)
-        self._unresponsive |= {asked[reference] for reference in silent}
-        self._unresponsive_until = time.monotonic() + UNRESPONSIVE_SECONDS
-        for reference in asked.keys() - set(silent):
-            try:
-                ray.get(reference)
-            except RayError:
-                self._unresponsive.add(asked[reference])
+        nodes = self.available_node_ids()
+        if len(nodes) > 1:
+            answers = ask_nodes(_do_nothing, dict.fromkeys(nodes, ()), PROBE_SECONDS)
+            self._unresponsive = nodes - answers.keys()
+            self._unresponsive_until = time.monotonic() + UNRESPONSIVE_SECONDS
 
     def could_add_workers(self, workers: int) -> bool:
         """Whether the run, which has `workers` now, wants more and there is room for them."""
-        possible = self.fitting_workers()
+        most = min(self.fitting_workers(), self._max_workers())
         if self._use_gpu():
-            possible = min(possible, workers + self._workers_with_free_gpus())
-        return min(possible, self._max_workers()) > workers
+            most = min(most, workers + self._workers_that_fit_now())
+        return most > workers
 
     def fitting_workers(self) -> int:
         """How many workers the available nodes hold when nothing else runs there."""
         return sum(self._workers_on(node["Resources"]) for node in self._training_nodes())
 
     def _startable_workers(self) -> int:
-        """How many workers could start now."""
-        return self._workers_with_free_gpus()
+        """How many workers could start now. A trial of a sweep may have some of them already."""
+        return self._workers_that_fit_now()
 
-    def _workers_with_free_gpus(self) -> int:
+    def _workers_that_fit_now(self) -> int:
         """Another job may have GPUs. Used CPUs are not counted: this run's own decoding holds
         some."""
         if not (self._nodes_may_join and self._use_gpu()):
             return self.fitting_workers()
-        free = ray_state.available_resources_per_node()
+        free = available_resources_per_node()
         nodes = self._training_nodes()
         return sum(self._workers_on(free.get(node["NodeID"], {})) for node in nodes)
 
@@ -206,42 +192,32 @@ class ClusterCapacity:
     def _workers_on(self, resources: dict[str, float]) -> int:
         if self._use_gpu():
             return int(resources.get("GPU", 0))
-        # A worker on CPUs takes what decoding leaves, but at least a part of a CPU.
-        room = resources.get("CPU", 0.0) / (self._min_cpus_per_worker() + self._decode_cpus)
-        return math.floor(room + 1e-6)
+        return math.floor(resources.get("CPU", 0.0) / self._min_cpus_per_worker() + 1e-6)
 
     def _allocate(self, workers: int) -> Allocation:
-        if self._use_gpu():
-            return self._allocate_gpus(workers)
-        nodes = [node["Resources"] for node in self._training_nodes()]
-        # All workers get the same, so the fullest node decides.
-        cpus = min(
-            node["CPU"]
-            / math.ceil(workers * self._workers_on(node) / max(1, self.fitting_workers()))
-            for node in nodes
-            if self._workers_on(node)
-        )
-        own = min(1.0, _round_down(cpus - self._decode_cpus))
-        decode_nodes, decode_cpus = self._allocate_decoding(workers, cpus - own)
-        return Allocation(workers, False, own, decode_cpus, decode_nodes)
-
-    def _allocate_gpus(self, workers: int) -> Allocation:
-        nodes = self._training_nodes()
-        if self._decode_only_nodes():
+        use_gpu, kept_for_decoding = self._use_gpu(), self._decode_cpus
+        if not use_gpu:
+            nodes = [node["Resources"] for node in self._training_nodes()]
+            # All workers get the same, so the fullest node decides.
+            cpus = min(
+                node["CPU"]
+                / math.ceil(workers * self._workers_on(node) / max(1, self.fitting_workers()))
+                for node in nodes
+                if self._workers_on(node)
+            )
+        elif self._decode_only_nodes():
             # Other nodes decode, so a worker gets a whole CPU where its node has one.
-            cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
-            own = min(1.0, _round_down(cpus))
+            cpus, kept_for_decoding = _cpus(self._training_nodes()) / workers, 0.0
         else:
-            nodes = self._available_nodes()
-            cpus = sum(node["Resources"].get("CPU", 0.0) for node in nodes) / workers
+            cpus = _cpus(self._available_nodes()) / workers
             if cpus <= self._decode_cpus:
                 raise TrainingError(
                     f"the cluster has {cpus:g} CPUs per worker, of which decoding takes "
                     f"{self._decode_cpus:g}: lower --data.decode-cpus or add CPU nodes"
                 )
-            own = min(1.0, _round_down(cpus - self._decode_cpus))
+        own = min(1.0, _round_down(cpus - kept_for_decoding))
         decode_nodes, decode_cpus = self._allocate_decoding(workers, cpus - own)
-        return Allocation(workers, True, own, decode_cpus, decode_nodes)
+        return Allocation(workers, use_gpu, own, decode_cpus, decode_nodes)
 
     def _allocate_decoding(self, workers: int, beside: float) -> tuple[str, float]:
         """The label of the nodes that decode, and the CPUs that one worker's decoding may hold.
@@ -250,9 +226,7 @@ class ClusterCapacity:
         """
         decoders = self._decode_only_nodes()
         if decoders:
-            cpus = self._config.decode_cpus
-            if not cpus:
-                cpus = sum(node["Resources"].get("CPU", 0.0) for node in decoders) / workers
+            cpus = self._config.decode_cpus or _cpus(decoders) / workers
             return self._decode_nodes, max(cpus, self._decode_cpus)
         if self._decode_nodes:
             log.warning(
@@ -265,10 +239,7 @@ class ClusterCapacity:
 
     def _decode_only_nodes(self) -> list[dict[str, Any]]:
         """The nodes that are reserved for decoding; none where any node may decode."""
-        label = self._decode_nodes
-        if not label:
-            return []
-        return [node for node in self._available_nodes() if has_label(node["Labels"], label)]
+        return self._nodes_with(self._decode_nodes) if self._decode_nodes else []
 
     def _format_labels(self) -> str:
         """A sentence on the labels that nodes have; empty where no label is asked for."""
@@ -283,7 +254,8 @@ class ClusterCapacity:
         return f"Labels of the nodes that are there: {', '.join(sorted(own)) or 'none'}. "
 
     def _min_cpus_per_worker(self) -> float:
-        return 0.5 if self._nodes_may_join else 0.01
+        """A worker on CPUs takes what its decoding leaves, but at least a part of a CPU."""
+        return (0.5 if self._nodes_may_join else 0.01) + self._decode_cpus
 
     def _use_gpu(self) -> bool:
         if self._config.gpu != "auto":
@@ -304,40 +276,28 @@ class ClusterCapacity:
         there = f" on a node with the label {where}" if where else ""
         if self._use_gpu():
             return f"with a GPU{there}"
-        return f"with {self._min_cpus_per_worker() + self._decode_cpus:g} CPUs{there}"
+        return f"with {self._min_cpus_per_worker():g} CPUs{there}"
 
     def _training_nodes(self) -> list[dict[str, Any]]:
         """Available nodes that may train."""
-        label = self._config.train_nodes
+        return self._nodes_with(self._config.train_nodes)
+
+    def _nodes_with(self, label: str) -> list[dict[str, Any]]:
         return [node for node in self._available_nodes() if has_label(node["Labels"], label)]
 
     def _available_nodes(self) -> list[dict[str, Any]]:
         """Nodes that are alive, answer, and are not draining."""
         silent = self._unresponsive if time.monotonic() < self._unresponsive_until else set()
-        left = draining_nodes() | silent
-        return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left]
+        left_out = draining_nodes() | silent
+        return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in left_out]
 
 
-def label_selector(label: str) -> dict[str, str]:
-    """Ray's form of KEY=VALUE; an empty label selects any node."""
-    key, _, value = label.partition("=")
-    return {key: value} if key else {}
+def _do_nothing() -> None:
+    """That it ran on a node shows that the node is alive."""
 
 
-def has_label(labels: Mapping[str, str], label: str) -> bool:
-    """Whether KEY=VALUE is among a node's labels; an empty label always is."""
-    return label_selector(label).items() <= labels.items()
-
-
-def draining_nodes() -> set[str]:
-    """Ids of the nodes that the cloud or an administrator is about to take away."""
-    # Ray Train's own interface is for training workers, by a collective.
-    return set(ray_state.get_draining_nodes())
-
-
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _probe() -> None:
-    """Does nothing: that it ran shows that its node is alive."""
+def _cpus(nodes: Iterable[dict[str, Any]]) -> float:
+    return float(sum(node["Resources"].get("CPU", 0.0) for node in nodes))
 
 
 def _round_down(cpus: float) -> float:

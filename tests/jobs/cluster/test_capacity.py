@@ -7,9 +7,10 @@ import ray
 from ray._private.state import state as ray_state
 
 from jobs.cli.config import ClusterConfig
-from jobs.cluster import autoscaling
-from jobs.cluster import pool as capacity_module
-from jobs.cluster.pool import Allocation, ClusterCapacity, label_selector
+from jobs.cluster import capacity as capacity_module
+from jobs.cluster import ray_internals
+from jobs.cluster.capacity import Allocation, ClusterCapacity
+from jobs.cluster.nodes import label_selector
 from taehv.errors import TrainingError
 
 
@@ -66,7 +67,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setattr(ray, "nodes", lambda: there)
     monkeypatch.setattr(ray, "get_runtime_context", Job)
     monkeypatch.setattr(capacity_module, "draining_nodes", lambda: set())
-    monkeypatch.setattr(autoscaling, "DefaultAutoscalingCoordinator", Autoscaler)
+    monkeypatch.setattr(ray_internals, "DefaultAutoscalingCoordinator", Autoscaler)
     return there
 
 
@@ -90,7 +91,7 @@ def held(nodes: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> dict[s
 def clock(held: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(capacity_module, "time", clock)
-    monkeypatch.setattr(autoscaling, "time", clock)
+    monkeypatch.setattr(ray_internals, "time", clock)
     return clock
 
 
@@ -194,7 +195,7 @@ def test_the_autoscaler_is_asked_for_all_workers_and_one_decoder(
     capacity.request_nodes(workers=3)
     assert len(autoscaler.asked) == 2
     # What is asked is forgotten unless it is repeated.
-    clock.now += autoscaling.REQUEST_SECONDS / 2
+    clock.now += ray_internals.REQUEST_SECONDS / 2
     capacity.request_nodes(workers=3)
     assert len(autoscaler.asked) == 3
 
