@@ -213,7 +213,7 @@ class _Decoder:
 
     def _context(self, size: int) -> DataContext:
         """Ray Data's settings for a segment of `size` bytes."""
-        context = DataContext.get_current().copy()
+        context = quiet_context()
         context.execution_options.preserve_order = True
         context.execution_options.resource_limits = ExecutionResources(
             cpu=self.cpu_limit, object_store_memory=OBJECT_STORE_FACTOR * max(SEGMENT_BYTES, size)
@@ -224,11 +224,17 @@ class _Decoder:
         context.custom_execution_callback_classes = [ExecutionLimits]
         # Training may pause for any length of time, to validate or to save.
         context.execution_no_progress_timeout_s = -1
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        # The only remaining warning is that progress bars are off.
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
         return context
+
+
+def quiet_context() -> DataContext:
+    """A copy of Ray Data's settings, with which it prints and logs nothing but errors."""
+    context = DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # The only remaining warning is that progress bars are off.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    return context
 
 
 def _decode_block(

@@ -58,9 +58,7 @@ def run(config: Config) -> int:
     check_run_folder(run_folder, config.train.resume)
     config = judged_resume(run_folder, config)
     check(config)
-    training, validation = open_sources(
-        config.data, config.train.seed, config.train.global_batch_size
-    )
+    sources = open_sources(config.data, config.train.seed, config.train.global_batch_size)
     run_folder.local.mkdir(parents=True, exist_ok=True)
     if config.train.resume not in ("", "latest"):
         resume = prepare_resume(run_folder, config.train.resume)
@@ -75,15 +73,9 @@ def run(config: Config) -> int:
             keep_config(run_folder, config)
             tracking()
             driver = make_driver(
-                config,
-                training,
-                validation,
-                open_mailbox(),
-                lambda: tracking().result(),
-                progress,
-                own_ray,
+                config, sources, open_mailbox(), lambda: tracking().result(), progress, own_ray
             )
-            summary = driver.drive(config)
+            summary = driver.drive()
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         _end_tracking(tracking().result(), run_folder, "KILLED" if interrupted else "FAILED")

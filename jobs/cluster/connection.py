@@ -16,6 +16,7 @@ from ray.data import DataContext
 from ray.exceptions import AuthenticationError
 
 from data_pipeline.decoding.cores import usable_cores
+from data_pipeline.streaming import quiet_context
 from jobs.cli.config import ClusterConfig
 from jobs.cli.paths import is_job_copy
 from jobs.cluster import local_ray
@@ -52,9 +53,13 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
         **NO_USAGE,
     }
-    own = not address
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
-    if own:
+    if address:
+        # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
+        # threads must not spin in wait for one that has none.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+        _connect(address, environment, quiet)
+    else:
         # Ray's CPUs are tickets: every worker and its decoding get theirs, even where they have to
         # share a core.
         tickets = math.ceil(max(1, config.max_workers) * (1 + decode_cpus))
@@ -68,37 +73,42 @@ def connected(config: ClusterConfig, decode_cpus: float) -> Iterator[bool]:
         # Inherited from here, unlike from a runtime environment, the variables are in Ray's own
         # processes too, which read most of them.
         with _variables(environment):
-            local_ray.start(cpus, **quiet)
-    else:
-        # What else runs on a cluster's nodes may take cores from a training worker on CPUs; its
-        # threads must not spin in wait for one that has none.
-        environment["OMP_WAIT_POLICY"] = "PASSIVE"
-        # A submitted job that brought its code has sent it to all nodes; one that found it here has
-        # not, and nodes may have an older one.
-        code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
-        with _connection_errors_in_one_line(address), _variables(ALL_EXCLUDES_ARE_OURS):
-            ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     try:
         with _variables(NO_USAGE):
-            if not own:
+            if address:
                 _start_data_actors_here()
-            yield own
+            yield not address
     finally:
-        if own:
-            local_ray.shut_down()
-        else:
+        if address:
             ray.shutdown()
+        else:
+            local_ray.shut_down()
+
+
+def _connect(address: str, environment: dict[str, str], quiet: dict[str, Any]) -> None:
+    """Raises TrainingError, in one line, where the cluster refuses."""
+    # A submitted job that brought its code has sent it to all nodes; one that found it here has
+    # not, and nodes may have an older one.
+    code = {} if is_job_copy(REPOSITORY) else sent_code(REPOSITORY)
+    try:
+        with _variables(ALL_EXCLUDES_ARE_OURS):
+            ray.init(address=address, runtime_env={"env_vars": environment, **code}, **quiet)
+    except AuthenticationError as error:
+        raise TrainingError(
+            f"the cluster at {address} wants its token: set RAY_AUTH_MODE=token, and let "
+            "~/.ray/auth_token be the cluster's"
+        ) from error
+    except (RuntimeError, ConnectionError) as error:
+        # A version mismatch is told in many lines, of which the first says what it is.
+        lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise TrainingError(f"the cluster at {address} refuses this driver: {lines}") from error
 
 
 def _start_data_actors_here() -> None:
     """Read a dataset, which takes no CPU. Two actors of Ray Data's outlive the job on the node of
     who reads first; were that a training node, it would never be idle again."""
-    context = DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # What is left at WARNING is that progress bars are off.
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with DataContext.current(context):
+    with DataContext.current(quiet_context()):
         ray.data.from_items([0]).take_all()
 
 
@@ -123,19 +133,3 @@ def _variables(environment: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def _connection_errors_in_one_line(address: str) -> Iterator[None]:
-    """What keeps a driver out of a cluster, in one line."""
-    try:
-        yield
-    except AuthenticationError as error:
-        raise TrainingError(
-            f"the cluster at {address} wants its token: set RAY_AUTH_MODE=token, and let "
-            "~/.ray/auth_token be the cluster's"
-        ) from error
-    except (RuntimeError, ConnectionError) as error:
-        # A version mismatch is told in many lines, of which the first says what it is.
-        lines = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise TrainingError(f"the cluster at {address} refuses this driver: {lines}") from error

@@ -11,7 +11,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +78,16 @@ class Worker(Protocol[Piece, Result]):
 
 
 class FanOut:
-    """See `fan_out`."""
+    """Spreads work over `workers` of Ray's, with `gpu_share` of a GPU each; without workers, does
+    it in this process."""
 
-    has_gpus = False
-    """Whether the workers sit on GPUs that this process may not have."""
+    def __init__(self, workers: int = 0, gpu_share: float = 0.0) -> None:
+        self._workers, self._gpu_share = workers, gpu_share
+
+    @property
+    def has_gpus(self) -> bool:
+        """Whether the workers sit on GPUs that this process may not have."""
+        return self._gpu_share > 0
 
     def each(
         self,
@@ -95,70 +101,31 @@ class FanOut:
         """
         if not pieces:
             return
+        if self._workers:
+            yield from self._each_by_ray(worker, shared, pieces)
+            return
         with closing(worker(shared)) as work:
             for piece in pieces:
                 yield work(piece)
 
-
-@contextmanager
-def fan_out(config: RayConfig) -> Iterator[FanOut]:
-    """Something that spreads work, connected for as long as the context."""
-    if not config.wanted:
-        yield FanOut()
-        return
-    # Ray takes seconds to import.
-    from jobs.cluster import connection
-
-    with connection.connected(ClusterConfig(), decode_cpus=0) as own:
-        yield _RayFanOut(config, own)
-
-
-class _RayFanOut(FanOut):
-    def __init__(self, config: RayConfig, own: bool) -> None:
-        """own: whether it is a Ray of this machine, which no node can join."""
-        import ray
-
-        self._share = config.gpu_share
-        there = ray.cluster_resources()
-        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-        self.has_gpus = config.gpu == "yes" or (config.gpu == "auto" and gpus > 0)
-        if self.has_gpus and not gpus and own:
-            raise TrainingError("--ray.gpu yes: this machine has no GPU")
-        room = math.floor(gpus / self._share) if self.has_gpus else cpus
-        self._workers = config.workers or max(1, room)
-
-    def each(
-        self,
-        worker: Callable[[Shared], Worker[Piece, Result]],
-        shared: Shared,
-        pieces: Sequence[Piece],
-    ) -> Generator[Result]:
+    def _each_by_ray(self, worker: Any, shared: Any, pieces: Sequence[Any]) -> Generator[Any]:
         import ray
 
         workers = min(self._workers, len(pieces))
-        if not workers:
-            return
-        needs = f"{self._share:g} GPU and 1 CPU" if self.has_gpus else "1 CPU"
+        needs = f"{self._gpu_share:g} GPU and 1 CPU" if self.has_gpus else "1 CPU"
         log.info("asking Ray for up to %d workers with %s each", workers, needs)
-        # Who dies, with its node maybe, is started again, and does its piece again.
+        # A worker that dies, with its node maybe, is started again, and does its piece again.
         process = ray.remote(
-            num_cpus=1,
-            num_gpus=self._share if self.has_gpus else 0,
-            max_restarts=-1,
-            max_task_retries=-1,
+            num_cpus=1, num_gpus=self._gpu_share, max_restarts=-1, max_task_retries=-1
         )(_Process)
         # Within a list, which Ray does not look into: the object stays where it is until a worker
         # fetches it. Not given to the constructor: Ray warns of objects there.
         lent = [ray.put(shared)]
         todo = deque(pieces)
-        actors: dict[Future[Any], Any] = {}
+        started = [process.remote() for _ in range(workers)]
+        actors = {actor.ready.remote().future(): actor for actor in started}
         """By what they are about to answer."""
-        starting = set()
-        for _ in range(workers):
-            actor = process.remote()
-            ready = actor.ready.remote().future()
-            actors[ready] = actor
-            starting.add(ready)
+        starting = set(actors)
         missing = len(pieces)
         try:
             while missing:
@@ -176,6 +143,28 @@ class _RayFanOut(FanOut):
         finally:
             for actor in actors.values():
                 ray.kill(actor)
+
+
+@contextmanager
+def fan_out(config: RayConfig) -> Iterator[FanOut]:
+    """Something that spreads work, connected for as long as the context."""
+    if not config.wanted:
+        yield FanOut()
+        return
+    # Ray takes seconds to import.
+    import ray
+
+    from jobs.cluster import connection
+
+    with connection.connected(ClusterConfig(), decode_cpus=0) as own_ray:
+        there = ray.cluster_resources()
+        gpus, cpus = int(there.get("GPU", 0)), int(there.get("CPU", 0))
+        on_gpus = config.gpu == "yes" or (config.gpu == "auto" and gpus > 0)
+        if on_gpus and not gpus and own_ray:
+            # No node can join it.
+            raise TrainingError("--ray.gpu yes: this machine has no GPU")
+        room = math.floor(gpus / config.gpu_share) if on_gpus else cpus
+        yield FanOut(config.workers or max(1, room), config.gpu_share if on_gpus else 0.0)
 
 
 class _Process:

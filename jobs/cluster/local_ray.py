@@ -1,9 +1,8 @@
-"""A Ray of the job's own, on one machine: its start and its end."""
+"""A Ray of the job's own, on one machine: its settings and its end."""
 
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
 
 import psutil
 import ray
@@ -26,11 +25,6 @@ SETTINGS = {
 
 EXIT_SECONDS = 10.0
 """After which a process of Ray's is thought to hang."""
-
-
-def start(num_cpus: int, **options: Any) -> None:
-    """`ray.init` with a Ray of this process's own; `shut_down` ends it."""
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **options)
 
 
 def shut_down() -> None:

@@ -16,6 +16,7 @@ from jobs.cli.config import Config
 from jobs.cluster.nodes import on_node
 from jobs.diagnosis.finding import Finding, Level, number_of
 from jobs.diagnosis.nodes import Node
+from jobs.training.driver import last_line
 from jobs.training.process_group import join, open_store
 
 AREA = "all-reduce"
@@ -132,13 +133,8 @@ def _reduce(backend: str, ranks: Sequence[Any], spots: Sequence[Node]) -> Reduct
     except ActorDiedError:
         return Reduction(backend, size, nodes, error="a process died of it")
     except RayError as error:
-        return Reduction(backend, size, nodes, error=_last_line(str(error)))
+        return Reduction(backend, size, nodes, error=last_line(error)[:400])
     return Reduction(backend, size, nodes, seconds)
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:400] if lines else "no reason given"
 
 
 def judge_collective(

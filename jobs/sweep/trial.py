@@ -73,7 +73,6 @@ class Trial(tune.Trainable):  # type: ignore[misc]
         self._worker_pool = WorkerPool(
             RunFolder(plan.folder).address, plan.base.cluster, plan.own_ray
         )
-        self._run: _Run | None = None
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -83,11 +82,10 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def step(self) -> dict[str, Any]:
         if self._run is None:
-            return self._result(
-                self._recorded.pop(0) if self._recorded else None, done=not self._recorded
-            )
+            row = self._recorded.pop(0) if self._recorded else None
+            return self._result(row, done=not self._recorded)
         row = self._run.validations.get()
-        if row is not None and row["step"] < self._steps:
+        if row is not None and row["step"] < self._run.config.train.max_steps:
             return self._result(row, done=False)
         # The last validation is reported once the run has written all its files.
         self._run.join()
@@ -101,20 +99,17 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _begin(self, config: dict[str, Any]) -> None:
         self._last: Row = {"step": 0}
-        self._run = None
+        self._run: _Run | None = None
         self._recorded: list[Row] = []
         number, plan = config["number"], self._plan
         address = RunFolder(plan.folder).address_of(f"trials/{number:03d}")
         if config["ended"]:
             rows = journal.read_run(RunFolder(address))
             self._recorded = [row for row in rows if plan.metric in row]
-            return
-        if not ray.get(plan.mailbox.begin.remote(number)):
-            return
-        run_config = trial_config(plan.base, config["settings"], address)
-        self._steps = run_config.train.max_steps
-        self._run = _Run(number, run_config, plan, self._worker_pool)
-        self._run.start()
+        elif ray.get(plan.mailbox.begin.remote(number)):
+            run_config = trial_config(plan.base, config["settings"], address)
+            self._run = _Run(number, run_config, plan, self._worker_pool)
+            self._run.start()
 
     def _end(self) -> None:
         if self._run is not None:
@@ -183,13 +178,10 @@ class _Run(threading.Thread):
         run_folder.publish("error.txt")
 
     def _train(self) -> Any:
-        config, plan = self.config, self._plan
+        config = self.config
         check(config)
         run_folder = RunFolder(config.train.run_dir)
-        training, validation = open_sources(
-            config.data, config.train.seed, config.train.global_batch_size
-        )
-        run_folder.local.mkdir(parents=True, exist_ok=True)
+        sources = open_sources(config.data, config.train.seed, config.train.global_batch_size)
         keep_config(run_folder, config)
         for row in journal.read_run(run_folder):
             # Validations before an interruption count.
@@ -197,19 +189,18 @@ class _Run(threading.Thread):
         reporter: Any = self._reporter
         self._driver = make_driver(
             config,
-            training,
-            validation,
+            sources,
             self._worker_pool.mailbox(),
             lambda: reporter,
             reporter,
-            plan.own_ray,
-            partial(TrialCapacity, plan.concurrent, self._worker_pool),
+            self._plan.own_ray,
+            partial(TrialCapacity, self._plan.concurrent, self._worker_pool),
             self._worker_pool.trainer,
         )
         self._watcher.start()
         if self._stop_requested:
             self._driver.stop(signal.SIGTERM)
-        return self._driver.drive(config)
+        return self._driver.drive()
 
     def _watch(self) -> None:
         """Stop the run when the sweep requests it."""

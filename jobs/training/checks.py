@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 
@@ -29,8 +30,7 @@ def check(config: Config) -> None:
         build_model(config.model)
     if config.teacher.path:
         check_teacher(config.teacher.path)
-        warning = frame_rule_warning(config.data.num_frames)
-        if warning:
+        if warning := frame_rule_warning(config.data.num_frames):
             log.warning(warning)
     elif config.loss.encoder > 0:
         log.info("no teacher (--teacher.path): the encoder loss is not used")
@@ -52,7 +52,7 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
         size = getattr(config.data, key)
         if size % factor or size < 2 * SCORE_STRIDE:
             near = max(2 * SCORE_STRIDE, round(size / factor) * factor)
-            near = -(-near // factor) * factor
+            near = math.ceil(near / factor) * factor
             raise ConfigError(
                 f"data.{key} is {size}: {config.model.variant} needs a multiple of {factor}, "
                 f"and at least {2 * SCORE_STRIDE}; the nearest is {near}"

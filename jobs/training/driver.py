@@ -26,7 +26,7 @@ from ray.train import TrainingFailedError
 from ray.train.torch import TorchTrainer
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-from jobs.cli.config import ClusterConfig, Config
+from jobs.cli.config import Config
 from jobs.cli.console import stop_signals_to
 from jobs.cli.progress import TrainingProgress
 from jobs.cluster.capacity import Allocation, ClusterCapacity
@@ -64,21 +64,6 @@ VIDEO_FPS = 8.0
 """Frames per second of the comparison videos: slow enough to see what flickers."""
 
 
-@dataclass(frozen=True)
-class SkipLimit:
-    """How many videos may turn out to be unusable."""
-
-    fraction: float
-    all_videos: int
-
-    @property
-    def videos(self) -> int:
-        return int(self.fraction * self.all_videos)
-
-    def __str__(self) -> str:
-        return f"data.max_bad_fraction ({self.fraction:g}) of the {self.all_videos} videos"
-
-
 @dataclass
 class Attempt:
     """One group of training workers, from their start to their end, and what they report."""
@@ -93,48 +78,41 @@ class Attempt:
     error: str = "they ended without an error message; see the log above"
 
 
+@dataclass(eq=False)
 class Driver:
     """Drives one run through as many attempts as it takes.
 
     An attempt ends when the run is done, a worker dies, or a pass is too large for a GPU; or when
     the driver requests a restart, because there is room for more workers or a node drains. The next
     attempt goes on from the newest checkpoint.
-
-    Args:
-        run: the run's folder, where pictures are written.
-        mailbox: takes the workers' messages.
-        tracker: gives the tracker, which may still be starting.
-        progress: shows how far the run is.
-        skip_limit: how many videos may turn out to be unusable.
-        capacity: where workers can run; its context is entered and left by `drive`.
-        make_trainer: makes the workers of an attempt, by its configuration and allocation.
     """
 
-    def __init__(
-        self,
-        run: RunFolder,
-        mailbox: Any,
-        tracker: Callable[[], Tracker],
-        progress: TrainingProgress,
-        skip_limit: SkipLimit,
-        capacity: ClusterCapacity,
-        make_trainer: Callable[[Config, Allocation], TorchTrainer],
-    ) -> None:
-        self.run, self.mailbox, self.progress = run, mailbox, progress
-        self.skip_limit, self.capacity = skip_limit, capacity
-        self._tracker, self._make_trainer = tracker, make_trainer
-        self.stopped_by: signal.Signals | None = None
-        self._failure: str | None = None
-        self._attempt = Attempt(workers=0)
-        self._step = self._furthest_step = 0
-        self._restarts_without_progress = 0
+    config: Config
+    """Of the run; later attempts may have smaller passes (`train.auto_micro_batch`)."""
+    mailbox: Any
+    """Takes the workers' messages."""
+    tracker: Callable[[], Tracker]
+    """Gives the tracker, which may still be starting."""
+    progress: TrainingProgress
+    videos: int
+    """How many there are, to train on and to validate with."""
+    capacity: ClusterCapacity
+    """Where workers can run; `drive` enters and leaves its context."""
+    make_trainer: Callable[[Config, Allocation], TorchTrainer]
+    """Makes the workers of an attempt."""
+    stopped_by: signal.Signals | None = None
+    _failure: str | None = None
+    _attempt: Attempt = field(default_factory=lambda: Attempt(workers=0))
+    _step: int = 0
+    _furthest_step: int = 0
+    _restarts_without_progress: int = 0
 
-    def drive(self, config: Config) -> Mapping[str, Any] | None:
+    def __post_init__(self) -> None:
+        self.run = RunFolder(self.config.train.run_dir)
+
+    def drive(self) -> Mapping[str, Any] | None:
         """Run to the end and give the workers' summary (see `taehv.training.Summary`); None where
         the run was stopped while it waited for room.
-
-        Args:
-            config: of the run; later attempts may have smaller passes (`train.auto_micro_batch`).
 
         Raises:
             TrainingError: where a worker reports what only the user can mend, where workers die
@@ -149,19 +127,19 @@ class Driver:
                 if allocation is None:
                     return None
                 self._attempt = attempt = Attempt(allocation.workers)
-                self._run_attempt(self._make_trainer(config, allocation), config.cluster)
+                self._run_attempt(self.make_trainer(self.config, allocation))
                 if self._failure is not None:
                     raise TrainingError(self._failure)
                 summary = attempt.summary
                 if summary is not None and (summary["finished"] or self.stopped_by):
                     return summary
                 if attempt.shortage is not None:
-                    config = _with_smaller_passes(config, attempt.shortage)
+                    self._make_passes_smaller(attempt.shortage)
                 elif summary is None and self._nodes_were_lost():
                     self._check_progress()
                 elif summary is None:
                     failures += 1
-                    self._check_failures(failures, config.cluster.max_failures)
+                    self._check_failures(failures)
 
     def stop(self, number: signal.Signals) -> None:
         """Ask the workers to save and end, as this signal does. Any thread may call it."""
@@ -177,9 +155,9 @@ class Driver:
             or self.capacity.fitting_workers() < self._attempt.workers
         )
 
-    def _check_failures(self, failures: int, most: int) -> None:
+    def _check_failures(self, failures: int) -> None:
         """Raises TrainingError where there were more failures than there may be."""
-        error = self._attempt.error
+        most, error = self.config.cluster.max_failures, self._attempt.error
         if failures > most:
             raise TrainingError(
                 f"the training workers failed: {error} (failure {failures}, "
@@ -191,6 +169,16 @@ class Driver:
             most,
             error,
         )
+
+    def _make_passes_smaller(self, shortage: OutOfMemory) -> None:
+        log.warning(
+            "%s; starting the workers again with train.max_clips_per_pass %d (the global batch "
+            "stays)",
+            shortage.shortage,
+            shortage.clips_per_pass,
+        )
+        train = dataclasses.replace(self.config.train, max_clips_per_pass=shortage.clips_per_pass)
+        self.config = dataclasses.replace(self.config, train=train)
 
     def _check_progress(self) -> None:
         """Raises TrainingError where attempt after attempt loses nodes and none gets any further.
@@ -209,8 +197,8 @@ class Driver:
                 f"reclaimed, go on with {resume_options(self.run.address)}"
             )
 
-    def _run_attempt(self, trainer: TorchTrainer, config: ClusterConfig) -> None:
-        workers = self._attempt.workers
+    def _run_attempt(self, trainer: TorchTrainer) -> None:
+        workers, resize_seconds = self._attempt.workers, self.config.cluster.resize_seconds
         ray.get(self.mailbox.begin.remote())
         # Only now: `begin` has withdrawn the request of a signal that came before it ended.
         if self.stopped_by is not None:
@@ -218,20 +206,20 @@ class Driver:
         log.info("starting %d training %s", workers, "worker" if workers == 1 else "workers")
         fit = FitThread(trainer)
         fit.start()
-        next_check = time.monotonic() + config.resize_seconds
+        next_check = time.monotonic() + resize_seconds
         while fit.is_alive():
             self._handle_messages()
             self.capacity.request_nodes(workers)
             if self._attempt.node_ids & draining_nodes():
                 self._request_restart("a node has been given notice")
             elif time.monotonic() > next_check:
-                next_check = time.monotonic() + config.resize_seconds
+                next_check = time.monotonic() + resize_seconds
                 if self.capacity.could_add_workers(workers):
                     self._request_restart("there is room for more workers")
             fit.join(POLL_SECONDS)
         self._handle_messages()
         if fit.error is not None:
-            self._attempt.error = _last_line(fit.error)
+            self._attempt.error = last_line(fit.error)
             self._free_placement_group()
 
     def _free_placement_group(self) -> None:
@@ -261,13 +249,13 @@ class Driver:
             case RowLogged(row):
                 self._show_step(row["step"])
                 self.progress.row(row)
-                self._tracker().log(row, row["step"])
+                self.tracker().log(row, row["step"])
             case LineLogged(level, text):
                 log.log(level, text)
             case SamplesMade():
                 self._write_samples(message)
             case HealthFinding(name, text):
-                self._tracker().tag(f"health.{name}", text)
+                self.tracker().tag(f"health.{name}", text)
             case VideosQuarantined(rejected, total):
                 self._warn_of_skipped(rejected, total)
             case WorkerStarted(node_id, placement_group):
@@ -299,16 +287,18 @@ class Driver:
         except OSError as error:
             log.warning("the pictures of step %d cannot be written: %s", samples.step, error)
             return
-        self._tracker().artifact(picture, "samples")
-        self._tracker().artifact(video, "samples")
+        self.tracker().artifact(picture, "samples")
+        self.tracker().artifact(video, "samples")
 
     def _warn_of_skipped(self, rejected: Sequence[RejectedVideo], total: int) -> None:
         for entry in rejected:
             log.warning("video %s is skipped: %s", entry["video"], entry["reason"])
         self.progress.skipped(total)
-        if total > self.skip_limit.videos and self._failure is None:
+        fraction = self.config.data.max_bad_fraction
+        if total > int(fraction * self.videos) and self._failure is None:
             self._failure = (
-                f"{total} videos cannot be used, more than {self.skip_limit}; the last of them is "
+                f"{total} videos cannot be used, more than data.max_bad_fraction ({fraction:g}) "
+                f"of the {self.videos} videos; the last of them is "
                 f"{rejected[-1]['video']} ({rejected[-1]['reason']}), all are listed in "
                 f"{self.run.address_of('quarantine.jsonl')}. "
                 "Mend or remove them, or raise --data.max-bad-fraction, and go on with "
@@ -346,18 +336,7 @@ class FitThread(threading.Thread):
             self.error = error
 
 
-def _with_smaller_passes(config: Config, shortage: OutOfMemory) -> Config:
-    clips = shortage.clips_per_pass
-    log.warning(
-        "%s; starting the workers again with train.max_clips_per_pass %d (the global batch stays)",
-        shortage.shortage,
-        clips,
-    )
-    train = dataclasses.replace(config.train, max_clips_per_pass=clips)
-    return dataclasses.replace(config, train=train)
-
-
-def _last_line(error: TrainingFailedError | RayError) -> str:
+def last_line(error: TrainingFailedError | RayError) -> str:
     """The last line with text: Ray's message is a page of traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__

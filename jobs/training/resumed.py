@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import os
 import posixpath
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,17 +81,17 @@ def _changes(before: Config, after: Config) -> dict[str, str]:
         section, _, name = key.partition(".")
         if section in ("cluster", "tracking") or name in COMMAND.get(section, ()):
             continue
-        if _comparable(key, before) != _comparable(key, after):
-            changes[key] = f"{_said(had[key])} -> {_said(value)} (this run had {_said(had[key])})"
+        if _comparable(key, had) != _comparable(key, gets):
+            old, new = ("(empty)" if v == "" else str(v) for v in (had[key], value))
+            changes[key] = f"{old} -> {new} (this run had {old})"
     return changes
 
 
-def _comparable(key: str, config: Config) -> Any:
+def _comparable(key: str, settings: Mapping[str, Any]) -> Any:
     """The same for values that mean the same."""
-    value = flatten(config)[key]
+    value = settings[key]
     if key == "data.root" and not value:
-        place, _, _ = config.data.annotations.partition("?")
-        return _place(posixpath.dirname(place))
+        value = posixpath.dirname(settings["data.annotations"].partition("?")[0])
     return _place(value) if key in LOCATIONS else value
 
 
@@ -107,20 +108,14 @@ def _place(path: str) -> str:
     return real
 
 
-def _said(value: object) -> str:
-    return str(value) if value != "" else "(empty)"
-
-
 def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict[str, str]) -> None:
     """Raises ConfigError where the networks are others than the checkpoints hold."""
     misfits: list[str] = []
     if expected_shapes(before.model.architecture) != expected_shapes(after.model.architecture):
         misfits += [key for key in changes if key.startswith("model.")]
     if after.loss.seraena > 0:
-        if before.loss.seraena == 0:
-            misfits.append("loss.seraena")
-        else:
-            misfits += [key for key in DISCRIMINATOR if key in changes]
+        new = before.loss.seraena == 0
+        misfits += ["loss.seraena"] if new else [key for key in DISCRIMINATOR if key in changes]
     if misfits:
         raise ConfigError(
             f"{run} cannot go on with other networks than its checkpoints hold: "
@@ -178,5 +173,6 @@ def _with_train(config: Config, **changes: Any) -> Config:
 def keep_config(run_folder: RunFolder, config: Config) -> None:
     """Write config.yaml, from which a resume goes on: once nothing can be refused any more, and
     whole, so that a start that fails leaves the last one as it was."""
+    run_folder.local.mkdir(parents=True, exist_ok=True)
     write_atomically(run_folder.local / FILE, to_yaml(config))
     run_folder.publish(FILE)

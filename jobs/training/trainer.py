@@ -17,16 +17,15 @@ from jobs.cluster.capacity import Allocation, ClusterCapacity
 from jobs.cluster.nodes import check_nodes, label_selector
 from jobs.tracking.tracker import Tracker
 from jobs.training.checks import check_workers
-from jobs.training.driver import Driver, SkipLimit
+from jobs.training.driver import Driver
 from jobs.training.process_group import Rendezvous
-from jobs.training.worker import train_worker, worker_settings
+from jobs.training.worker import decoded_on, train_worker
 from taehv.run.run_folder import RunFolder
 
 
 def make_driver(
     config: Config,
-    training: ClipSource,
-    validation: ClipSource,
+    sources: tuple[ClipSource, ClipSource],
     mailbox: Any,
     tracker: Callable[[], Tracker],
     progress: TrainingProgress,
@@ -37,6 +36,7 @@ def make_driver(
     """The driver of one run, with the capacity that it has and the workers that it starts.
 
     Args:
+        sources: of the training and the validation clips.
         own_ray: whether Ray runs on this machine alone.
         capacity: makes the capacity, with the arguments of `ClusterCapacity`.
         trainer: makes, by the settings of `train_worker`, something that has `fit` as a
@@ -48,16 +48,22 @@ def make_driver(
         check_workers(config, allocation.workers)
         if not own_ray:
             check_nodes(config)
-        settings = worker_settings(config, mailbox, allocation, training, validation)
+        settings = {
+            "config": config,
+            "mailbox": mailbox,
+            "sources": [decoded_on(allocation.decode_nodes, source) for source in sources],
+            "decode_cpus": allocation.decode_cpus_per_worker,
+            "run_dir": config.train.run_dir,
+        }
         return start(settings, allocation)
 
     data = config.data
     return Driver(
-        RunFolder(config.train.run_dir),
+        config,
         mailbox,
         tracker,
         progress,
-        SkipLimit(data.max_bad_fraction, len(training.videos) + len(validation.videos)),
+        sum(len(source.videos) for source in sources),
         capacity(config.cluster, data.decode_cpus, not own_ray, data.decode_nodes),
         make_attempt,
     )

@@ -21,7 +21,6 @@ from data_pipeline.errors import DataError
 from data_pipeline.streaming import stream_batches
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
-from jobs.cluster.capacity import Allocation
 from jobs.training.messages import (
     LogForwarder,
     OutOfMemory,
@@ -80,7 +79,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     config: Config = settings["config"]
     run = RunFolder(settings["run_dir"])
     hooks = ReportingHooks(mailbox, distributed.is_main())
-    data = RayClips(settings["training"], settings["validation"], settings["decode_cpus"])
+    training, validation = settings["sources"]
+    data = RayClips(training, validation, settings["decode_cpus"])
     try:
         _holder, resume_from = _resume_from(config, run)
         summary = train(config, data, hooks, run, resume_from, retry=False)
@@ -102,10 +102,9 @@ def report_start(mailbox: Any) -> None:
 
 def _report_shortage(mailbox: Any, config: Config, error: MemoryShortageError) -> None:
     """Ask for an attempt with smaller passes, where that is wanted and possible."""
-    if config.train.auto_micro_batch and error.halved_pass:
-        ray.get(mailbox.put.remote(OutOfMemory(error.shortage, error.halved_pass)))
-    else:
-        ray.get(mailbox.put.remote(RunFailed(str(error))))
+    possible = config.train.auto_micro_batch and error.halved_pass
+    message = OutOfMemory(error.shortage, error.halved_pass) if possible else RunFailed(str(error))
+    ray.get(mailbox.put.remote(message))
 
 
 def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None]:
@@ -124,16 +123,17 @@ def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None
 def _set_up_process(mailbox: Any) -> None:
     """Devices, threads and logging of this worker."""
     context = ray_train.get_context()
-    os.environ["LOCAL_RANK"] = str(context.get_local_rank())
+    local_rank = context.get_local_rank()
     if torch.cuda.is_available():
         device = ray_train.torch.get_device()
         torch.cuda.set_device(device)
         # DeepSpeed uses the GPU of this number, and GPUs may be in another order than ranks.
-        os.environ["LOCAL_RANK"] = str(device.index)
+        local_rank = device.index
     else:
         # Ray sets one thread per whole CPU that the worker reserved, but decoding needs far less
         # than all others.
         torch.set_num_threads(max(1, usable_cores() // context.get_local_world_size()))
+    os.environ["LOCAL_RANK"] = str(local_rank)
     log_without_credentials()
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
@@ -145,25 +145,7 @@ def _set_up_process(mailbox: Any) -> None:
         logging.getLogger(room).setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
 
 
-def worker_settings(
-    config: Config,
-    mailbox: Any,
-    allocation: Allocation,
-    training: ClipSource,
-    validation: ClipSource,
-) -> dict[str, Any]:
-    """What `train_worker` takes."""
-    return {
-        "config": config,
-        "mailbox": mailbox,
-        "training": _decoded_on(allocation.decode_nodes, training),
-        "validation": _decoded_on(allocation.decode_nodes, validation),
-        "decode_cpus": allocation.decode_cpus_per_worker,
-        "run_dir": config.train.run_dir,
-    }
-
-
-def _decoded_on(nodes: str, source: ClipSource) -> ClipSource:
+def decoded_on(nodes: str, source: ClipSource) -> ClipSource:
     """The same clips, decoded on the nodes with the label `nodes`, or, without one, on any."""
     config = dataclasses.replace(source.config, decode_nodes=nodes)
     return dataclasses.replace(source, order=dataclasses.replace(source.order, config=config))

@@ -13,11 +13,11 @@ from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster import local_ray as own_node
 from jobs.cluster.capacity import Allocation, ClusterCapacity
 from jobs.training import trainer
-from jobs.training.driver import Driver, SkipLimit
+from jobs.training.driver import Driver
 from jobs.training.messages import open_mailbox
 from jobs.training.worker import report_start
 from taehv.errors import TrainingError
-from taehv.run.run_folder import RunFolder
+from taehv.training.config import TrainConfig
 from tests.helpers.local_ray import local_ray
 
 
@@ -65,16 +65,16 @@ def test_what_a_killed_controller_s_workers_held_is_free(
     nobody: Any = None
     capacity = ClusterCapacity(config, decode_cpus=0.0, nodes_may_join=False)
     driver = Driver(
-        RunFolder(str(tmp_path)),
+        Config(cluster=config, train=TrainConfig(run_dir=str(tmp_path))),
         mailbox,
         lambda: nobody,
         progress,
-        SkipLimit(1.0, 1),
+        1,
         capacity,
         make_trainer,
     )
     with pytest.raises(TrainingError, match=r"failed: .*died"):
-        driver.drive(Config(cluster=config))
+        driver.drive()
     deadline = time.monotonic() + 60
     while free_cpus() < 1:
         assert time.monotonic() < deadline, "its resources stay taken"

@@ -19,7 +19,7 @@ from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster.capacity import Allocation
 from jobs.training import driver as driver_module
 from jobs.training import worker
-from jobs.training.driver import Driver, SkipLimit
+from jobs.training.driver import Driver
 from jobs.training.messages import (
     Mailbox,
     OutOfMemory,
@@ -30,7 +30,6 @@ from jobs.training.messages import (
     WorkerStarted,
 )
 from taehv.errors import MemoryShortageError, TrainingError
-from taehv.run.run_folder import RunFolder
 from taehv.training.config import TrainConfig
 
 SHORT = OutOfMemory("a pass of 8 clips is too large", 4)
@@ -128,20 +127,24 @@ def drive(
     capacity: Any = FakeCapacity()
     progress: Any = Silent()
     driver = Driver(
-        RunFolder(str(folder)),
+        in_folder(config, folder),
         mailbox,
         lambda: nobody,
         progress,
-        SkipLimit(1.0, 1),
+        1,
         capacity,
         make_trainer,
     )
     try:
-        assert driver.drive(config) == FINISHED
+        assert driver.drive() == FINISHED
     finally:
         # However the run ended, the autoscaler is asked for nothing more.
         assert capacity.left == 1
     return limits
+
+
+def in_folder(config: Config, folder: Path) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, run_dir=str(folder)))
 
 
 def config_with(max_failures: int) -> Config:
@@ -231,15 +234,15 @@ def test_a_signal_while_workers_are_about_to_start_is_passed_on(
     progress: Any = Silent()
     trainer: Any = Workers(mailbox, [])
     driver = Driver(
-        RunFolder(str(tmp_path)),
+        in_folder(Config(), tmp_path),
         mailbox,
         lambda: nobody,
         progress,
-        SkipLimit(1.0, 1),
+        1,
         capacity,
         lambda config, allocation: trainer,
     )
-    summary = driver.drive(Config())
+    summary = driver.drive()
     assert summary is not None
     assert not summary["finished"]
 
