@@ -1,4 +1,5 @@
-"""Pieces of work done in this process, or by Ray on the nodes of a cluster; the same results.
+"""Work on many pieces, done in this process or by Ray on the nodes of a cluster, with the same
+results.
 
 Work is a function of (what all pieces share, the piece). What they share, a network for instance,
 is put into the object store once.
@@ -120,7 +121,7 @@ class FanOut:
         )(_Process)
         # Within a list, which Ray does not look into: the object stays where it is until a worker
         # fetches it. Not given to the constructor: Ray warns of objects there.
-        lent = [ray.put(shared)]
+        reference = [ray.put(shared)]
         todo = deque(pieces)
         started = [process.remote() for _ in range(workers)]
         actors = {actor.ready.remote().future(): actor for actor in started}
@@ -135,7 +136,7 @@ class FanOut:
                     if isinstance(result, (TrainingError, DataError)):
                         raise result
                     if todo:
-                        call = actor.work.remote(worker, lent, todo.popleft())
+                        call = actor.work.remote(worker, reference, todo.popleft())
                         actors[call.future()] = actor
                     if future not in starting:
                         missing -= 1
@@ -177,14 +178,12 @@ class _Process:
     def ready(self) -> None:
         """Answers once the process has started, which may have to wait for a node."""
 
-    def work(
-        self, worker: Callable[[Any], Worker[Any, Any]], lent: Sequence[Any], piece: Any
-    ) -> Any:
+    def work(self, worker: Any, reference: Sequence[Any], piece: Any) -> Any:
         import ray
 
         try:
             if self._worker is None:
-                self._worker = worker(ray.get(lent[0]))
+                self._worker = worker(ray.get(reference[0]))
             return self._worker(piece)
         except (TrainingError, DataError) as error:
             return error

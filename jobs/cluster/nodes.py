@@ -89,8 +89,7 @@ def _mark(run_dir: str) -> Iterator[str]:
     try:
         yield str(mark)
     finally:
-        with suppress(FileNotFoundError):
-            mark.unlink()
+        mark.unlink(missing_ok=True)
 
 
 def _ask(paths: Sequence[str]) -> list[NodeFacts]:

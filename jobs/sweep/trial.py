@@ -6,7 +6,6 @@ import dataclasses
 import logging
 import math
 import queue
-import signal
 import threading
 import time
 import traceback
@@ -25,16 +24,12 @@ from jobs.sweep.crew import WorkerPool
 from jobs.sweep.reporter import TrialBegun, TrialEnded, TrialReporter
 from jobs.sweep.space import Settings, with_settings
 from jobs.training.checks import check
-from jobs.training.driver import Driver
 from jobs.training.resumed import keep_config
 from jobs.training.trainer import make_driver
 from taehv.credentials import hide_credentials
 from taehv.interfaces import Row
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
-
-POLL_SECONDS = 0.3
-"""Between two questions of a trial whether it is to stop."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Trial(tune.Trainable):  # type: ignore[misc]
 
     def _end(self) -> None:
         if self._run is not None:
-            self._run.stop()
+            self._run.stopped = True
             self._run.join()
             self._run = None
 
@@ -135,16 +130,8 @@ class _Run(threading.Thread):
         """Rows with validation scores; None: the run has ended."""
         self.error = ""
         self._reporter = TrialReporter(plan.mailbox, number, plan.metric, self.validations)
-        self._driver: Driver | None = None
-        self._stop_requested = False
-        self._done = threading.Event()
-        self._watcher = threading.Thread(target=self._watch, daemon=True)
-
-    def stop(self) -> None:
-        """Ask the run to save a checkpoint and end."""
-        self._stop_requested = True
-        if self._driver is not None:
-            self._driver.stop(signal.SIGTERM)
+        self.stopped = False
+        """Set, it asks the run to save a checkpoint and end."""
 
     def run(self) -> None:
         began = time.monotonic()
@@ -161,10 +148,6 @@ class _Run(threading.Thread):
             self._keep_traceback()
         finally:
             jobs_log.removeHandler(self._reporter)
-            self._done.set()
-            if self._watcher.is_alive():
-                # The next run has the same mailbox, and must not be stopped in place of this one.
-                self._watcher.join()
             ended = TrialEnded(summary, self.error, time.monotonic() - began)
             self.validations.put(None)
             # The actor waits for the end of this thread, so the sweep has this before its result.
@@ -187,6 +170,7 @@ class _Run(threading.Thread):
             # Validations before an interruption count.
             self._reporter.add_validation(row)
         reporter: Any = self._reporter
+        # Kept with the run: the sweep's driver reads the pictures in its folder.
         self._driver = make_driver(
             config,
             sources,
@@ -196,17 +180,14 @@ class _Run(threading.Thread):
             self._plan.own_ray,
             partial(TrialCapacity, self._plan.concurrent, self._worker_pool),
             self._worker_pool.trainer,
+            self._stop_requested,
         )
-        self._watcher.start()
-        if self._stop_requested:
-            self._driver.stop(signal.SIGTERM)
         return self._driver.drive()
 
-    def _watch(self) -> None:
-        """Stop the run when the sweep requests it."""
-        while not self._stop_requested and not self._done.wait(POLL_SECONDS):
-            if ray.get(self._plan.mailbox.stop_requested.remote(self._reporter.number)):
-                self.stop()
+    def _stop_requested(self) -> bool:
+        """Whether Ray Tune or the sweep wants the run to stop."""
+        question = self._plan.mailbox.stop_requested
+        return self.stopped or bool(ray.get(question.remote(self._reporter.number)))
 
 
 class TrialCapacity(ClusterCapacity):

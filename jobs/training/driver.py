@@ -100,6 +100,8 @@ class Driver:
     """Where workers can run; `drive` enters and leaves its context."""
     make_trainer: Callable[[Config, Allocation], TorchTrainer]
     """Makes the workers of an attempt."""
+    stop_requested: Callable[[], bool] = lambda: False
+    """Whether someone else, such as the sweep of a trial, wants the run to stop."""
     stopped_by: signal.Signals | None = None
     _failure: str | None = None
     _attempt: Attempt = field(default_factory=lambda: Attempt(workers=0))
@@ -121,9 +123,7 @@ class Driver:
         failures = 0
         with self._signals(), self.capacity:
             while True:
-                allocation = self.capacity.wait_for_allocation(
-                    cancelled=lambda: self.stopped_by is not None
-                )
+                allocation = self.capacity.wait_for_allocation(cancelled=self._is_stopped)
                 if allocation is None:
                     return None
                 self._attempt = attempt = Attempt(allocation.workers)
@@ -142,9 +142,14 @@ class Driver:
                     self._check_failures(failures)
 
     def stop(self, number: signal.Signals) -> None:
-        """Ask the workers to save and end, as this signal does. Any thread may call it."""
+        """Ask the workers to save and end, as this signal does."""
         self.stopped_by = number
         self.mailbox.request_stop.remote()
+
+    def _is_stopped(self) -> bool:
+        if self.stopped_by is None and self.stop_requested():
+            self.stop(signal.SIGTERM)
+        return self.stopped_by is not None
 
     def _nodes_were_lost(self) -> bool:
         self.capacity.probe_nodes()
@@ -208,6 +213,7 @@ class Driver:
         fit.start()
         next_check = time.monotonic() + resize_seconds
         while fit.is_alive():
+            self._is_stopped()
             self._handle_messages()
             self.capacity.request_nodes(workers)
             if self._attempt.node_ids & draining_nodes():
@@ -315,7 +321,7 @@ class Driver:
             log.warning("%s: saving a checkpoint, then stopping", number.name)
             self.stop(number)
 
-        # Only the main thread gets signals; a driver in another thread is stopped by `stop`.
+        # Only the main thread gets signals; a driver in another one is asked by `stop_requested`.
         in_main_thread = threading.current_thread() is threading.main_thread()
         return stop_signals_to(handle) if in_main_thread else nullcontext()
 

@@ -158,14 +158,11 @@ def open_mailbox() -> Any:
 class ReportingHooks(Hooks):
     """Reports a worker's training to the driver, without waiting for a message to arrive.
 
-    Args:
-        mailbox: the actor's handle.
-        is_main: whether this is the worker that reports for all.
+    is_main: whether this is the worker that reports for all.
     """
 
     def __init__(self, mailbox: Any, is_main: bool) -> None:
-        self.mailbox = mailbox
-        self.is_main = is_main
+        self.mailbox, self.is_main = mailbox, is_main
         self._reported_at = self._asked_at = 0.0
         self._stop = False
         self._answer: Any = None

@@ -1,4 +1,5 @@
-"""What a run that is gone on with had, against what is asked for now: told, refused, or meant."""
+"""How the settings that a resumed run had differ from those asked for now: what is logged, what is
+refused, and what `train.resume_changed` allows."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ _JOB_COPY = "/_ray_pkg_"
 def judged_resume(run: RunFolder, config: Config) -> Config:
     """The configuration that the run is to have from now on.
 
-    What differs from the run's config.yaml is told, one line each. Where the run has yet to write
+    What differs from the run's config.yaml is logged, one line each. Where the run has yet to write
     a checkpoint and was to begin from another run's, so it will.
 
     Args:
@@ -64,7 +65,7 @@ def judged_resume(run: RunFolder, config: Config) -> Config:
     for key, change in changes.items():
         log.info("%s: %s", key, change)
     if "data.annotations" not in changes:
-        _see_list(run, config.data.annotations)
+        _check_annotations_exist(run, config.data.annotations)
     config = _with_train(config, resume_changed=False)
     begins_elsewhere = before.train.resume not in ("", "latest")
     if config.train.resume == "latest" and begins_elsewhere and not checkpoint.latest_valid(run):
@@ -81,13 +82,13 @@ def _changes(before: Config, after: Config) -> dict[str, str]:
         section, _, name = key.partition(".")
         if section in ("cluster", "tracking") or name in COMMAND.get(section, ()):
             continue
-        if _comparable(key, had) != _comparable(key, gets):
+        if _normalised(key, had) != _normalised(key, gets):
             old, new = ("(empty)" if v == "" else str(v) for v in (had[key], value))
             changes[key] = f"{old} -> {new} (this run had {old})"
     return changes
 
 
-def _comparable(key: str, settings: Mapping[str, Any]) -> Any:
+def _normalised(key: str, settings: Mapping[str, Any]) -> Any:
     """The same for values that mean the same."""
     value = settings[key]
     if key == "data.root" and not value:
@@ -110,16 +111,15 @@ def _place(path: str) -> str:
 
 def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict[str, str]) -> None:
     """Raises ConfigError where the networks are others than the checkpoints hold."""
-    misfits: list[str] = []
-    if expected_shapes(before.model.architecture) != expected_shapes(after.model.architecture):
-        misfits += [key for key in changes if key.startswith("model.")]
+    same = expected_shapes(before.model.architecture) == expected_shapes(after.model.architecture)
+    misfits = [] if same else [key for key in changes if key.startswith("model.")]
     if after.loss.seraena > 0:
         new = before.loss.seraena == 0
         misfits += ["loss.seraena"] if new else [key for key in DISCRIMINATOR if key in changes]
     if misfits:
         raise ConfigError(
             f"{run} cannot go on with other networks than its checkpoints hold: "
-            f"{_listed(misfits, changes)}. Leave that out, or begin a new run, in another "
+            f"{_format_changes(misfits, changes)}. Leave that out, or begin a new run, in another "
             "--train.run-dir, from weights by --model.pretrained"
         )
 
@@ -134,12 +134,12 @@ def _refuse_others(run: RunFolder, before: Config, after: Config, changes: dict[
     if others:
         raise ConfigError(
             f"{run} was trained with other settings, and its checkpoints are not for these: "
-            f"{_listed(others, changes)}. Leave that out to go on as before, give another "
+            f"{_format_changes(others, changes)}. Leave that out to go on as before, give another "
             "--train.run-dir to begin a new run, or, where it is meant, --train.resume-changed"
         )
 
 
-def _listed(keys: list[str], changes: dict[str, str]) -> str:
+def _format_changes(keys: list[str], changes: dict[str, str]) -> str:
     return "; ".join(f"{key}: {changes[key].partition(' (')[0]}" for key in dict.fromkeys(keys))
 
 
@@ -147,7 +147,7 @@ def _split_seed(config: Config) -> int:
     return config.data.split_seed if config.data.split_seed >= 0 else config.train.seed
 
 
-def _see_list(run: RunFolder, annotations: str) -> None:
+def _check_annotations_exist(run: RunFolder, annotations: str) -> None:
     """Raises TrainingError where the run's list of videos is gone."""
     try:
         storage.version(annotations)

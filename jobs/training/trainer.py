@@ -32,6 +32,7 @@ def make_driver(
     own_ray: bool,
     capacity: Callable[..., ClusterCapacity] = ClusterCapacity,
     trainer: Callable[[dict[str, Any], Allocation], Any] | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> Driver:
     """The driver of one run, with the capacity that it has and the workers that it starts.
 
@@ -41,6 +42,7 @@ def make_driver(
         capacity: makes the capacity, with the arguments of `ClusterCapacity`.
         trainer: makes, by the settings of `train_worker`, something that has `fit` as a
             TorchTrainer has; None: a TorchTrainer.
+        stop_requested: see `Driver`.
     """
     start = trainer or partial(make_trainer, train_worker, config.cluster, own_ray)
 
@@ -66,6 +68,7 @@ def make_driver(
         sum(len(source.videos) for source in sources),
         capacity(config.cluster, data.decode_cpus, not own_ray, data.decode_nodes),
         make_attempt,
+        stop_requested,
     )
 
 
