@@ -10,6 +10,7 @@ from jobs.evaluation.measure import VideoResult
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS, mean_scores
 from taehv.evaluation.verdict import Finding, format_verdict
+from taehv.text_table import text_table
 
 
 def sample_line(number: int, of: int, result: VideoResult, seconds: float) -> str:
@@ -65,12 +66,7 @@ def _methods(results: Mapping[str, Any]) -> str:
         lines.append((method["label"], *(_cell(scores[name]["mean"]) for name in shown)))
     if any(network[name]["low"] is not None for name in shown):
         lines.insert(2, ("  95 % interval", *(_half_width(network[name]) for name in shown)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    return "\n".join(
-        f"{line[0]:<{widths[0]}}"
-        + "".join(f"  {cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True))
-        for line in lines
-    )
+    return text_table(lines)
 
 
 def _half_width(score: Mapping[str, float | None]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger
-from jobs.sweep.results import Group, aligned, groups, told_mean
+from jobs.sweep.results import Group, groups, told_mean
+from taehv.text_table import text_table
 
 Reference = Mapping[str, float] | None
 """Scores of the reference VAE itself, where it was asked for."""
@@ -41,4 +42,4 @@ def ablation_table(plan: Plan, ledger: Ledger, reference: Reference) -> str:
             lines.append((label, *(told_mean(found, f"val_ema/{name}") for name in ABLATION)))
         else:
             lines.append((label, *(f"{found[name]:.4g}" for name in ABLATION)))
-    return aligned(lines, left=(0,))
+    return text_table(lines)

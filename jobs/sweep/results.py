@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from jobs.sweep.space import with_settings
 from taehv.credentials import without_credentials
 from taehv.evaluation.intervals import t_quantile
 from taehv.interfaces import Row
+from taehv.text_table import text_table
 from taehv.training.state import to_yaml
 
 LPIPS = "val_ema/lpips"
@@ -151,7 +152,7 @@ def closing_table(plan: Plan, ledger: Ledger, most: int = 12) -> str:
         lines.append((str(rank), names, *cells, settings_told(group)))
     if not best:
         lines.append(("", "no trial is finished yet", *[""] * (len(lines[0]) - 2)))
-    text = aligned(lines, left=(1, len(lines[0]) - 1))
+    text = text_table(lines, left=(1, len(lines[0]) - 1))
     unranked = unranked_told(plan, ledger)
     if unranked:
         text += f"\n{unranked}"
@@ -201,15 +202,3 @@ def _group(ledger: Ledger, records: list[Record]) -> Group:
 
 def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key != "train.seed"}
-
-
-def aligned(lines: Sequence[tuple[str, ...]], left: Sequence[int]) -> str:
-    """Columns of even width, of which those in `left` are set to the left."""
-    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if k in left else f"{cell:>{width}}"
-            for k, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

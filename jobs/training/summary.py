@@ -9,6 +9,7 @@ from taehv.credentials import without_credentials
 from taehv.evaluation.verdict import Thresholds, format_verdict, judge
 from taehv.interfaces import Row
 from taehv.run.run_folder import RunFolder
+from taehv.text_table import text_table
 
 
 def closing_summary(
@@ -49,20 +50,15 @@ def closing_summary(
 
 def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]]) -> str:
     metrics = ("psnr", "ssim", "mse", "sharpness")
-    lines: list[tuple[str, ...]] = [("held-out clips", *metrics)]
-
-    def add(name: str, row: Mapping[str, float], prefix: str = "") -> None:
-        lines.append((name, *(f"{row[prefix + metric]:.4g}" for metric in metrics)))
-
-    add("mean colour of each frame", baselines["mean_colour"])
-    add("8x down and up, bicubic", baselines["down_and_up"])
-    add(f"network at step {first['step']}", first, "val/")
-    add(f"network at step {last['step']}", last, "val/")
-    add(f"averaged weights at step {last['step']}", last, "val_ema/")
-    width = max(len(line[0]) for line in lines)
-    return "\n".join(
-        f"{name:<{width}}" + "".join(f"{cell:>11}" for cell in cells) for name, *cells in lines
-    )
+    scores: list[tuple[str, Mapping[str, float], str]] = [
+        ("mean colour of each frame", baselines["mean_colour"], ""),
+        ("8x down and up, bicubic", baselines["down_and_up"], ""),
+        (f"network at step {first['step']}", first, "val/"),
+        (f"network at step {last['step']}", last, "val/"),
+        (f"averaged weights at step {last['step']}", last, "val_ema/"),
+    ]
+    rows = [(name, *(f"{row[prefix + m]:.4g}" for m in metrics)) for name, row, prefix in scores]
+    return text_table([("held-out clips", *metrics), *rows])
 
 
 def _short(address: str) -> str:

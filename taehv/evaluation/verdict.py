@@ -27,6 +27,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from taehv.text_table import text_table
+
 Level = Literal["pass", "warning", "failure"]
 LEVELS: tuple[Level, ...] = ("pass", "warning", "failure")
 
@@ -176,16 +178,15 @@ def overall(findings: Sequence[Finding]) -> Level:
 
 def format_verdict(findings: Sequence[Finding]) -> str:
     """An aligned plain-text table, one finding a line, the overall level last."""
-    lines = [("check", "figure", "wanted", "verdict")]
+    rows = [("check", "figure", "wanted", "verdict")]
     for finding in findings:
         figure = f"{finding.figure:.4g}" if math.isfinite(finding.figure) else "none"
         # Capitals carry what a colour would.
         level = finding.level if finding.level == "pass" else finding.level.upper()
-        lines.append((finding.name, figure, finding.threshold, level))
-    first, second, third = (max(len(line[column]) for line in lines) for column in range(3))
-    table = [f"{a:<{first}}  {b:>{second}}  {c:<{third}}  {d}" for a, b, c, d in lines]
-    rule = "-" * max(len(line) for line in table)
-    return "\n".join([table[0], rule, *table[1:], rule, f"overall: {overall(findings).upper()}"])
+        rows.append((finding.name, figure, finding.threshold, level))
+    header, *lines = text_table(rows, left=(0, 2, 3)).splitlines()
+    rule = "-" * max(map(len, [header, *lines]))
+    return "\n".join([header, rule, *lines, rule, f"overall: {overall(findings).upper()}"])
 
 
 def level_of(figure: float, passed: bool, failed: bool) -> Level:
