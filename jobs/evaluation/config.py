@@ -116,8 +116,15 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
     return config
 
 
-def read_thresholds(path: str) -> Thresholds:
-    """Limits from a YAML file. Raises ConfigError."""
+def read_limits(config: EvaluateConfig) -> Thresholds:
+    """The limits of `--thresholds`, those of the gradient norm for the loss weights of the run that
+    made the weights, where it is known. Raises ConfigError."""
+    limits = _read_thresholds(config.thresholds)
+    run = run_config(find_weights(config.checkpoint))
+    return limits.with_gradient_scale(run.loss.gradient_scale) if run else limits
+
+
+def _read_thresholds(path: str) -> Thresholds:
     if not path:
         return Thresholds()
     content = load_yaml(f"--thresholds {path}", Path(path))

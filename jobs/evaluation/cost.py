@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
-from jobs.evaluation.contestants import Contestants
+from jobs.evaluation.methods import Methods
 from taehv.evaluation.judgement import SPEED_CLIP, Speed
 from taehv.evaluation.methods import NetworkMethod, TeacherMethod
 from taehv.evaluation.timing import device_name, measure
-
-Cost = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
 class Costs:
     """What was measured, and on what."""
 
-    methods: dict[str, Cost]
+    methods: dict[str, dict[str, Any]]
     """By method: seconds and peak bytes to encode and to decode a clip of `SPEED_CLIP`."""
     device: str
     on_gpu: bool
@@ -28,20 +27,17 @@ class Costs:
 
     def speed_of(self, method: str) -> Speed:
         """Of one method, for the verdict."""
-        encode = self.methods[method]["encode_seconds"]
-        decode = self.methods[method]["decode_seconds"]
-        assert encode is not None
-        assert decode is not None
-        return Speed(encode, decode, self.on_gpu)
+        cost = self.methods[method]
+        return Speed(cost["encode_seconds"], cost["decode_seconds"], self.on_gpu)
 
 
-def costs(contestants: Contestants) -> Costs:
-    """Measure, on the device where the contestants are. Nothing else should be running."""
+def costs(methods: Methods) -> Costs:
+    """Measure, on the device where the methods are. Nothing else should be running."""
     t, height, width = SPEED_CLIP
     generator = torch.Generator().manual_seed(0)
-    frames = torch.rand(1, t, 3, height, width, generator=generator).to(contestants.device)
-    found: dict[str, Cost] = {}
-    for method in contestants.methods:
+    frames = torch.rand(1, t, 3, height, width, generator=generator).to(methods.device)
+    found: dict[str, dict[str, Any]] = {}
+    for method in methods.all:
         if isinstance(method, NetworkMethod) and method.key != "int8":
             coder: Any = method
         elif isinstance(method, TeacherMethod):
@@ -49,9 +45,8 @@ def costs(contestants: Contestants) -> Costs:
         else:
             continue
         with torch.no_grad():
-            encode = measure(lambda: coder.encode(frames), contestants.device)  # noqa: B023
-            latents = coder.encode(frames)
-            decode = measure(lambda: coder.decode(latents), contestants.device)  # noqa: B023
+            encode = measure(partial(coder.encode, frames), methods.device)
+            decode = measure(partial(coder.decode, coder.encode(frames)), methods.device)
         found[method.key] = {
             "encode_seconds": encode.seconds,
             "decode_seconds": decode.seconds,
@@ -59,6 +54,6 @@ def costs(contestants: Contestants) -> Costs:
             "decode_peak_bytes": decode.peak_bytes,
             "repeats": min(encode.repeats, decode.repeats),
         }
-    device = contestants.device
-    precision = "bf16" if contestants.network.dtype else "fp32"
+    precision = "bf16" if methods.network.dtype else "fp32"
+    device = methods.device
     return Costs(found, device_name(device), device.type == "cuda", precision)

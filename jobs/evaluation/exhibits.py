@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.held_out import HeldOutVideo, fixed_clips
-from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
+from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.media.latents import latent_png
 from jobs.media.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
@@ -45,13 +45,13 @@ class WorstClip:
 def write_samples(
     chosen: Sequence[tuple[HeldOutVideo, VideoResult]],
     sampling: Sampling,
-    contestants: Contestants,
+    methods: Methods,
     read: VideoReader,
     folder: Path,
 ) -> None:
     """test_K_original, _reconstructed and _comparison.mp4, and test_K_latents.png, of each."""
     for number, (video, result) in enumerate(chosen):
-        network, stem = contestants.network, folder / "comparison_videos" / f"test_{number}"
+        network, stem = methods.network, folder / "comparison_videos" / f"test_{number}"
         fps = result.facts.fps if sampling.whole else CLIP_FPS
         with ExitStack() as stack:
             writers = [
@@ -59,9 +59,7 @@ def write_samples(
                 for kind in ("original", "reconstructed", "comparison")
             ]
             shown: list[Tensor] = []
-            for original, reconstructed in _pairs(
-                video, sampling, network, read, contestants.device
-            ):
+            for original, reconstructed in _pairs(video, sampling, network, read, methods.device):
                 first, second = _picture(original), _picture(reconstructed)
                 for writer, picture in zip(
                     writers, (first, second, side_by_side(first, second)), strict=True
@@ -77,7 +75,7 @@ def write_samples(
 def worst_clips(
     scored: Sequence[tuple[HeldOutVideo, VideoResult]],
     sampling: Sampling,
-    contestants: Contestants,
+    methods: Methods,
     read: VideoReader,
     folder: Path,
     count: int,
@@ -99,16 +97,14 @@ def worst_clips(
         clip = result.clips[c]
         # Of frames that are not numbers, the first.
         worst = int(np.argmin(clip.per_frame["network"]["psnr"]))
-        frames, index = _around(video, result, sampling, read, contestants, c, worst)
-        pictures = _stills(frames, index, contestants, folder / f"clip_{place}")
+        frames, index = _around(video, result, sampling, read, methods, c, worst)
+        pictures = _stills(frames, index, methods, folder / f"clip_{place}")
         found.append(WorstClip(v, c, worst, pictures))
     return found
 
 
-def _stills(
-    frames: Tensor, index: int, contestants: Contestants, stem: Path
-) -> list[tuple[str, Path]]:
-    shown = [m for m in contestants.methods if m.key not in ("int8", "mean_colour")]
+def _stills(frames: Tensor, index: int, methods: Methods, stem: Path) -> list[tuple[str, Path]]:
+    shown = [m for m in methods.all if m.key not in ("int8", "mean_colour")]
     original = _picture(frames[:, index])
     pictures: list[tuple[str, Picture]] = [("original", original)]
     for method in shown:
@@ -134,7 +130,7 @@ def _around(
     result: VideoResult,
     sampling: Sampling,
     read: VideoReader,
-    contestants: Contestants,
+    methods: Methods,
     clip: int,
     frame: int,
 ) -> tuple[Tensor, int]:
@@ -142,13 +138,13 @@ def _around(
     if not sampling.whole:
         clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
         read_clip = torch.from_numpy(clips[clip].frames)
-        return read_clip.to(contestants.device).float()[None] / 255, frame
+        return read_clip.to(methods.device).float()[None] / 255, frame
     count = result.facts.frames
     first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
     last = min(count, first + sampling.data.num_frames)
     stretch = replace(video, span=(first / count, last / count))
-    method = contestants.methods[-1]
-    pairs = stream_pairs(stretch, sampling.multiple, method, read, contestants.device)[1]
+    method = methods.all[-1]
+    pairs = stream_pairs(stretch, sampling.multiple, method, read, methods.device)[1]
     frames = torch.stack([original for original, _ in pairs], dim=1)
     return frames, result.clips[clip].first_frame + frame - first
 

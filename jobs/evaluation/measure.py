@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -12,9 +13,12 @@ from data_pipeline.config import DataConfig
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.held_out import HeldOutVideo, fixed_clips
+from jobs.cli.errors import ConfigError
+from jobs.evaluation.config import EvaluateConfig
+from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from taehv.evaluation.frames import FrameScorer
-from taehv.evaluation.methods import Method, NetworkMethod
+from taehv.evaluation.methods import Method
 from taehv.evaluation.rate import LatentStatistics
 from taehv.evaluation.scores import Scores, clip_scores, psnr_of
 from taehv.evaluation.structure import SSIM_WINDOW
@@ -66,37 +70,41 @@ class Sampling:
     multiple: int
     """Whole frames are cut to a multiple of this."""
 
-
-Perceptual = Callable[[Tensor, Tensor], Tensor]
+    @classmethod
+    def of(cls, config: EvaluateConfig, multiple: int) -> Sampling:
+        """Raises ConfigError for clips whose size is no such multiple."""
+        for name in ("height", "width"):
+            size = getattr(config.data, name)
+            if size % multiple or size < 16:
+                raise ConfigError(
+                    f"data.{name} is {size}: these networks need a multiple of {multiple}, at "
+                    "least 16"
+                )
+        return cls(config.data, config.clips_per_video, config.whole_frames, multiple)
 
 
 def score_video(
     video: HeldOutVideo,
     sampling: Sampling,
-    methods: list[Method],
+    methods: Methods,
     read: VideoReader,
-    device: torch.device,
-    perceptual: Perceptual | None = None,
 ) -> VideoResult:
     """Score a video. The result depends on the arguments alone, and memory not on its length.
 
     Raises UnusableVideoError where it cannot give its clips.
     """
     latents = LatentStatistics()
-    methods = [
-        m.passing(latents.observe) if isinstance(m, NetworkMethod) and m.key == "network" else m
-        for m in methods
-    ]
+    methods = replace(methods, all=[methods.network.passing(latents.observe), *methods.all[1:]])
     if sampling.whole:
-        facts, clip = _score_whole(video, sampling, methods, read, device, perceptual)
+        facts, clip = _score_whole(video, sampling, methods, read)
         return VideoResult(video.name, facts, [clip], latents)
     facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
     results = []
     for read_clip in clips:
-        frames = torch.from_numpy(read_clip.frames).to(device).float()[None] / 255
+        frames = torch.from_numpy(read_clip.frames).to(methods.device).float()[None] / 255
         scorers = {}
-        for method in methods:
-            scorers[method.key] = FrameScorer(perceptual)
+        for method in methods.all:
+            scorers[method.key] = FrameScorer(methods.lpips)
             scorers[method.key].add(frames[0], method.clip(frames)[0])
         t, _, height, width = read_clip.frames.shape
         results.append(_result(read_clip.first_frame, (t, height, width), scorers))
@@ -106,22 +114,17 @@ def score_video(
 def _score_whole(
     video: HeldOutVideo,
     sampling: Sampling,
-    methods: list[Method],
+    methods: Methods,
     read: VideoReader,
-    device: torch.device,
-    perceptual: Perceptual | None,
 ) -> tuple[VideoFacts, ClipResult]:
     """Each method reads the video for itself: kept for all, it would not fit in memory."""
     scorers = {}
-    for method in methods:
-        scorers[method.key] = scorer = FrameScorer(perceptual)
-        whole, pairs = stream_pairs(video, sampling.multiple, method, read, device)
-        waiting: list[tuple[Tensor, Tensor]] = []
-        for pair in pairs:
-            waiting.append(pair)
-            if len(waiting) == PIECE_FRAMES:
-                _add(scorer, waiting)
-        _add(scorer, waiting)
+    for method in methods.all:
+        scorers[method.key] = scorer = FrameScorer(methods.lpips)
+        whole, pairs = stream_pairs(video, sampling.multiple, method, read, methods.device)
+        while piece := list(islice(pairs, PIECE_FRAMES)):
+            originals, reconstructions = zip(*piece, strict=True)
+            scorer.add(torch.cat(originals), torch.cat(reconstructions))
     size = (whole.frames, whole.height, whole.width)
     return whole.facts, _result(whole.first_frame, size, scorers)
 
@@ -160,13 +163,6 @@ def stream_pairs(
             yield waiting.pop(0), reconstructed
 
     return whole, pairs()
-
-
-def _add(scorer: FrameScorer, waiting: list[tuple[Tensor, Tensor]]) -> None:
-    if waiting:
-        originals, reconstructions = zip(*waiting, strict=True)
-        scorer.add(torch.cat(originals), torch.cat(reconstructions))
-        waiting.clear()
 
 
 def _result(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
+from jobs.evaluation.config import EvaluateConfig
+from jobs.evaluation.exhibits import worst_clips, write_samples
+from jobs.evaluation.measure import Sampling
+from jobs.evaluation.methods import Methods
+from jobs.evaluation.page import write_report
+from jobs.evaluation.reading import VideoReader
+from jobs.evaluation.scoring import ScoredVideo
 from taehv.errors import TrainingError
+
+log = logging.getLogger(__name__)
 
 RESULTS = (
     "metrics.json",
@@ -20,10 +33,14 @@ RESULTS = (
 """All that an evaluation writes."""
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raises TrainingError where results are there already, or none could be written."""
+def prepare_output(config: EvaluateConfig, methods: Methods) -> Path:
+    """The folder for the results.
+
+    Raises TrainingError where results are there already, or none could be written.
+    """
+    folder = Path(config.output_dir or methods.weights.parent / "evaluation").absolute()
     held = [name for name in RESULTS if (folder / name).exists()]
-    if held and not overwrite:
+    if held and not config.overwrite:
         raise TrainingError(
             f"--output-dir {folder} holds results already ({', '.join(held)}): choose another, "
             "or replace them with --overwrite"
@@ -36,6 +53,39 @@ def check_output(folder: Path, overwrite: bool) -> None:
         raise TrainingError(
             f"--output-dir {folder} cannot be written: {error.strerror or error}"
         ) from error
+    return folder
+
+
+def write_results(
+    output: Path,
+    results: dict[str, Any],
+    began: float,
+    scored: Sequence[ScoredVideo],
+    sampling: Sampling,
+    methods: Methods,
+    config: EvaluateConfig,
+) -> None:
+    """Write metrics.json, then pictures, videos and the report beside it.
+
+    began: the evaluation, by `time.perf_counter`.
+    """
+    with staged(output) as folder:
+        # What took hours is safe before pictures and report, which may fail.
+        _write_metrics(folder, results, began)
+    try:
+        with closing(VideoReader(config.data.decode_seconds)) as read, staged(output) as folder:
+            write_samples(scored[: config.num_videos], sampling, methods, read, folder)
+            worst = worst_clips(
+                scored, sampling, methods, read, folder / "worst_clips", config.worst_clips
+            )
+            _write_metrics(folder, results, began)
+            write_report(folder, results, worst)
+    except BaseException:
+        log.warning(
+            "all scores and the verdict are in %s; the report is not written",
+            output / "metrics.json",
+        )
+        raise
 
 
 @contextmanager
@@ -44,16 +94,21 @@ def staged(folder: Path) -> Iterator[Path]:
 
     After an error, or Ctrl-C, the older ones are still there and the new ones are not.
     """
-    aside = Path(tempfile.mkdtemp(dir=folder, prefix=".unfinished."))
-    try:
-        yield aside
+    with tempfile.TemporaryDirectory(
+        dir=folder, prefix=".unfinished.", ignore_cleanup_errors=True
+    ) as unfinished:
+        yield Path(unfinished)
         for name in RESULTS:
-            old, new = folder / name, aside / name
+            old, new = folder / name, Path(unfinished, name)
             if old.is_dir():
                 shutil.rmtree(old)
             else:
                 old.unlink(missing_ok=True)
             if new.exists():
                 new.rename(old)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_metrics(folder: Path, results: dict[str, Any], began: float) -> None:
+    results["seconds"] = time.perf_counter() - began
+    text = json.dumps(results, indent=1, allow_nan=False)
+    (folder / "metrics.json").write_text(text + "\n")

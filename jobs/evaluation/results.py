@@ -39,16 +39,17 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from data_pipeline.clips import Rejection
 from data_pipeline.videos.storage import parent
 from jobs.evaluation.config import EvaluateConfig
-from jobs.evaluation.contestants import Contestants
 from jobs.evaluation.cost import Costs
 from jobs.evaluation.measure import Sampling, VideoResult
+from jobs.evaluation.methods import Methods
+from jobs.evaluation.scoring import ScoredVideo
 from taehv.credentials import hide_credentials, in_all_texts
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
@@ -76,19 +77,19 @@ OWN = ("network", "int8")
 
 def assemble(
     config: EvaluateConfig,
-    contestants: Contestants,
+    methods: Methods,
     sampling: Sampling,
-    videos: Sequence[VideoResult],
-    skipped: list[dict[str, str]],
+    scored: Sequence[ScoredVideo],
+    skipped: Sequence[Rejection],
     cost: Costs,
     limits: Thresholds,
 ) -> dict[str, Any]:
     """All but `seconds`."""
-    seed = config.seed
-    scores = {m.key: intervals(videos, m.key, seed) for m in contestants.methods}
-    rows = _training_rows(contestants)
+    seed, videos = config.seed, [result for _, result in scored]
+    scores = {m.key: intervals(videos, m.key, seed) for m in methods.all}
+    rows = _training_rows(methods)
     findings = _judge(scores, cost, rows, limits)
-    for m in contestants.methods:
+    for m in methods.all:
         # What the network is compared with may be broken without its fault.
         level: Level = "failure" if m.key in OWN else "warning"
         findings += judge_broken(m.label, broken_clips(videos, m.key), level)
@@ -99,7 +100,7 @@ def assemble(
         "schema": SCHEMA,
         "version": VERSION,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "checkpoint": _identity(contestants, rows),
+        "checkpoint": _identity(methods, rows),
         "data": {
             "annotations": config.data.annotations,
             "root": config.data.root,
@@ -112,7 +113,7 @@ def assemble(
             "width": sampling.data.width,
             "videos": len(videos),
             "clips": sum(len(video.clips) for video in videos),
-            "skipped": skipped,
+            "skipped": [asdict(rejection) for rejection in skipped],
         },
         "environment": {
             "python": platform.python_version(),
@@ -128,20 +129,20 @@ def assemble(
         "methods": {
             m.key: {
                 "label": m.label,
-                "file": contestants.files.get(m.key, ""),
+                "file": methods.files.get(m.key, ""),
                 "scores": {name: asdict(interval) for name, interval in scores[m.key].items()},
             }
-            for m in contestants.methods
+            for m in methods.all
         },
         "differences": {
             m.key: [
                 asdict(difference)
                 for difference in compare(grouped(videos, "network"), grouped(videos, m.key), seed)
             ]
-            for m in contestants.methods
+            for m in methods.all
             if m.key not in NOT_COMPARED
         },
-        "rate": _rate(videos, contestants, seed),
+        "rate": _rate(videos, methods, seed),
         "latents": latents.summary(),
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
         "videos": [_plain(video) for video in videos],
@@ -196,29 +197,29 @@ def _judge(
     return judge_evaluation(means["network"], floor, rows, speed, against, limits)
 
 
-def _training_rows(contestants: Contestants) -> list[Row]:
+def _training_rows(methods: Methods) -> list[Row]:
     """The log of the run that made the weights, where it lies beside them."""
-    run = RunFolder(str(contestants.weights.parent))
+    run = RunFolder(str(methods.weights.parent))
     return journal.read_run(run) if run.exists("metrics.jsonl") else []
 
 
-def _identity(contestants: Contestants, rows: Sequence[Row]) -> dict[str, Any]:
-    weights, model = contestants.weights, contestants.network.model
+def _identity(methods: Methods, rows: Sequence[Row]) -> dict[str, Any]:
+    weights, model = methods.weights, methods.network.model
     id_file = weights.parent / "mlflow.json"
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
-        "path": contestants.files["network"],
+        "path": methods.files["network"],
         "sha256": digest,
         "variant": model.config.variant,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "run_dir": parent(contestants.files["network"]) if rows else None,
+        "run_dir": parent(methods.files["network"]) if rows else None,
         "run_id": json.loads(id_file.read_text())["run_id"] if id_file.is_file() else None,
         "step": int(rows[-1]["step"]) if rows else None,
     }
 
 
-def _rate(videos: Sequence[VideoResult], contestants: Contestants, seed: int) -> dict[str, Any]:
+def _rate(videos: Sequence[VideoResult], methods: Methods, seed: int) -> dict[str, Any]:
     """What the latents cost to keep; means over the clips."""
     rates, sources = [], []
     for video in videos:
@@ -226,7 +227,7 @@ def _rate(videos: Sequence[VideoResult], contestants: Contestants, seed: int) ->
         sources.append(8 * facts.bytes / (facts.frames * facts.height * facts.width))
         for clip in video.clips:
             size = (clip.frames, clip.height, clip.width)
-            rates.append(Rate.of(contestants.network.latent_shape(*size), math.prod(size)))
+            rates.append(Rate.of(methods.network.latent_shape(*size), math.prod(size)))
     half = sum(rate.half for rate in rates) / len(rates)
     int8 = sum(rate.int8 for rate in rates) / len(rates)
     source = sum(sources) / len(sources)
@@ -250,11 +251,6 @@ def _plain(video: VideoResult) -> dict[str, Any]:
         **asdict(video.facts),
         "clips": [asdict(clip) for clip in video.clips],
     }
-
-
-def write_json(results: dict[str, Any], path: Path) -> None:
-    """Write strict JSON."""
-    path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
 
 
 def _strict(value: Any) -> Any:

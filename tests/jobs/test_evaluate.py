@@ -204,7 +204,7 @@ def test_a_report_that_fails_leaves_the_scores(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evaluate, "write_report", full)
+    monkeypatch.setattr("jobs.evaluation.output.write_report", full)
     code = run(weights, annotations, tmp_path, "--num-samples", "2", "--overwrite")
     assert code == 1
     told = capsys.readouterr().err

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from jobs.cli.weights import address_of, find_weights, network_of
 from jobs.evaluation.config import EvaluateConfig
+from taehv import distributed
 from taehv.evaluation.lpips import Lpips
 from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, no_network
 from taehv.evaluation.rate import int8_round_trip
@@ -19,69 +20,57 @@ from taehv.model.variants import ModelConfig
 
 
 @dataclass
-class Contestants:
-    """All that is scored, the network first, and what goes along."""
+class Methods:
+    """All that is scored, and what it needs for it."""
 
     network: NetworkMethod
-    methods: list[Method]
-    perceptual: Lpips | None
+    """The one that is judged."""
+    all: list[Method]
+    """With the network, which is the first."""
+    lpips: Lpips | None
     device: torch.device
     precision: str
     """As in `EvaluateConfig.precision`."""
     weights: Path
     """The network's."""
-    files: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str]
     """Weights of each method that has some, as others find them."""
 
     @property
     def multiple(self) -> int:
         """Height and width must be a multiple of this for all of them."""
-        factors = [m.model.space_downscale for m in self.methods if isinstance(m, NetworkMethod)]
-        return max(8, *factors)
+        return max(8, *(m.model.space_downscale for m in self.all if isinstance(m, NetworkMethod)))
 
-    def on(self, device: torch.device) -> Contestants:
-        """All of it on another device, in the arithmetic that is chosen there."""
-        if device == self.device:
-            return self
-        dtype = _dtype(self.precision, device)
-        methods: list[Method] = []
-        for method in self.methods:
+    def move_to(self, device: torch.device) -> None:
+        """Move all of it to a device, to work in the arithmetic that is chosen there."""
+        self.device = device
+        for method in self.all:
             if isinstance(method, NetworkMethod):
-                model = method.model.to(device)
-                methods.append(
-                    NetworkMethod(model, method.key, method.label, dtype, method.through)
-                )
+                method.model.to(device)
+                method.dtype = _dtype(self.precision, device)
             elif isinstance(method, TeacherMethod):
-                methods.append(TeacherMethod(method.teacher.to(device)))
-            else:
-                methods.append(method)
-        network = methods[0]
-        assert isinstance(network, NetworkMethod)
-        return dataclasses.replace(
-            self,
-            network=network,
-            methods=methods,
-            perceptual=self.perceptual.to(device) if self.perceptual else None,
-            device=device,
-        )
+                method.teacher = method.teacher.to(device)
+        if self.lpips:
+            self.lpips = self.lpips.to(device)
 
 
-def load(config: EvaluateConfig, device: torch.device) -> Contestants:
+def load_methods(config: EvaluateConfig) -> Methods:
     """Load everything. Raises TrainingError, naming the file, for what cannot be used."""
+    # With Ray the networks go from here to the workers' devices.
+    device = torch.device("cpu") if config.ray.wanted else distributed.device()
     dtype = _dtype(config.precision, device)
     weights = find_weights(config.checkpoint)
     model = _build(dataclasses.replace(config.model, pretrained=str(weights)), device)
     network = NetworkMethod(model, "network", "network", dtype)
-    methods: list[Method] = [
-        network,
-        NetworkMethod(model, "int8", "network, latents in int8", dtype, int8_round_trip),
-    ]
+    int8 = NetworkMethod(model, "int8", "network, latents in int8", dtype, int8_round_trip)
+    methods: list[Method] = [network, int8]
     files = {"network": address_of(weights, config.checkpoint)}
     others = [("baseline", config.baseline)] if config.baseline else []
     others += [(f"compare_{k}", path) for k, path in enumerate(config.compare)]
     for key, place in others:
         path = find_weights(place)
-        label = f"baseline: {path.name}" if key == "baseline" else _name(path)
+        # A run's weights are known by its folder.
+        label = f"baseline: {path.name}" if key == "baseline" else f"{path.parent.name}/{path.name}"
         other = _build(network_of(path, config.model), device)
         methods.append(NetworkMethod(other, key, label, dtype))
         files[key] = address_of(path, place)
@@ -89,13 +78,8 @@ def load(config: EvaluateConfig, device: torch.device) -> Contestants:
         check_teacher(config.teacher.path)
         methods.append(TeacherMethod(Teacher.load(config.teacher, device)))
     methods += no_network()
-    perceptual = Lpips.load(config.lpips, device) if config.lpips else None
-    return Contestants(network, methods, perceptual, device, config.precision, weights, files)
-
-
-def _name(weights: Path) -> str:
-    """A run's weights are known by its folder."""
-    return f"{weights.parent.name}/{weights.name}"
+    lpips = Lpips.load(config.lpips, device) if config.lpips else None
+    return Methods(network, methods, lpips, device, config.precision, weights, files)
 
 
 def _build(config: ModelConfig, device: torch.device) -> TAEHV:
