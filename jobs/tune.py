@@ -24,11 +24,10 @@ from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.cli.errors import ConfigError
 from jobs.cluster import connection
 from jobs.sweep import results
-from jobs.sweep.ablation import ablation_table
-from jobs.sweep.board import TrialProgress
 from jobs.sweep.command_line import keep_definition, parse, resume_options
 from jobs.sweep.definition import METRICS, Plan
 from jobs.sweep.ledger import Ledger
+from jobs.sweep.progress import TrialProgress
 from jobs.sweep.report import write_report
 from jobs.sweep.scoring import score_lpips, score_reference
 from jobs.sweep.session import Session, stop_on_signals
@@ -131,11 +130,11 @@ def _conclude(
         results.write_best(plan, ledger, best[0])
         files.append("best_config.yaml")
         tracker.log({f"best/{n.replace('/', '_')}": best[0].mean(n) for n in METRICS}, step=0)
-        tracker.tag("best", results.settings_told(best[0]))
+        tracker.tag("best", results.format_settings(best[0]))
     print()
     print(results.closing_table(plan, ledger))
     if plan.rows:
-        print(f"\n{ablation_table(plan, ledger, reference)}")
+        print(f"\n{results.ablation_table(plan, ledger, reference)}")
     print()
     for name in files:
         path = ledger.folder.retrieve(name)

@@ -19,7 +19,8 @@ from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.media.latents import latent_png
-from jobs.media.mp4 import DIFFERENCE_GAIN, Mp4Writer, Picture, difference, side_by_side
+from jobs.media.mp4 import Mp4Writer, Picture
+from jobs.media.pictures import DIFFERENCE_GAIN, difference, side_by_side
 from taehv.evaluation.methods import Method
 
 CLIP_FPS = 8.0

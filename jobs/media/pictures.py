@@ -12,17 +12,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from jobs.media.mp4 import (
-    BACKGROUND,
-    DIFFERENCE_GAIN,
-    GAP,
-    SMALLEST_SIDE,
-    Mp4Writer,
-    Picture,
-    difference,
-)
+from jobs.media.mp4 import SMALLEST_SIDE, Mp4Writer, Picture
 
 Clips = NDArray[np.uint8] | torch.Tensor
+
+DIFFERENCE_GAIN = 5
+"""Factor on the absolute difference; what passes 255 is cut off there."""
+
+GAP = 4
+"""Pixels between neighbours."""
+
+BACKGROUND = 24
 CELL_SIDE = 144
 """Smallest width and height of a cell of the grid, pixels: room for its title."""
 
@@ -41,11 +41,11 @@ def side_by_side_png(original: Clips, reconstructed: Clips, path: Path) -> None:
     times = sorted({0, (num_frames - 1) // 2, num_frames - 1})
     factor = max(-(-CELL_SIDE // height), -(-CELL_SIDE // width), 1)
 
-    def row(frames_in: Picture, frames_out: Picture) -> Picture:
-        cells = [_triptych(frames_in[t], frames_out[t], factor) for t in times]
-        return _joined(cells, axis=1, gap=3 * GAP)
-
-    grid = _joined([row(a, b) for a, b in zip(first, second, strict=True)], axis=0, gap=GAP)
+    rows = [
+        _joined([side_by_side(a[t], b[t], factor) for t in times], axis=1, gap=3 * GAP)
+        for a, b in zip(first, second, strict=True)
+    ]
+    grid = _joined(rows, axis=0, gap=GAP)
     titles = [f"frame {t + 1} of {num_frames}" for t in times]
     margin = 2 * GAP
     picture = np.concatenate([_header(titles, grid.shape[1], width * factor), grid])
@@ -68,14 +68,27 @@ def comparison_mp4(original: Clips, reconstructed: Clips, path: Path, fps: float
     num_frames, height = first.shape[1:3]
     factor = max(-(-SMALLEST_SIDE // height), 1)
 
-    def picture(t: int) -> Picture:
-        rows = [_triptych(a[t], b[t], factor) for a, b in zip(first, second, strict=True)]
-        return _even(_joined(rows, axis=0, gap=GAP))
-
     # Made while training goes on: half the work, in a file half as large again.
     with Mp4Writer(path, fps, preset="ultrafast") as video:
         for t in range(num_frames):
-            video.add(picture(t))
+            rows = [side_by_side(a[t], b[t], factor) for a, b in zip(first, second, strict=True)]
+            video.add(_joined(rows, axis=0, gap=GAP))
+
+
+def side_by_side(original: Picture, reconstructed: Picture, factor: int = 1) -> Picture:
+    """Original, reconstruction and amplified difference of one frame, each enlarged by factor."""
+    cells = [
+        cell.repeat(factor, axis=0).repeat(factor, axis=1)
+        for cell in (original, reconstructed, difference(original, reconstructed))
+    ]
+    return _joined(cells, axis=1, gap=GAP)
+
+
+def difference(original: Picture, reconstructed: Picture) -> Picture:
+    """The amplified absolute difference."""
+    distance = np.abs(original.astype(np.int16) - reconstructed.astype(np.int16))
+    amplified: Picture = np.minimum(distance * DIFFERENCE_GAIN, 255).astype(np.uint8)
+    return amplified
 
 
 def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
@@ -94,15 +107,6 @@ def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
     return first.transpose(0, 1, 3, 4, 2), second.transpose(0, 1, 3, 4, 2)
 
 
-def _triptych(original: Picture, reconstructed: Picture, factor: int) -> Picture:
-    """Original, reconstruction and amplified difference of one frame, each enlarged by factor."""
-    cells = [
-        cell.repeat(factor, axis=0).repeat(factor, axis=1)
-        for cell in (original, reconstructed, difference(original, reconstructed))
-    ]
-    return _joined(cells, axis=1, gap=GAP)
-
-
 def _joined(pictures: list[Picture], axis: int, gap: int) -> Picture:
     """Pictures in a row (axis 1) or a column (axis 0), with a gap between neighbours."""
     shape = list(pictures[0].shape)
@@ -110,12 +114,6 @@ def _joined(pictures: list[Picture], axis: int, gap: int) -> Picture:
     space = np.full(shape, BACKGROUND, dtype=np.uint8)
     spaced = [part for picture in pictures for part in (space, picture)]
     return np.concatenate(spaced[1:], axis=axis)
-
-
-def _even(picture: Picture) -> Picture:
-    """The picture with a last row and column added where its sides are odd."""
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), constant_values=BACKGROUND)
 
 
 def _header(titles: list[str], width: int, cell_width: int) -> Picture:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -33,8 +34,7 @@ def parse(arguments: Sequence[str], description: str = "") -> tuple[Plan, RunFol
         ConfigError: naming the line of the YAML, or the key.
         SystemExit: with 2 for an option that does not exist, with 0 after --help.
     """
-    rest = list(arguments)
-    sweep_dir = _take(rest, "--sweep-dir")
+    sweep_dir, rest = _take_sweep_dir(arguments)
     if rest and rest[0] in ("-h", "--help"):
         tyro.cli(Config, args=["--help"], description=description)
     if rest and not rest[0].startswith("-"):
@@ -91,13 +91,10 @@ def keep_definition(plan: Plan, folder: RunFolder) -> None:
     Raises:
         ConfigError: where the folder holds another sweep.
     """
-    definition: dict[str, Any] = {
-        "sweep": dataclasses.asdict(plan.sweep),
-        "config": flatten(plan.base),
-    }
-    definition = _unchangeable(
-        json.loads(json.dumps(in_all_texts(without_credentials, definition)))
-    )
+    whole = {"sweep": dataclasses.asdict(plan.sweep), "config": flatten(plan.base)}
+    whole = in_all_texts(without_credentials, whole)
+    # As it comes back from a file, with lists in place of tuples.
+    definition = _unchangeable(json.loads(json.dumps(whole)))
     if folder.exists("sweep.json"):
         before = _unchangeable(json.loads(folder.retrieve("sweep.json").read_text()))
         changed = [
@@ -113,10 +110,8 @@ def keep_definition(plan: Plan, folder: RunFolder) -> None:
             )
     elif folder.entries("trials") or folder.exists("metrics.jsonl"):
         raise ConfigError(f"{folder} holds something else: choose another --sweep-dir")
-    for name, text in (
-        ("sweep.json", json.dumps(definition, indent=1) + "\n"),
-        (BEGUN, as_begun(plan)),
-    ):
+    texts = {"sweep.json": json.dumps(definition, indent=1) + "\n", BEGUN: as_begun(plan)}
+    for name, text in texts.items():
         write_atomically(folder.local / name, text)
         folder.publish(name)
 
@@ -133,17 +128,12 @@ def _unchangeable(definition: dict[str, Any]) -> dict[str, Any]:
     return {"sweep": sweep | {"search": search}, "config": config}
 
 
-def _take(arguments: list[str], option: str) -> str:
-    """Remove an option with its value."""
-    for position, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == option:
-            if separator:
-                del arguments[position]
-                return value
-            if position + 1 == len(arguments):
-                raise ConfigError(f"{option} needs a value")
-            value = arguments[position + 1]
-            del arguments[position : position + 2]
-            return value
-    return ""
+def _take_sweep_dir(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The value of --sweep-dir, and all other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--sweep-dir", default="")
+    try:
+        known, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ConfigError("--sweep-dir needs a value") from error
+    return known.sweep_dir, rest

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,6 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.cli.config import Config, read_cluster_sections, read_defaults
-from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import as_defaults
 from jobs.cli.paths import absolute
 from jobs.cli.yaml_file import Lines, Place, read
@@ -23,6 +23,7 @@ from jobs.sweep.space import (
     Settings,
     check_swept,
     frozen,
+    nearest,
     parse_domain,
     resolve,
     with_settings,
@@ -139,14 +140,12 @@ def read_sweep(path: Path, begun: bool = False) -> tuple[Sweep, Config, Lines]:
         ConfigError: with the line of what is wrong.
     """
     content, lines = read(path)
-    for key in content:
-        if key not in {f.name for f in dataclasses.fields(Sweep)}:
-            raise lines.error((key,), _unknown(key, [f.name for f in dataclasses.fields(Sweep)]))
+    _refuse_unknown_keys(content, Sweep, lines, ())
     for section, kind in (("search", Search), ("scheduler", Scheduler), ("budget", Budget)):
-        known = [f.name for f in dataclasses.fields(kind)]
-        for key in _mapping(content, section, lines):
-            if key not in known:
-                raise lines.error((section, key), _unknown(key, known))
+        value = content.get(section, {})
+        if not isinstance(value, dict):
+            raise lines.error((section,), f"{section} is a section, but holds {value!r}")
+        _refuse_unknown_keys(value, kind, lines, (section,))
     try:
         sweep = TypeAdapter(Sweep).validate_python(content)
     except ValidationError as error:
@@ -188,44 +187,36 @@ def make_plan(sweep: Sweep, base: Config, lines: Lines) -> Plan:
         base = dataclasses.replace(base, data=held)
     space: dict[str, Domain] = {}
     for key, value in sweep.space.items():
-        try:
+        with _with_line(lines, ("space", key), f"{key}: "):
             check_swept(key)
             space[key] = parse_domain(value)
             if space[key].ratio_to:
                 check_swept(space[key].ratio_to)
-        except ValueError as error:
-            raise lines.error(("space", key), f"{key}: {error}") from error
     for key, domain in space.items():
         if domain.ratio_to in space and space[domain.ratio_to].ratio_to:
             raise lines.error(("space", key), f"{key}: {domain.ratio_to} is a ratio itself")
         for value in domain.ends():
             _try(base, resolve({key: value}, space, base), lines, ("space", key))
+    rows: dict[str, Settings] = {}
     for label, row in sweep.rows.items():
         if not isinstance(row, dict):
             raise lines.error(("rows", label), f"{label} holds {row!r} instead of config keys")
-    rows = {
-        str(label): {key: frozen(value) for key, value in row.items()}
-        for label, row in sweep.rows.items()
-    }
-    for label, row in rows.items():
         for key in row:
-            try:
+            with _with_line(lines, ("rows", label, key)):
                 check_swept(key)
-            except ValueError as error:
-                raise lines.error(("rows", label, key), str(error)) from error
-        _try(base, row, lines, ("rows", label))
+        rows[str(label)] = {key: frozen(value) for key, value in row.items()}
+        _try(base, rows[str(label)], lines, ("rows", label))
     plan = Plan(sweep, base, space, rows)
     _check_search(plan, lines)
     return plan
 
 
 def _base(sweep: Sweep, path: Path, lines: Lines) -> Config:
-    try:
-        base = read_defaults(path.parent / sweep.config if sweep.config else None)
-    except ConfigError as error:
-        if not sweep.config:
-            raise
-        raise lines.error(("config",), str(error)) from error
+    if sweep.config:
+        with _with_line(lines, ("config",)):
+            base = read_defaults(path.parent / sweep.config)
+    else:
+        base = read_defaults(None)
     if base.train.resume == "latest":
         # A cluster's default, which every trial has anyway.
         base = dataclasses.replace(base, train=dataclasses.replace(base.train, resume=""))
@@ -233,11 +224,8 @@ def _base(sweep: Sweep, path: Path, lines: Lines) -> Config:
         if not isinstance(values, dict):
             raise lines.error(("settings", section), f"settings.{section} is no section of keys")
         for key, value in values.items():
-            place = ("settings", section, key)
-            try:
+            with _with_line(lines, ("settings", section, key)):
                 base = with_settings(base, {f"{section}.{key}": value})
-            except ValueError as error:
-                raise lines.error(place, str(error)) from error
     return base
 
 
@@ -246,18 +234,14 @@ def _base_of_begun(sweep: Sweep, lines: Lines) -> Config:
     values = {
         f"{section}.{key}": v for section, keys in settings.items() for key, v in keys.items()
     }
-    try:
+    with _with_line(lines, ("settings",)):
         base = with_settings(read_defaults(None), values)
-    except ValueError as error:
-        raise lines.error(("settings",), str(error)) from error
     return dataclasses.replace(base, train=dataclasses.replace(base.train, resume=""))
 
 
 def _try(base: Config, settings: Settings, lines: Lines, place: Place) -> None:
-    try:
+    with _with_line(lines, place, f"{place[-1]}: "):
         with_settings(base, settings)
-    except ValueError as error:
-        raise lines.error(place, f"{place[-1]}: {error}") from error
     if in_all_texts(without_credentials, dict(settings)) != dict(settings):
         raise lines.error(
             place,
@@ -268,30 +252,31 @@ def _try(base: Config, settings: Settings, lines: Lines, place: Place) -> None:
 
 def _check_numbers(sweep: Sweep, lines: Lines) -> None:
     least = {
-        ("search", "trials"): (sweep.search.trials, 1),
-        ("search", "startup_trials"): (sweep.search.startup_trials, 1),
-        ("search", "seed"): (sweep.search.seed, 0),
-        ("scheduler", "grace_steps"): (sweep.scheduler.grace_steps, 0),
-        ("scheduler", "reduction_factor"): (sweep.scheduler.reduction_factor, 1.01),
-        ("scheduler", "min_trials"): (sweep.scheduler.min_trials, 1),
-        ("budget", "steps"): (sweep.budget.steps, 0),
-        ("budget", "hours"): (sweep.budget.hours, 0),
-        ("confirm",): (sweep.confirm, 0),
-        ("concurrent",): (sweep.concurrent, 1),
-        ("retries",): (sweep.retries, 0),
+        "search.trials": 1,
+        "search.startup_trials": 1,
+        "search.seed": 0,
+        "scheduler.grace_steps": 0,
+        "scheduler.reduction_factor": 1.01,
+        "scheduler.min_trials": 1,
+        "budget.steps": 0,
+        "budget.hours": 0,
+        "confirm": 0,
+        "concurrent": 1,
+        "retries": 0,
     }
-    for place, (value, lowest) in least.items():
+    for name, lowest in least.items():
+        value = attrgetter(name)(sweep)
         if value < lowest:
-            raise lines.error(
-                place, f"{'.'.join(place)} is {value}: it must be at least {lowest:g}"
-            )
+            message = f"{name} is {value}: it must be at least {lowest:g}"
+            raise lines.error(tuple(name.split(".")), message)
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds) or min(sweep.seeds) < 0:
         raise lines.error(("seeds",), "seeds: different whole numbers from 0, at least one")
     if sweep.metric not in METRICS:
+        hint = f"there is no {sweep.metric}; {nearest(sweep.metric, METRICS)}"
         raise lines.error(
             ("metric",),
             f"metric is {sweep.metric}: trials are compared by a score on held-out clips, which no "
-            f"weight of a loss enters ({_unknown(sweep.metric, METRICS)})",
+            f"weight of a loss enters ({hint})",
         )
 
 
@@ -322,14 +307,17 @@ def _check_search(plan: Plan, lines: Lines) -> None:
         )
 
 
-def _mapping(content: Mapping[str, Any], section: str, lines: Lines) -> Mapping[str, Any]:
-    value = content.get(section, {})
-    if not isinstance(value, dict):
-        raise lines.error((section,), f"{section} is a section, but holds {value!r}")
-    return value
+@contextmanager
+def _with_line(lines: Lines, place: Place, prefix: str = "") -> Iterator[None]:
+    """A ValueError becomes a ConfigError that names the line of `place`."""
+    try:
+        yield
+    except ValueError as error:
+        raise lines.error(place, f"{prefix}{error}") from error
 
 
-def _unknown(key: str, known: Any) -> str:
-    near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-    return f"there is no {key}; {hint}"
+def _refuse_unknown_keys(keys: Iterable[str], kind: Any, lines: Lines, section: Place) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for key in keys:
+        if key not in known:
+            raise lines.error((*section, key), f"there is no {key}; {nearest(key, known)}")

@@ -39,7 +39,7 @@ def importance(plan: Plan, ledger: Ledger) -> Importance | None:
     one of them reached.
     """
     curves: list[tuple[dict[str, Any], list[dict[int, float]]]] = []
-    for group in groups(plan, ledger):
+    for group in groups(ledger):
         scored = [
             {int(row["step"]): row[plan.sweep.metric] for row in rows if plan.sweep.metric in row}
             for record in group.trials

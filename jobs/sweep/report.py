@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -10,18 +11,20 @@ from typing import Any
 from jobs.report.words import number
 from jobs.report.words import render as render_template
 from jobs.sweep import plots
-from jobs.sweep.ablation import ABLATION, Reference, ablation_rows
 from jobs.sweep.definition import Plan
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.results import (
+    ABLATION,
     LPIPS,
     Group,
+    Reference,
+    ablation_rows,
+    format_settings,
+    format_unranked,
     groups,
     last_scores,
     ranked,
-    settings_told,
-    unranked_told,
 )
 
 SHOWN = {
@@ -51,7 +54,7 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
         metric=metric,
         best=best,
         figures=_figures(plan, ledger, best),
-        unranked=unranked_told(plan, ledger),
+        unranked=format_unranked(plan, ledger),
         confidence=_confidence(plan, best),
         shown={metric: metric}
         | {f"val_ema/{n}": label for n, label in SHOWN.items() if f"val_ema/{n}" != metric},
@@ -68,7 +71,7 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
         ],
         identity=_identity(plan, ledger),
         plots=plots,
-        settings_told=settings_told,
+        format_settings=format_settings,
         mean=mean,
     )
 
@@ -84,11 +87,12 @@ def mean(group: Group, metric: str, digits: int = 4) -> tuple[str | None, str]:
 def _figures(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[tuple[str, str]]:
     """The few that are asked for first, each with what it is."""
     metric = plan.sweep.metric
-    counts = {
-        status: sum(record.status == status for record in ledger.records.values())
+    counts = Counter(record.status for record in ledger.records.values())
+    counted = ", ".join(
+        f"{counts[status]} {status}"
         for status in ("finished", "pruned", "failed", "interrupted")
-    }
-    told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
+        if counts[status]
+    )
     figures = []
     if best:
         first, seeds = best[0], "seed" if best[0].seeds == 1 else "seeds"
@@ -97,7 +101,7 @@ def _figures(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[tuple[st
             gap = abs(first.mean(metric) - best[-1].mean(metric))
             figures.append((number(gap, 3), "between the best and the worst that were finished"))
         figures.append((str(first.seeds), f"{seeds} of the best configuration"))
-    return [*figures, (str(len(ledger.records)), f"trials: {told}")]
+    return [*figures, (str(len(ledger.records)), f"trials: {counted}")]
 
 
 def _confidence(plan: Plan, best: Sequence[Group]) -> str:
@@ -134,18 +138,16 @@ def _curves(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[plots.Cur
 
 def _lines(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[plots.Line]:
     metric = plan.sweep.metric
-    lines = [plots.Line(_names(group), group.drawn, group.mean(metric), False) for group in best]
-    for group in groups(plan, ledger):
+    lines = [
+        plots.Line(f"trial {group.names}", group.drawn, group.mean(metric), False) for group in best
+    ]
+    for group in groups(ledger):
         # Those that no seed has finished.
         scores = [last_scores(ledger.rows(record)).get(metric) for record in group.trials]
         known = [score for score in scores if score is not None and math.isfinite(score)]
         if not group.seeds and known:
-            lines.append(plots.Line(_names(group), group.drawn, max(known), True))
+            lines.append(plots.Line(f"trial {group.names}", group.drawn, max(known), True))
     return lines
-
-
-def _names(group: Group) -> str:
-    return "trial " + " ".join(record.name for record in group.trials)
 
 
 def _trades(best: Sequence[Group]) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ import dataclasses
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,19 @@ from taehv.training.state import to_yaml
 
 LPIPS = "val_ema/lpips"
 """Where its weights were given; no trial has it in its own metrics."""
+
+SHOWN_SCORES = ("psnr", "ssim", "mse", "sharpness")
+ABLATION = {
+    "mse": "MSE",
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "sharpness": "sharpness",
+    "encode_seconds": "encode, s a clip",
+}
+MOST_RANKED = 12
+
+Reference = Mapping[str, float] | None
+"""Scores of the reference VAE itself, where it was asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +64,17 @@ class Group:
         return t_quantile(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
 
     @property
+    def names(self) -> str:
+        """Of its trials, such as "001 004"."""
+        return " ".join(record.name for record in self.trials)
+
+    @property
     def seeds(self) -> int:
         """That are finished."""
         return len(self.scores.get(METRICS[0], []))
 
 
-def groups(plan: Plan, ledger: Ledger) -> list[Group]:
+def groups(ledger: Ledger) -> list[Group]:
     """All configurations, in the order of their first trial."""
     found: dict[str, list[Record]] = {}
     for number in sorted(ledger.records):
@@ -68,29 +87,26 @@ def ranked(plan: Plan, ledger: Ledger) -> list[Group]:
     """The configurations with a finished trial and a score, the best first: those with more seeds
     before those with fewer, of which a lucky one may be on top."""
     sign = -1 if plan.sweep.direction == "max" else 1
-    finished = [g for g in groups(plan, ledger) if math.isfinite(g.mean(plan.sweep.metric))]
+    finished = [g for g in groups(ledger) if math.isfinite(g.mean(plan.sweep.metric))]
     return sorted(finished, key=lambda g: (-g.seeds, sign * g.mean(plan.sweep.metric)))
 
 
-def unranked_told(plan: Plan, ledger: Ledger) -> str:
+def format_unranked(plan: Plan, ledger: Ledger) -> str:
     """The finished configurations whose score is not a number; empty where there is none."""
-    broken = [
-        group
-        for group in groups(plan, ledger)
+    names = [
+        f"trial {group.names}"
+        for group in groups(ledger)
         if group.seeds and not math.isfinite(group.mean(plan.sweep.metric))
     ]
-    names = [" ".join(record.name for record in group.trials) for group in broken]
     if not names:
         return ""
-    return f"not ranked, since {plan.sweep.metric} is not a number: trial {', trial '.join(names)}"
+    return f"not ranked, since {plan.sweep.metric} is not a number: {', '.join(names)}"
 
 
-def last_scores(rows: list[Row]) -> dict[str, float]:
-    """The scores of the last validation."""
-    validations = [row for row in rows if METRICS[0] in row]
-    if not validations:
-        return {}
-    return {name: value for name, value in validations[-1].items() if name.startswith("val")}
+def last_scores(rows: Sequence[Row]) -> dict[str, float]:
+    """The scores of the last validation; empty where there was none."""
+    last = next((row for row in reversed(rows) if METRICS[0] in row), {})
+    return {name: value for name, value in last.items() if name.startswith("val")}
 
 
 def write_csv(plan: Plan, ledger: Ledger) -> None:
@@ -132,41 +148,55 @@ def write_best(plan: Plan, ledger: Ledger, best: Group) -> None:
     tracking = dataclasses.replace(config.tracking, run_name="")
     config = dataclasses.replace(config, train=train, tracking=tracking)
     path = ledger.folder.local / "best_config.yaml"
-    trials = ", ".join(record.name for record in best.trials)
     path.write_text(
-        f"# The best configuration of the sweep {plan.sweep.name} (trials {trials}):\n"
+        f"# The best configuration of the sweep {plan.sweep.name} (trials {best.names}):\n"
         f"# {plan.sweep.metric} {best.mean(plan.sweep.metric):.5g}. Train with it by\n"
         "# `python jobs/train.py --config best_config.yaml`.\n" + to_yaml(config)
     )
     ledger.folder.publish("best_config.yaml")
 
 
-def closing_table(plan: Plan, ledger: Ledger, most: int = 12) -> str:
-    """The ranking as text."""
-    metrics = dict.fromkeys([plan.sweep.metric, *(f"val_ema/{n}" for n in TOLD)])
-    lines = [("rank", "trials", *metrics, "settings")]
-    best = ranked(plan, ledger)
-    for rank, group in enumerate(best[:most], start=1):
-        cells = [told_mean(group, metric) for metric in metrics]
-        names = " ".join(record.name for record in group.trials)
-        lines.append((str(rank), names, *cells, settings_told(group)))
-    if not best:
-        lines.append(("", "no trial is finished yet", *[""] * (len(lines[0]) - 2)))
-    text = text_table(lines, left=(1, len(lines[0]) - 1))
-    unranked = unranked_told(plan, ledger)
-    if unranked:
+def closing_table(plan: Plan, ledger: Ledger) -> str:
+    """The ranking as text, of at most `MOST_RANKED` configurations, and what became of the
+    trials."""
+    metrics = dict.fromkeys([plan.sweep.metric, *(f"val_ema/{name}" for name in SHOWN_SCORES)])
+    rows = [("rank", "trials", *metrics, "settings")]
+    for rank, group in enumerate(ranked(plan, ledger)[:MOST_RANKED], start=1):
+        means = [format_mean(group, metric) for metric in metrics]
+        rows.append((str(rank), group.names, *means, format_settings(group)))
+    if len(rows) == 1:
+        rows.append(("", "no trial is finished yet", *[""] * (len(rows[0]) - 2)))
+    text = text_table(rows, left=(1, len(rows[0]) - 1))
+    if unranked := format_unranked(plan, ledger):
         text += f"\n{unranked}"
-    counts: dict[str, int] = {}
-    for record in ledger.records.values():
-        counts[record.status] = counts.get(record.status, 0) + 1
+    counts = Counter(record.status for record in ledger.records.values())
     counted = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return f"{text}\n\n{len(ledger.records)} trials: {counted}"
+    return f"{text}\n\n{counts.total()} trials: {counted}"
 
 
-TOLD = ("psnr", "ssim", "mse", "sharpness")
+def ablation_rows(
+    plan: Plan, ledger: Ledger, reference: Reference
+) -> list[tuple[str, Group | Mapping[str, float]]]:
+    """The rows of a sweep of rows in their order, and the reference VAE."""
+    by_label = {group.label: group for group in groups(ledger)}
+    rows: list[tuple[str, Group | Mapping[str, float]]] = [
+        (label, by_label[label]) for label in plan.rows if label in by_label
+    ]
+    return rows + ([] if reference is None else [("the reference VAE itself", reference)])
 
 
-def told_mean(group: Group, metric: str) -> str:
+def ablation_table(plan: Plan, ledger: Ledger, reference: Reference) -> str:
+    """What each part of the loss brings, beside the reference VAE, as text."""
+    rows = [("", *ABLATION.values())]
+    for label, found in ablation_rows(plan, ledger, reference):
+        if isinstance(found, Group):
+            rows.append((label, *(format_mean(found, f"val_ema/{name}") for name in ABLATION)))
+        else:
+            rows.append((label, *(f"{found[name]:.4g}" for name in ABLATION)))
+    return text_table(rows)
+
+
+def format_mean(group: Group, metric: str) -> str:
     """A mean, with its interval where there is one."""
     if math.isnan(group.mean(metric)):
         return "none"
@@ -175,29 +205,25 @@ def told_mean(group: Group, metric: str) -> str:
     return f"{group.mean(metric):.4g}{between}"
 
 
-def settings_told(group: Group | Record) -> str:
+def format_settings(group: Group | Record) -> str:
     """What sets a configuration apart."""
-    if group.label:
-        return group.label
-    return "  ".join(
+    return group.label or "  ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in group.settings.items()
-        if key != "train.seed"
+        for key, value in _without_seed(group.settings).items()
     )
 
 
-def _group(ledger: Ledger, records: list[Record]) -> Group:
+def _group(ledger: Ledger, records: Sequence[Record]) -> Group:
     scores: dict[str, list[float]] = {}
     for record in records:
         if record.status == "finished":
             last = last_scores(ledger.rows(record))
-            if record.lpips is not None:
-                last[LPIPS] = record.lpips
-            for name, value in last.items():
+            lpips = {} if record.lpips is None else {LPIPS: record.lpips}
+            for name, value in (last | lpips).items():
                 scores.setdefault(name, []).append(value)
     first = records[0]
-    drawn = {key: value for key, value in first.drawn.items() if key != "train.seed"}
-    return Group(drawn, _without_seed(first.settings), first.label, tuple(records), scores)
+    drawn, settings = _without_seed(first.drawn), _without_seed(first.settings)
+    return Group(drawn, settings, first.label, tuple(records), scores)
 
 
 def _without_seed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,9 +17,9 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from jobs.cli.config import flatten
 from jobs.cli.console import stop_signals_to
-from jobs.sweep.board import TrialProgress
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger, Status
+from jobs.sweep.progress import TrialProgress
 from jobs.sweep.reporter import (
     ArtifactWritten,
     TagSet,
@@ -31,7 +31,8 @@ from jobs.sweep.reporter import (
 from jobs.sweep.trial import trial_config
 from jobs.tracking.tracker import Tracker
 from jobs.training.messages import LineLogged, RowLogged, StepDone
-from taehv.evaluation.verdict import Thresholds, judge, overall
+from jobs.training.summary import judge_run
+from taehv.evaluation.verdict import Thresholds, overall
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
 
@@ -134,11 +135,11 @@ class Session(tune.Callback):  # type: ignore[misc]
             case TrialBegun(run_dir):
                 self._begin(number, run_dir)
             case StepDone(step):
-                self._show_step(number, step)
+                self._set_step(number, step)
             case RowLogged(row):
                 self._trackers[number].log(row, row["step"])
                 self.progress.row(number, row)
-                self._show_step(number, row["step"])
+                self._set_step(number, row["step"])
             case ArtifactWritten(path, folder):
                 self._trackers[number].artifact(Path(path), folder)
             case TagSet(name, value):
@@ -158,7 +159,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             self._trackers[number] = self._track(number, run_dir)
         self.progress.update(record)
 
-    def _show_step(self, number: int, step: int) -> None:
+    def _set_step(self, number: int, step: int) -> None:
         self._steps[number] = step
         self.progress.step(number, step)
 
@@ -170,8 +171,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             status = "finished"
         elif self.stop_reason:
             status = "interrupted"
-        changes: dict[str, Any] = {"error": ended.error}
-        changes["seconds"] = record.seconds + ended.seconds
+        changes = {"error": ended.error, "seconds": record.seconds + ended.seconds}
         if summary:
             changes["step"] = summary["step"]
             changes["baselines"] = summary["baselines"] or record.baselines
@@ -192,13 +192,10 @@ class Session(tune.Callback):  # type: ignore[misc]
         rows = self.ledger.rows(record)
         step = max([record.step, *(int(row["step"]) for row in rows)])
         verdict = ""
-        scored = [row for row in rows if "val_ema/psnr" in row]
-        if status == "finished" and scored:
-            scores = {name: scored[-1][f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
-            floor = {name: values["psnr"] for name, values in record.baselines.items()}
+        if status == "finished" and any("val_ema/psnr" in row for row in rows):
             loss = trial_config(self.plan.base, record.settings, "").loss
             limits = Thresholds().with_gradient_scale(loss.gradient_scale)
-            verdict = overall(judge(scores, floor, rows, limits))
+            verdict = overall(judge_run(rows, record.baselines, limits))
         changes |= {"status": status, "step": step, "verdict": verdict}
         record = self.ledger.update(number, **changes)
         self._steps[number] = step
@@ -220,11 +217,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         record = self.ledger.records[number]
         config = trial_config(self.plan.base, record.settings, run_dir)
         name = f"{self.plan.sweep.name} {record.name} {record.label}".rstrip()
-        tracking = dataclasses.replace(
-            config.tracking,
-            run_name=name,
-            tensorboard=False,
-        )
+        tracking = dataclasses.replace(config.tracking, run_name=name, tensorboard=False)
         # Of a folder on a store, the local copy lives as long as this object.
         folder = self._folders[number] = RunFolder(run_dir)
         folder.retrieve("mlflow.json")

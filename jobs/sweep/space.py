@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,9 @@ HELD = {
     "train.validation_clips",
 }
 """They decide what the held-out clips are, which must be the same for every trial."""
+
+MOST_NAMES = 16
+"""An error lists at most so many known names."""
 
 OWN = {"train.run_dir", "train.resume", "train.seed", "tracking.", "cluster."}
 """They are the sweep's own affair."""
@@ -87,8 +90,8 @@ def parse_domain(value: Any) -> Domain:
         )
     kinds = {"choices", "uniform", "log", "int", "log_int"}
     unknown = value.keys() - kinds - {"ratio_to"}
-    if unknown:
-        raise ValueError(f"there is no {sorted(unknown)[0]} here; {_nearest(unknown.pop(), kinds)}")
+    for name in sorted(unknown):
+        raise ValueError(f"there is no {name} here; {nearest(name, kinds)}")
     named = value.keys() & kinds
     if len(named) != 1:
         raise ValueError(f"expected one of {', '.join(sorted(kinds))}")
@@ -163,7 +166,7 @@ def check_key(key: str) -> None:
     """Raises ValueError, naming the nearest key, where the configuration has none such."""
     known = flatten(Config())
     if key not in known:
-        raise ValueError(f"there is no config key {key}; {_nearest(key, known)}")
+        raise ValueError(f"there is no config key {key}; {nearest(key, known)}")
 
 
 def check_swept(key: str) -> None:
@@ -178,6 +181,9 @@ def check_swept(key: str) -> None:
         raise ValueError(f"{key} cannot differ from trial to trial{hint}")
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(known)[:12])} ..."
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What may have been meant by a name that is not known; else names that are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    more = " ..." if len(names) > MOST_NAMES else ""
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(names[:MOST_NAMES])}{more}"

@@ -14,7 +14,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import ENDED, Ledger, Record, Stage
 from jobs.sweep.results import ranked
-from jobs.sweep.search import list_searcher, make_scheduler, make_searcher
+from jobs.sweep.search import RegisterTrial, list_searcher, make_scheduler, make_searcher
 from jobs.sweep.session import Session, SweepStopper
 from jobs.sweep.space import Settings
 from jobs.sweep.trial import Trial, TrialPlan
@@ -53,22 +53,21 @@ class Stages:
 
     def run(self) -> None:
         """Run all stages, or until the session stops."""
-        self._search()
+        points = self._plan.points()
+        if points is None:
+            self._search()
+        else:
+            self._run_listed("search", points)
         if self._plan.sweep.confirm and not self._session.stop_reason:
             self._confirm()
 
     def _search(self) -> None:
-        points = self._plan.points()
-        if points is not None:
-            self._run_listed("search", points)
-            return
         known = [record for record in self._ledger.of_stage("search") if record.status != "failed"]
         failed = len(self._ledger.of_stage("search")) - len(known)
         missing = self._plan.sweep.search.trials - failed
         if any(record.status not in ENDED for record in known) or len(known) < missing:
-            earlier = _EarlierTrials(self, "search", known)
             drawn = [record.drawn for record in known]
-            searcher = make_searcher(self._plan, drawn, earlier.register)
+            searcher = make_searcher(self._plan, drawn, self._register("search", known))
             self._tune(searcher, missing, make_scheduler(self._plan))
 
     def _confirm(self) -> None:
@@ -91,8 +90,8 @@ class Stages:
         skipped = ("failed",) if compared else ENDED
         passed = [record for record in known if record.status in skipped]
         missing = [point for point in points if point not in [record.drawn for record in passed]]
-        earlier = _EarlierTrials(self, stage, [record for record in known if record not in passed])
-        self._tune(list_searcher(self._plan, missing, earlier.register), len(missing), scheduler)
+        register = self._register(stage, [record for record in known if record not in passed])
+        self._tune(list_searcher(self._plan, missing, register), len(missing), scheduler)
 
     def _tune(self, searcher: Any, trials: int, scheduler: Any) -> None:
         sweep = self._plan.sweep
@@ -118,35 +117,24 @@ class Stages:
             tuner.fit()
         self._session.handle_messages()
 
-    def register(self, stage: Stage, drawn: Settings, record: Record | None) -> dict[str, Any]:
-        """The trial's configuration for Ray Tune; without a record it is a new trial."""
-        if record is None:
-            settings = self._plan.resolve(drawn)
-            settings.setdefault("train.seed", self._plan.sweep.seeds[0])
-            label = next(
-                (
-                    label
-                    for label, row in self._plan.rows.items()
-                    if row == {key: value for key, value in drawn.items() if key != "train.seed"}
-                ),
-                "",
-            )
-            record = self._ledger.add(stage, drawn, settings, settings["train.seed"], label)
-        return {
-            "number": record.number,
-            "settings": record.settings,
-            "ended": record.status in ENDED,
-        }
+    def _register(self, stage: Stage, earlier: Sequence[Record]) -> RegisterTrial:
+        """Gives values that are tried their trial: of `earlier` ones each once, else a new one."""
+        known = list(earlier)
 
+        def register(drawn: Settings) -> dict[str, Any]:
+            record = next((r for r in known if r.drawn == drawn), None)
+            if record is not None:
+                known.remove(record)
+            else:
+                record = self._new_trial(stage, dict(drawn))
+            ended = record.status in ENDED
+            return {"number": record.number, "settings": record.settings, "ended": ended}
 
-class _EarlierTrials:
-    """Trials of an earlier session, each of which is reported again or resumed once."""
+        return register
 
-    def __init__(self, stages: Stages, stage: Stage, known: Sequence[Record]) -> None:
-        self._stages, self._stage, self._known = stages, stage, list(known)
-
-    def register(self, drawn: Settings) -> dict[str, Any]:
-        record = next((r for r in self._known if r.drawn == drawn), None)
-        if record is not None:
-            self._known.remove(record)
-        return self._stages.register(self._stage, dict(drawn), record)
+    def _new_trial(self, stage: Stage, drawn: Settings) -> Record:
+        settings = self._plan.resolve(drawn)
+        seed = settings.setdefault("train.seed", self._plan.sweep.seeds[0])
+        row = {key: value for key, value in drawn.items() if key != "train.seed"}
+        labels = [label for label, values in self._plan.rows.items() if values == row]
+        return self._ledger.add(stage, drawn, settings, seed, labels[0] if labels else "")

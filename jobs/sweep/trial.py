@@ -20,9 +20,9 @@ from data_pipeline.clips import open_sources
 from jobs.cli.config import Config
 from jobs.cli.console import log_without_credentials
 from jobs.cluster.capacity import Allocation, ClusterCapacity
-from jobs.sweep.crew import WorkerPool
 from jobs.sweep.reporter import TrialBegun, TrialEnded, TrialReporter
 from jobs.sweep.space import Settings, with_settings
+from jobs.sweep.trial_workers import WorkerPool
 from jobs.training.checks import check
 from jobs.training.resumed import keep_config
 from jobs.training.trainer import make_driver

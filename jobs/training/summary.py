@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from taehv.credentials import without_credentials
-from taehv.evaluation.verdict import Thresholds, format_verdict, judge
+from taehv.evaluation.verdict import Finding, Thresholds, format_verdict, judge
 from taehv.interfaces import Row
 from taehv.run.run_folder import RunFolder
 from taehv.text_table import text_table
@@ -35,10 +35,8 @@ def closing_summary(
     if validations:
         first, last = validations[0], validations[-1]
         parts += [_table(first, last, baselines), ""]
-        scores = {name: last[f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
-        floor = {name: values["psnr"] for name, values in baselines.items()}
         if finished:
-            parts += [format_verdict(judge(scores, floor, rows, limits)), ""]
+            parts += [format_verdict(judge_run(rows, baselines, limits)), ""]
     parts.append(f"run folder   {_short(run.address)}")
     if finished:
         parts.append(f"weights      {_short(run.address_of('final_model.safetensors'))} (and .pth)")
@@ -46,6 +44,16 @@ def closing_summary(
     if open_hint:
         parts.append(f"MLflow       {open_hint}")
     return "\n".join(parts)
+
+
+def judge_run(
+    rows: Sequence[Row], baselines: Mapping[str, Mapping[str, float]], limits: Thresholds
+) -> list[Finding]:
+    """The findings on a run's averaged weights; see `closing_summary` for the arguments."""
+    last = next(row for row in reversed(rows) if "val_ema/psnr" in row)
+    scores = {name: last[f"val_ema/{name}"] for name in ("mse", "psnr", "ssim")}
+    floor = {name: values["psnr"] for name, values in baselines.items()}
+    return judge(scores, floor, rows, limits)
 
 
 def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]]) -> str:

@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.media.mp4 import DIFFERENCE_GAIN
-from jobs.media.pictures import comparison_mp4, side_by_side_png
+from jobs.media.pictures import DIFFERENCE_GAIN, comparison_mp4, side_by_side_png
 
 Array = NDArray[np.uint8]
 

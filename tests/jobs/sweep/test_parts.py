@@ -15,8 +15,8 @@ from rich.console import Console
 from jobs.cli.config import ClusterConfig
 from jobs.cluster.capacity import Allocation
 from jobs.sweep import scoring, search
-from jobs.sweep.board import TrialProgress
 from jobs.sweep.ledger import Record
+from jobs.sweep.progress import TrialProgress
 from jobs.sweep.trial import TrialCapacity
 from taehv.evaluation.metrics import score_clips
 from taehv.losses.teacher import Teacher, TeacherConfig

@@ -9,7 +9,6 @@ import pytest
 
 from jobs.cli.config import flatten, read_yaml
 from jobs.sweep import plots, results
-from jobs.sweep.ablation import ablation_table
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger, Status
 from jobs.sweep.report import render
@@ -47,7 +46,7 @@ def test_the_interval_is_students_t(tmp_path: Path) -> None:
     drawn = {"loss.seraena": 0.01, "optim.learning_rate": 0.001}
     for seed, psnr in enumerate((24.0, 25.0, 26.0)):
         add_trial(plan, ledger, drawn, [psnr], seed=seed)
-    (group,) = results.groups(plan, ledger)
+    (group,) = results.groups(ledger)
     assert group.seeds == 3
     assert group.mean("val_ema/psnr") == pytest.approx(25.0)
     # 4.303 is the 97.5 % point of Student's t with two degrees of freedom, from printed tables.
@@ -142,7 +141,7 @@ def test_the_ablation_table_has_its_rows_and_the_reference(tmp_path: Path) -> No
         for label, row in plan.rows.items():
             add_trial(plan, ledger, row, [25.0 + seed], seed=seed, label=label)
     reference = {"mse": 0.001, "psnr": 33.27, "ssim": 0.9, "sharpness": 1.0, "encode_seconds": 9.0}
-    text = ablation_table(plan, ledger, reference)
+    text = results.ablation_table(plan, ledger, reference)
     first, plain, seraena, vae = text.splitlines()
     assert first.split() == ["MSE", "PSNR,", "dB", "SSIM", "sharpness", "encode,", "s", "a", "clip"]
     assert plain.startswith("plain ")
@@ -204,7 +203,7 @@ def test_a_seed_that_is_no_number_is_never_left_out(tmp_path: Path) -> None:
     assert found is not None
     assert found.configurations == 4
     # A score that trials are not ranked by has no interval, rather than an error.
-    (group,) = [g for g in results.groups(plan, ledger) if g.drawn == broken]
+    (group,) = [g for g in results.groups(ledger) if g.drawn == broken]
     assert math.isnan(group.half_width("val_ema/psnr"))
 
 
@@ -216,6 +215,8 @@ def test_a_row_that_is_no_number_stands_in_the_table_of_rows(tmp_path: Path) -> 
     for seed, psnr in enumerate([30.0, math.nan]):
         add_trial(plan, ledger, {"loss.seraena": 0}, [psnr], seed=seed, label="a")
         add_trial(plan, ledger, {"loss.seraena": 1}, [25.0 + seed], seed=seed, label="b")
-    (line,) = [x for x in ablation_table(plan, ledger, None).splitlines() if x.startswith("a ")]
+    (line,) = [
+        x for x in results.ablation_table(plan, ledger, None).splitlines() if x.startswith("a ")
+    ]
     assert "none" in line
     assert "not ranked" in render(plan, ledger, None)

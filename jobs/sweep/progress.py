@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -29,8 +30,7 @@ class TrialProgress:
         self._records: dict[int, Record] = {}
         self._steps: dict[int, int] = {}
         self._scores: dict[int, float] = {}
-        self._started = time.monotonic()
-        self._last_line = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._live: Live | None = None
         if sys.stderr.isatty():
             self._live = Live(
@@ -40,11 +40,10 @@ class TrialProgress:
             self._redirect_log()
 
     def add_earlier_trials(self, records: Iterable[Record]) -> None:
-        counts: dict[str, int] = {}
         for record in records:
             self._records[record.number] = record
             self._steps[record.number] = record.step
-            counts[record.status] = counts.get(record.status, 0) + 1
+        counts = Counter(record.status for record in self._records.values())
         if counts:
             text = ", ".join(f"{count} {status}" for status, count in counts.items())
             log.info("going on with a sweep of which there are: %s", text)
@@ -58,12 +57,8 @@ class TrialProgress:
         self._records[record.number] = record
         self._steps[record.number] = max(record.step, self._steps.get(record.number, 0))
         if self._live is None and (before is None or before.status != record.status):
-            log.info(
-                "trial %s %s%s",
-                record.name,
-                _format_state(record),
-                self._format_score(record.number),
-            )
+            score = self._format_score(record.number)
+            log.info("trial %s %s%s", record.name, _format_state(record), score)
 
     def step(self, number: int, step: int) -> None:
         self._steps[number] = step
@@ -115,16 +110,15 @@ class TrialProgress:
                 f"{self._steps[number]} / {self._max_steps}",
                 "" if score is None else f"{score:.4g}",
                 str(record.seed),
-                format_settings(record),
+                _short_settings(record),
             )
         return table
 
 
-def format_settings(record: Record) -> str:
-    """The settings by which a trial differs from the others, in short."""
-    if record.label:
-        return record.label
-    return ", ".join(
+def _short_settings(record: Record) -> str:
+    """The settings by which a trial differs from the others; those that are numbers without their
+    section."""
+    return record.label or ", ".join(
         f"{key.split('.')[-1]} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in record.settings.items()
         if key != "train.seed"
@@ -134,6 +128,6 @@ def format_settings(record: Record) -> str:
 def _format_state(record: Record) -> str:
     if record.status == "running":
         begun = "goes on" if record.attempts > 1 else "begins"
-        return f"{begun}: {format_settings(record)}, seed {record.seed}"
+        return f"{begun}: {_short_settings(record)}, seed {record.seed}"
     why = f" ({record.error})" if record.error else ""
     return f"{record.status} at step {record.step}, {record.seconds:.0f} s{why}"

@@ -9,6 +9,7 @@ starts new ones.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ class _Dispatcher:
         self._trial = 0
         self._settings: Any = None
         self._closed = False
-        self._done: dict[int, int] = {}
+        self._done: Counter[int] = Counter()
 
     def assign(self, settings: dict[str, Any]) -> int:
         """Gives the trial's number here."""
@@ -53,10 +54,10 @@ class _Dispatcher:
 
     def report_done(self, trial: int) -> None:
         """To be called by each worker."""
-        self._done[trial] = self._done.get(trial, 0) + 1
+        self._done[trial] += 1
 
     def workers_done(self, trial: int) -> int:
-        return self._done.get(trial, 0)
+        return self._done[trial]
 
 
 def _run_trials(settings: dict[str, Any]) -> None:
@@ -122,8 +123,7 @@ class WorkerPool:
         """
         if self._fit is None or not self._fit.is_alive() or allocation != self._allocation:
             self.close()
-            self._start(allocation)
-        assert self._fit is not None
+            self._fit = self._start(allocation)
         trial = ray.get(self._dispatcher.assign.remote(settings))
         while ray.get(self._dispatcher.workers_done.remote(trial)) < allocation.workers:
             if not self._fit.is_alive():
@@ -139,10 +139,11 @@ class WorkerPool:
             self._fit.join()
         self._fit = None
 
-    def _start(self, allocation: Allocation) -> None:
+    def _start(self, allocation: Allocation) -> FitThread:
         self._allocation = allocation
         self._dispatcher = _Dispatcher.remote()  # type: ignore[attr-defined]
         settings = {"dispatcher": self._dispatcher, "run_dir": self._folder}
         trainer = make_trainer(_run_trials, self._config, self._own_ray, settings, allocation)
-        self._fit = FitThread(trainer)
-        self._fit.start()
+        fit = FitThread(trainer)
+        fit.start()
+        return fit
