@@ -88,7 +88,7 @@ def run(config: Config) -> int:
 
 def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
     run_folder.retrieve("mlflow.json")
-    tracker = Tracker.start(config.tracking, run_folder.local, flatten(config))
+    tracker = Tracker(config.tracking, run_folder.local, flatten(config))
     if run_folder.is_remote and tracker.run_id:
         run_folder.publish("mlflow.json")
     return tracker

@@ -70,7 +70,7 @@ def run(plan: Plan, folder: RunFolder) -> int:
     log.info("sweep folder: %s", folder)
     tracking = dataclasses.replace(base.tracking, run_name=sweep.name, tensorboard=False)
     folder.retrieve("mlflow.json")
-    tracker = Tracker.start(
+    tracker = Tracker(
         tracking, folder.local, flatten(base), {"sweep": sweep.name, "sweep.metric": sweep.metric}
     )
     if folder.is_remote and tracker.run_id:

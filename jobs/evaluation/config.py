@@ -1,4 +1,4 @@
-"""What an evaluation is told: the run's own configuration, beneath a YAML file, beneath options."""
+"""The configuration of an evaluation: that of the run, beneath options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from taehv.model.weights import read_weights
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Everything that an evaluation is told.
+    """Everything that an evaluation is configured by.
 
     Sections that a run's `config.yaml` beside the checkpoint has are taken from there; options
     change them.
@@ -89,9 +89,8 @@ class EvaluateConfig:
         for name in ("num_samples", "num_videos", "worst_clips", "seed"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it cannot be negative")
-        for name in ("clips_per_video",):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.clips_per_video < 1:
+            raise ValueError(f"clips_per_video is {self.clips_per_video}: it must be at least 1")
 
 
 def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
@@ -127,16 +126,16 @@ def read_limits(config: EvaluateConfig) -> Thresholds:
 def _read_thresholds(path: str) -> Thresholds:
     if not path:
         return Thresholds()
-    content = load_yaml(f"--thresholds {path}", Path(path))
-    if not isinstance(content or {}, dict):
+    content = load_yaml(f"--thresholds {path}", Path(path)) or {}
+    if not isinstance(content, dict):
         raise ConfigError(f"--thresholds {path}: expected lines such as `psnr_success: 25`")
     known = [f.name for f in dataclasses.fields(Thresholds)]
-    for key in content or {}:
+    for key in content:
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"--thresholds {path}: there is no limit {key}; did you mean {near}?")
     try:
-        return TypeAdapter(Thresholds).validate_python(content or {})
+        return TypeAdapter(Thresholds).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--thresholds {path}, {first['loc'][0]}: {first['msg']}") from error

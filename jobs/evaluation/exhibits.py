@@ -21,7 +21,6 @@ from jobs.evaluation.reading import VideoReader
 from jobs.media.latents import latent_png
 from jobs.media.mp4 import Mp4Writer, Picture
 from jobs.media.pictures import DIFFERENCE_GAIN, difference, side_by_side
-from taehv.evaluation.methods import Method
 
 CLIP_FPS = 8.0
 """Of a clip's video: slow enough to see what flickers."""
@@ -60,11 +59,10 @@ def write_samples(
                 for kind in ("original", "reconstructed", "comparison")
             ]
             shown: list[Tensor] = []
-            for original, reconstructed in _pairs(video, sampling, network, read, methods.device):
+            for original, reconstructed in _pairs(video, sampling, methods, read):
                 first, second = _picture(original), _picture(reconstructed)
-                for writer, picture in zip(
-                    writers, (first, second, side_by_side(first, second)), strict=True
-                ):
+                pictures = (first, second, side_by_side(first, second))
+                for writer, picture in zip(writers, pictures, strict=True):
                     writer.add(picture)
                 if len(shown) < sampling.data.num_frames:
                     shown.append(original)
@@ -105,10 +103,11 @@ def worst_clips(
 
 
 def _stills(frames: Tensor, index: int, methods: Methods, stem: Path) -> list[tuple[str, Path]]:
-    shown = [m for m in methods.all if m.key not in ("int8", "mean_colour")]
     original = _picture(frames[:, index])
     pictures: list[tuple[str, Picture]] = [("original", original)]
-    for method in shown:
+    for method in methods.all:
+        if method.key in ("int8", "mean_colour"):
+            continue
         picture = _picture(method.clip(frames)[:, index])
         pictures.append((method.label, picture))
         if method.key == "network":
@@ -151,19 +150,16 @@ def _around(
 
 
 def _pairs(
-    video: HeldOutVideo,
-    sampling: Sampling,
-    method: Method,
-    read: VideoReader,
-    device: torch.device,
+    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first clip's frames, or the video's, each with its reconstruction; [1, 3, H, W]."""
+    network, device = methods.network, methods.device
     if sampling.whole:
-        yield from stream_pairs(video, sampling.multiple, method, read, device, MOST_FRAMES)[1]
+        yield from stream_pairs(video, sampling.multiple, network, read, device, MOST_FRAMES)[1]
         return
     clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
     frames = torch.from_numpy(clips[0].frames).to(device).float()[None] / 255
-    yield from zip(frames.unbind(1), method.clip(frames).unbind(1), strict=True)
+    yield from zip(frames.unbind(1), network.clip(frames).unbind(1), strict=True)
 
 
 def _picture(frame: Tensor) -> NDArray[np.uint8]:

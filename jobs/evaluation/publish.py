@@ -33,7 +33,7 @@ def publish(config: EvaluateConfig, weights: Path, output: Path, results: Mappin
     named = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if not config.tracking.enabled or not (made_here or named):
         return ""
-    tracker = Tracker.start(
+    tracker = Tracker(
         replace(config.tracking, tensorboard=False), weights.parent if made_here else output, {}
     )
     tracker.log(row, step)

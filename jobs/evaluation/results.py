@@ -39,6 +39,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -87,7 +88,9 @@ def assemble(
     """All but `seconds`."""
     seed, videos = config.seed, [result for _, result in scored]
     scores = {m.key: intervals(videos, m.key, seed) for m in methods.all}
-    rows = _training_rows(methods)
+    # The log of the run that made the weights, where it lies beside them.
+    run = RunFolder(str(methods.weights.parent))
+    rows = journal.read_run(run) if run.exists("metrics.jsonl") else []
     findings = _judge(scores, cost, rows, limits)
     for m in methods.all:
         # What the network is compared with may be broken without its fault.
@@ -145,7 +148,10 @@ def assemble(
         "rate": _rate(videos, methods, seed),
         "latents": latents.summary(),
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
-        "videos": [_plain(video) for video in videos],
+        "videos": [
+            {"video": video.video, **asdict(video.facts), "clips": [asdict(c) for c in video.clips]}
+            for video in videos
+        ],
     }
     strict: dict[str, Any] = _strict(in_all_texts(hide_credentials, found))
     return strict
@@ -197,12 +203,6 @@ def _judge(
     return judge_evaluation(means["network"], floor, rows, speed, against, limits)
 
 
-def _training_rows(methods: Methods) -> list[Row]:
-    """The log of the run that made the weights, where it lies beside them."""
-    run = RunFolder(str(methods.weights.parent))
-    return journal.read_run(run) if run.exists("metrics.jsonl") else []
-
-
 def _identity(methods: Methods, rows: Sequence[Row]) -> dict[str, Any]:
     weights, model = methods.weights, methods.network.model
     id_file = weights.parent / "mlflow.json"
@@ -221,16 +221,11 @@ def _identity(methods: Methods, rows: Sequence[Row]) -> dict[str, Any]:
 
 def _rate(videos: Sequence[VideoResult], methods: Methods, seed: int) -> dict[str, Any]:
     """What the latents cost to keep; means over the clips."""
-    rates, sources = [], []
-    for video in videos:
-        facts = video.facts
-        sources.append(8 * facts.bytes / (facts.frames * facts.height * facts.width))
-        for clip in video.clips:
-            size = (clip.frames, clip.height, clip.width)
-            rates.append(Rate.of(methods.network.latent_shape(*size), math.prod(size)))
-    half = sum(rate.half for rate in rates) / len(rates)
-    int8 = sum(rate.int8 for rate in rates) / len(rates)
-    source = sum(sources) / len(sources)
+    sizes = [(clip.frames, clip.height, clip.width) for video in videos for clip in video.clips]
+    rates = [Rate.of(methods.network.latent_shape(*size), math.prod(size)) for size in sizes]
+    half, int8 = fmean(rate.half for rate in rates), fmean(rate.int8 for rate in rates)
+    facts = [video.facts for video in videos]
+    source = fmean(8 * f.bytes / (f.frames * f.height * f.width) for f in facts)
     pairs = zip(grouped(videos, "network"), grouped(videos, "int8"), strict=True)
     cost = bootstrap(
         [[n["psnr"] - q["psnr"] for n, q in zip(a, b, strict=True)] for a, b in pairs], seed
@@ -242,14 +237,6 @@ def _rate(videos: Sequence[VideoResult], methods: Methods, seed: int) -> dict[st
         "source_over_half": source / half,
         "source_over_int8": source / int8,
         "int8_psnr_cost": asdict(cost),
-    }
-
-
-def _plain(video: VideoResult) -> dict[str, Any]:
-    return {
-        "video": video.video,
-        **asdict(video.facts),
-        "clips": [asdict(clip) for clip in video.clips],
     }
 
 

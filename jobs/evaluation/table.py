@@ -26,10 +26,9 @@ def sample_line(number: int, of: int, result: VideoResult, seconds: float) -> st
 
 def closing_table(results: Mapping[str, Any]) -> str:
     """All methods, what the differences show, the rate, the cost, and the verdict."""
-    parts = [_methods(results), ""]
     outcomes = [
         f"against {results['methods'][key]['label']}: "
-        f"{_told(differences, results['data']['videos'])}"
+        f"{_format_differences(differences, results['data']['videos'])}"
         for key, differences in results["differences"].items()
     ]
     findings = [
@@ -39,11 +38,13 @@ def closing_table(results: Mapping[str, Any]) -> str:
     rate = results["rate"]
     bits = rate["bits_per_pixel"]
     cost = results["cost"]["methods"]["network"]
-    parts += [
+    parts = [
+        _methods(results),
+        "",
         *outcomes,
         f"latents: {bits['half']:.3g} bits per pixel in fp16 (a {rate['raw_over_half']:.0f}th of "
         f"raw video), {bits['int8']:.3g} in int8 (a {rate['raw_over_int8']:.0f}th), which costs "
-        f"{_cell(rate['int8_psnr_cost']['mean'])} dB",
+        f"{_format_mean(rate['int8_psnr_cost']['mean'])} dB",
         f"a clip of {'x'.join(map(str, results['cost']['speed_clip']))}: encode "
         f"{cost['encode_seconds']:.3f} s, decode {cost['decode_seconds']:.3f} s "
         f"({results['environment']['device']})",
@@ -61,9 +62,10 @@ def _methods(results: Mapping[str, Any]) -> str:
     title = f"{data['videos']} {kind}, {data['clips']} clips"
     title += f", {len(data['skipped'])} skipped" if data["skipped"] else ""
     lines = [(title, *(METRICS[name].label for name in shown))]
-    for method in results["methods"].values():
-        scores = method["scores"]
-        lines.append((method["label"], *(_cell(scores[name]["mean"]) for name in shown)))
+    lines += [
+        (method["label"], *(_format_mean(method["scores"][name]["mean"]) for name in shown))
+        for method in results["methods"].values()
+    ]
     if any(network[name]["low"] is not None for name in shown):
         lines.insert(2, ("  95 % interval", *(_half_width(network[name]) for name in shown)))
     return text_table(lines)
@@ -75,11 +77,11 @@ def _half_width(score: Mapping[str, float | None]) -> str:
     return "none" if low is None or high is None else f"±{(high - low) / 2:.2g}"
 
 
-def _cell(value: float | None) -> str:
+def _format_mean(value: float | None) -> str:
     return "none" if value is None else f"{value:#.4g}"
 
 
-def _told(differences: Sequence[Mapping[str, Any]], videos: int) -> str:
+def _format_differences(differences: Sequence[Mapping[str, Any]], videos: int) -> str:
     alike: dict[tuple[str, str], list[str]] = {}
     for found in differences:
         key = found["outcome"], found["note"]

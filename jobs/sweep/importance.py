@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
 
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import Ledger
@@ -51,32 +51,18 @@ def importance(plan: Plan, ledger: Ledger) -> Importance | None:
     if not plan.space or len(curves) < FEWEST:
         return None
     step = min(max(curve) for _, by_seed in curves for curve in by_seed)
-    study = _study(plan, curves, step)
-    values = [trial.value for trial in study.trials]
-    if len(values) < FEWEST or len(set(values)) < 2:
-        return None
-    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
-    return Importance(step, len(values), dict(found))
-
-
-def _study(
-    plan: Plan, curves: list[tuple[dict[str, Any], list[dict[int, float]]]], step: int
-) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space: dict[str, BaseDistribution] = {
-        key: domain.distribution() for key, domain in plan.space.items()
-    }
     study = optuna.create_study(
         direction="maximize" if plan.sweep.direction == "max" else "minimize"
     )
+    space = {key: domain.distribution() for key, domain in plan.space.items()}
     for drawn, by_seed in curves:
         values = [curve[step] for curve in by_seed if step in curve]
         if values and all(map(math.isfinite, values)):
-            study.add_trial(
-                optuna.trial.create_trial(
-                    params={key: drawn[key] for key in space},
-                    distributions=space,
-                    value=statistics.fmean(values),
-                )
-            )
-    return study
+            params, mean = {key: drawn[key] for key in space}, statistics.fmean(values)
+            study.add_trial(create_trial(params=params, distributions=space, value=mean))
+    scores = [trial.value for trial in study.trials]
+    if len(scores) < FEWEST or len(set(scores)) < 2:
+        return None
+    found = get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return Importance(step, len(scores), dict(found))

@@ -69,7 +69,7 @@ def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
             (record, last_scores(ledger.rows(record)).get(metric))
             for _, record in sorted(ledger.records.items())
         ],
-        identity=_identity(plan, ledger),
+        folder=str(ledger.folder),
         plots=plots,
         format_settings=format_settings,
         mean=mean,
@@ -187,23 +187,3 @@ def _scored_both(best: Sequence[Group], other: str) -> list[tuple[str, float, fl
         for group in best
     ]
     return [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
-
-
-def _identity(plan: Plan, ledger: Ledger) -> list[tuple[str, str]]:
-    sweep, base = plan.sweep, plan.base
-    if plan.points() is None:
-        search = f"{sweep.search.algorithm}, {sweep.search.trials} trials, seed {sweep.search.seed}"
-    else:
-        search = "rows" if plan.rows else "grid"
-    return [
-        ("folder", str(ledger.folder)),
-        ("search", search),
-        ("scheduler", sweep.scheduler.name),
-        ("compared by", f"{sweep.metric}, {sweep.direction}"),
-        ("seeds", ", ".join(map(str, sweep.seeds))),
-        ("steps of a trial", str(base.train.max_steps)),
-        ("annotations", base.data.annotations),
-        ("held out", f"{base.train.validation_clips} clips, split seed {base.data.split_seed}"),
-        *((key, str(value)) for key, value in sweep.space.items()),
-        *((label, str(row)) for label, row in plan.rows.items()),
-    ]

@@ -49,14 +49,8 @@ class TrialMessage:
 
 class TrialReporter(logging.Handler):
     """Reports a trial to the sweep's driver. The trial's own driver uses it as its tracker, its
-    progress and its log.
-
-    Args:
-        mailbox: of the sweep.
-        number: of the trial.
-        metric: of the sweep.
-        validations: takes the rows that have the metric, each step once, for Ray Tune.
-    """
+    progress and its log. `validations` takes the rows that have the sweep's metric, each step once,
+    for Ray Tune."""
 
     def __init__(
         self, mailbox: Any, number: int, metric: str, validations: queue.Queue[Row | None]

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from ray.tune.schedulers import (
     AsyncHyperBandScheduler,
     FIFOScheduler,
@@ -16,7 +17,7 @@ from ray.tune.schedulers import (
 from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 
-from jobs.sweep.definition import Plan, Search
+from jobs.sweep.definition import Plan
 from jobs.sweep.space import Settings
 
 RegisterTrial = Callable[[Settings], dict[str, Any]]
@@ -41,8 +42,17 @@ class Searcher(OptunaSearch):  # type: ignore[misc]
 def make_searcher(plan: Plan, known: Sequence[Settings], register: RegisterTrial) -> Any:
     """Suggests values by Optuna; first `known`, those of an earlier session's trials, from which
     the sampler learns."""
+    search = plan.sweep.search
+    sampler: BaseSampler = RandomSampler(search.seed)
+    if search.algorithm != "random":
+        sampler = TPESampler(
+            seed=search.seed,
+            n_startup_trials=search.startup_trials,
+            multivariate=True,
+            constant_liar=True,
+        )
     space = {key: domain.distribution() for key, domain in plan.space.items()}
-    return _searcher(plan, space, known, make_sampler(plan.sweep.search), register)
+    return _searcher(plan, space, known, sampler, register)
 
 
 def list_searcher(plan: Plan, points: Sequence[Settings], register: RegisterTrial) -> Any:
@@ -53,14 +63,14 @@ def list_searcher(plan: Plan, points: Sequence[Settings], register: RegisterTria
     def register_point(drawn: Mapping[str, Any]) -> dict[str, Any]:
         return register(points[drawn["point"]])
 
-    return _searcher(plan, index, numbers, optuna.samplers.RandomSampler(0), register_point)
+    return _searcher(plan, index, numbers, RandomSampler(0), register_point)
 
 
 def _searcher(
     plan: Plan,
     space: Mapping[str, BaseDistribution],
     first: Sequence[Settings],
-    sampler: optuna.samplers.BaseSampler,
+    sampler: BaseSampler,
     register: RegisterTrial,
 ) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -73,18 +83,6 @@ def _searcher(
         sampler=sampler,
     )
     return ConcurrencyLimiter(searcher, max_concurrent=plan.sweep.concurrent)
-
-
-def make_sampler(search: Search) -> optuna.samplers.BaseSampler:
-    """Optuna's, by the name in the sweep's YAML."""
-    if search.algorithm == "random":
-        return optuna.samplers.RandomSampler(search.seed)
-    return optuna.samplers.TPESampler(
-        seed=search.seed,
-        n_startup_trials=search.startup_trials,
-        multivariate=True,
-        constant_liar=True,
-    )
 
 
 def make_scheduler(plan: Plan) -> TrialScheduler:
@@ -102,10 +100,7 @@ def make_scheduler(plan: Plan) -> TrialScheduler:
                 reduction_factor=sweep.scheduler.reduction_factor,
             )
         case "median":
-            return MedianStoppingRule(
-                **common,
-                grace_period=grace,
-                min_samples_required=sweep.scheduler.min_trials,
-            )
+            fewest = sweep.scheduler.min_trials
+            return MedianStoppingRule(**common, grace_period=grace, min_samples_required=fewest)
         case _:
             return FIFOScheduler()

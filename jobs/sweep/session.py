@@ -55,15 +55,8 @@ differ."""
 
 
 class Session(tune.Callback):  # type: ignore[misc]
-    """Handles the trials' messages, records their state, and stops them.
-
-    Args:
-        plan: the sweep.
-        ledger: the records of the trials.
-        mailbox: takes the trials' messages.
-        tracker: of the sweep; each trial has a run beneath it.
-        progress: shows how far the trials are.
-    """
+    """Handles the trials' messages, records their state, and stops them. Each trial has a run
+    beneath that of the sweep's `tracker`."""
 
     def __init__(
         self, plan: Plan, ledger: Ledger, mailbox: Any, tracker: Tracker, progress: TrialProgress
@@ -177,8 +170,6 @@ class Session(tune.Callback):  # type: ignore[misc]
             changes["baselines"] = summary["baselines"] or record.baselines
         self._conclude(number, status, **changes)
 
-    # ------------------------------------------------------------
-
     def close(self) -> None:
         """Record trials that still run as interrupted."""
         for number in sorted(self._running):
@@ -229,7 +220,7 @@ class Session(tune.Callback):  # type: ignore[misc]
             "trial.run_dir": run_dir,
         } | ({"trial.row": record.label} if record.label else {})
         parameters = {k: v for k, v in flatten(config).items() if k not in UNTRACKED_KEYS}
-        tracker = Tracker.start(
+        tracker = Tracker(
             tracking, folder.local, parameters, tags, parent_run_id=self._tracker.run_id
         )
         if folder.is_remote and tracker.run_id:

@@ -39,13 +39,7 @@ os.environ |= {
 
 
 class Stages:
-    """Runs the stages.
-
-    Args:
-        plan: the sweep.
-        trial_plan: what all trials have in common.
-        session: handles their messages.
-    """
+    """Runs the stages; `session` handles the trials' messages."""
 
     def __init__(self, plan: Plan, trial_plan: TrialPlan, session: Session) -> None:
         self._plan, self._trial_plan, self._session = plan, trial_plan, session

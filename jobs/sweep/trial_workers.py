@@ -79,15 +79,10 @@ def _run_trials(settings: dict[str, Any]) -> None:
 
 
 class WorkerPool:
-    """The training workers of one trial's actor.
-
-    Args:
-        folder: where Ray keeps its own record of them.
-        config: of the cluster.
-        own_ray: whether Ray runs on this machine alone.
-    """
+    """The training workers of one trial's actor."""
 
     def __init__(self, folder: str, config: ClusterConfig, own_ray: bool) -> None:
+        """folder: for Ray's own record of them. own_ray: Ray runs on this machine alone."""
         self._folder, self._config, self._own_ray = folder, config, own_ray
         self._fit: FitThread | None = None
         self._allocation: Allocation | None = None
@@ -118,8 +113,7 @@ class WorkerPool:
     def run_trial(self, settings: dict[str, Any], allocation: Allocation) -> None:
         """Have the workers run `train_worker(settings)`, and wait for its end.
 
-        Raises:
-            TrainingFailedError: where a worker raised something, or died.
+        Raises TrainingFailedError where a worker raised something, or died.
         """
         if self._fit is None or not self._fit.is_alive() or allocation != self._allocation:
             self.close()

@@ -71,42 +71,10 @@ class Tracker:
         config: TrackingConfig,
         run_dir: Path,
         parameters: Mapping[str, Any],
-        tags: Mapping[str, str],
-        run_id: str | None,
-    ) -> None:
-        """Use `Tracker.start`."""
-        self._config = config
-        self._run_dir = run_dir.absolute()
-        self._id_file = self._run_dir / "mlflow.json"
-        self._parameters = {k: _sent(str(v)) for k, v in parameters.items()}
-        self._tags = {name: _sent(value) for name, value in tags.items()}
-        self._uri = _uri_of(config, self._run_dir)
-        self.run_id = run_id
-        """Id of the MLflow run; None until the store has been reached."""
-        self._client: Any = None
-        self._down = False
-        self._retry_at = 0.0
-        # What waits for delivery.
-        self._recorded: list[Mapping[str, Any]] = []
-        self._metrics: list[Measured] = []
-        self._artifacts: list[tuple[Path, str]] = []
-        self._new_tags: list[tuple[str, str]] = []
-        self._versions: list[tuple[str, str, dict[str, str]]] = []
-        self.status_before: Status | None = None
-        """Of a run that is continued: how it had ended."""
-        self._events = EventFile(self._run_dir / "tensorboard") if config.tensorboard else None
-        self._status: Status | None = None
-
-    @classmethod
-    def start(
-        cls,
-        config: TrackingConfig,
-        run_dir: Path,
-        parameters: Mapping[str, Any],
         tags: Mapping[str, str] | None = None,
         run_id: str | None = None,
         parent_run_id: str | None = None,
-    ) -> "Tracker":
+    ) -> None:
         """Begin a run, or continue the one that this run folder began.
 
         run_dir: the run's local folder. It keeps the run's id in `mlflow.json`, so that a resume
@@ -117,14 +85,32 @@ class Tracker:
 
         A store that cannot be reached is a warning, and is tried again later.
         """
-        tags = dict(tags or {})
+        self._config = config
+        self._run_dir = run_dir.absolute()
+        self._id_file = self._run_dir / "mlflow.json"
+        self._parameters = {name: _storable(str(value)) for name, value in parameters.items()}
+        self._tags = {name: _storable(value) for name, value in (tags or {}).items()}
         if parent_run_id is not None:
-            tags["mlflow.parentRunId"] = parent_run_id
-        tracker = cls(config, run_dir, parameters, tags, run_id)
+            self._tags["mlflow.parentRunId"] = parent_run_id
+        self._uri = _uri_of(config, self._run_dir)
+        self.run_id = run_id
+        """Id of the MLflow run; None until the store has been reached."""
+        self.status_before: Status | None = None
+        """Of a run that is continued: how it had ended."""
+        self._events = EventFile(self._run_dir / "tensorboard") if config.tensorboard else None
+        self._client: Any = None
+        self._down = False
+        self._retry_at = 0.0
+        # What waits for delivery.
+        self._recorded: list[Mapping[str, Any]] = []
+        self._metrics: list[Measured] = []
+        self._artifacts: list[tuple[Path, str]] = []
+        self._new_tags: list[tuple[str, str]] = []
+        self._versions: list[tuple[str, str, dict[str, str]]] = []
+        self._end: list[Status] = []
         if config.enabled:
             _quieten()
-            tracker._deliver()
-        return tracker
+            self._deliver()
 
     def log(self, row: Mapping[str, float], step: int) -> None:
         """Send one row of metrics, at this step. A "step" in the row is not a metric.
@@ -152,7 +138,7 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         if self._config.enabled:
-            self._new_tags.append((name, _sent(value)))
+            self._new_tags.append((name, _storable(value)))
             self._deliver()
 
     def register(self, model: str, weights: Path, tags: Mapping[str, str]) -> None:
@@ -171,28 +157,21 @@ class Tracker:
             self._events.close()
         if not self._config.enabled:
             return
-        self._status = status
+        self._end = [status]
         self._retry_at = 0.0
         self._deliver()
-        missed_end = self._missed_end()
-        if missed_end or self._artifacts or self._versions:
+        if self._end or self._artifacts or self._versions:
             logger.warning(
                 "MLflow did not take %d values and %d files%s; the metrics are in the run's "
                 "folder, and resuming the run sends them",
                 len(self._metrics) + sum(map(len, self._recorded)),
                 len(self._artifacts),
-                missed_end,
+                f", nor the run's end ({status})" if self._end else "",
             )
-
-    def _missed_end(self) -> str:
-        """That the store has not been told of the run's end; empty where it has."""
-        return "" if self._status is None else f", nor the run's end ({self._status})"
 
     def open_hint(self) -> str:
         """What to type to see the run; empty where tracking is off."""
-        if not self._config.enabled:
-            return ""
-        return open_hint(self._uri)
+        return open_hint(self._uri) if self._config.enabled else ""
 
     def _deliver(self) -> None:
         """Send all that waits, in order; what fails stays."""
@@ -207,7 +186,7 @@ class Tracker:
                 logger.warning(
                     "MLflow failed, training goes on without it; what it did not take is kept and "
                     "sent later: %s",
-                    _told(error, self._uri),
+                    _format_error(error, self._uri),
                 )
             self._down = True
         else:
@@ -287,7 +266,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         if self._recorded:
-            self._metrics[:0] = self._lacking(self._recorded)
+            self._metrics[:0] = self._missing_values(self._recorded)
             self._recorded.clear()
         while self._metrics:
             batch = [Metric(*measured) for measured in self._metrics[:METRICS_PER_BATCH]]
@@ -296,9 +275,9 @@ class Tracker:
         while self._new_tags:
             self._client.set_tag(self.run_id, *self._new_tags[0])
             del self._new_tags[0]
-        if self._status is not None:
-            self._client.set_terminated(self.run_id, self._status)
-            self._status = None
+        if self._end:
+            self._client.set_terminated(self.run_id, *self._end)
+            self._end.clear()
         # Last, since files go to another place, which may be down when the store itself is not.
         while self._artifacts:
             path, folder = self._artifacts[0]
@@ -328,7 +307,7 @@ class Tracker:
         source = f"{client.get_run(self.run_id).info.artifact_uri}/model/{file}"
         client.create_model_version(model, source, run_id=self.run_id, tags=dict(tags))
 
-    def _lacking(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
+    def _missing_values(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
         """The values of these rows whose name has nothing at their step in the store."""
         measured = [value for row in rows for value in measurements(row, int(row["step"]))]
         held = {
@@ -359,17 +338,18 @@ def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
         else:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except _store_errors() as error:
-        return place, _told(error, uri).splitlines()[0]
+        return place, _format_error(error, uri).splitlines()[0]
     return place, ""
 
 
-def _sent(value: str) -> str:
+def _storable(value: str) -> str:
     """A parameter's or tag's value as it may be kept elsewhere."""
     return hide_credentials(value)[:LONGEST_PARAMETER]
 
 
-def _told(error: Exception, uri: str) -> str:
-    """The message of a store's error. As a whole, an address is told from the words around it."""
+def _format_error(error: Exception, uri: str) -> str:
+    """The message of a store's error, without credentials. The store's address is replaced as a
+    whole, since a password with a space in it ends an address for `hide_credentials`."""
     return hide_credentials(str(error).replace(uri, without_credentials(uri)))
 
 

@@ -34,7 +34,7 @@ def evaluate(weights: Path, annotations: Path, output: Path, *more: str) -> int:
 def test_everything_is_on_the_run_that_made_the_weights(tmp_path: Path) -> None:
     weights, videos = export_small(tmp_path / "runs" / "a"), make_videos(tmp_path / "videos", 3)
     run_dir, output = weights.parent, tmp_path / "out"
-    tracker = Tracker.start(TrackingConfig(), run_dir, {})
+    tracker = Tracker(TrackingConfig(), run_dir, {})
     tracker.finish("KILLED")
     assert tracker.run_id is not None
     assert evaluate(weights, videos, output, "--tracking.tensorboard") == 0
@@ -82,11 +82,11 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_event_files_hold_the_same_rows(tmp_path: Path) -> None:
     """Also where MLflow is off; a run that goes on writes its last steps anew."""
     config = TrackingConfig(enabled=False, tensorboard=True)
-    first = Tracker.start(config, tmp_path, {})
+    first = Tracker(config, tmp_path, {})
     for step in (1, 2, 3):
         first.log({"step": step, "train/loss": 1 / step}, step)
     first.finish()
-    second = Tracker.start(config, tmp_path, {})
+    second = Tracker(config, tmp_path, {})
     second.log({"step": 3, "train/loss": 0.25, "val/psnr": 20.0}, 3)
     second.finish()
     found = scalars(tmp_path / "tensorboard")

@@ -86,7 +86,7 @@ def test_names_and_values_come_back_equal(run_dir: Path, tmp_path: Path) -> None
     parameters = {"train.max_steps": 10, "data.root": "", "optim.betas": (0.9, 0.95), "x.y": None}
     picture = tmp_path / "picture.png"
     picture.write_bytes(b"pixels")
-    tracker = Tracker.start(TrackingConfig(), run_dir, parameters, {"purpose": "test"})
+    tracker = Tracker(TrackingConfig(), run_dir, parameters, {"purpose": "test"})
     for step in (1, 2, 3):
         tracker.log({"step": step, "train/loss": 1 / step, "val_ema/psnr": 20.0 + step}, step)
     tracker.artifact(picture, "pictures")
@@ -106,7 +106,7 @@ def test_names_and_values_come_back_equal(run_dir: Path, tmp_path: Path) -> None
 
 def test_more_parameters_and_metrics_than_one_batch_holds(run_dir: Path) -> None:
     parameters = {f"p.{i}": i for i in range(250)} | {"long": "x" * 7000}
-    tracker = Tracker.start(TrackingConfig(), run_dir, parameters)
+    tracker = Tracker(TrackingConfig(), run_dir, parameters)
     tracker.log({f"m/{i}": float(i) for i in range(2300)}, step=7)
 
     data = store(run_dir).get_run(tracker.run_id).data
@@ -116,7 +116,7 @@ def test_more_parameters_and_metrics_than_one_batch_holds(run_dir: Path) -> None
 
 
 def test_values_that_are_not_finite(run_dir: Path) -> None:
-    tracker = Tracker.start(TrackingConfig(), run_dir, {})
+    tracker = Tracker(TrackingConfig(), run_dir, {})
     tracker.log({"nan": math.nan, "up": math.inf, "down": -math.inf}, step=1)
 
     metrics = store(run_dir).get_run(tracker.run_id).data.metrics
@@ -127,7 +127,7 @@ def test_values_that_are_not_finite(run_dir: Path) -> None:
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
 def test_status(run_dir: Path, status: Any) -> None:
-    tracker = Tracker.start(TrackingConfig(run_name="mine", experiment="other"), run_dir, {})
+    tracker = Tracker(TrackingConfig(run_name="mine", experiment="other"), run_dir, {})
     assert store(run_dir).get_run(tracker.run_id).info.status == "RUNNING"
     tracker.finish(status)
     info = store(run_dir).get_run(tracker.run_id).info
@@ -137,11 +137,11 @@ def test_status(run_dir: Path, status: Any) -> None:
 
 
 def test_a_resume_continues_the_same_run(run_dir: Path) -> None:
-    first = Tracker.start(TrackingConfig(), run_dir, {"a": 1, "b": 2})
+    first = Tracker(TrackingConfig(), run_dir, {"a": 1, "b": 2})
     first.log({"train/loss": 1.0}, step=1)
     first.finish("KILLED")
 
-    second = Tracker.start(TrackingConfig(), run_dir, {"a": 1, "b": 3, "c": 4})
+    second = Tracker(TrackingConfig(), run_dir, {"a": 1, "b": 3, "c": 4})
     second.log({"train/loss": 0.5}, step=2)
 
     assert second.run_id == first.run_id
@@ -153,9 +153,9 @@ def test_a_resume_continues_the_same_run(run_dir: Path) -> None:
 
 
 def test_an_id_that_is_given_goes_before_the_folders(run_dir: Path) -> None:
-    first = Tracker.start(TrackingConfig(), run_dir, {})
-    other = Tracker.start(TrackingConfig(), run_dir.with_name("b"), {})
-    resumed = Tracker.start(TrackingConfig(), run_dir, {}, run_id=other.run_id)
+    first = Tracker(TrackingConfig(), run_dir, {})
+    other = Tracker(TrackingConfig(), run_dir.with_name("b"), {})
+    resumed = Tracker(TrackingConfig(), run_dir, {}, run_id=other.run_id)
     assert resumed.run_id == other.run_id != first.run_id
 
 
@@ -166,19 +166,19 @@ def test_an_id_that_leads_nowhere_begins_a_new_run(
     for text in ('{"run_id": "0123456789abcdef0123456789abcdef"}', '{"run', "[]"):
         (run_dir / "mlflow.json").write_text(text)
         caplog.clear()
-        tracker = Tracker.start(TrackingConfig(), run_dir, {})
+        tracker = Tracker(TrackingConfig(), run_dir, {})
         assert "beginning a new" in caplog.text
         assert json.loads((run_dir / "mlflow.json").read_text()) == {"run_id": tracker.run_id}
 
     store(run_dir).delete_run(tracker.run_id)
-    again = Tracker.start(TrackingConfig(), run_dir, {})
+    again = Tracker(TrackingConfig(), run_dir, {})
     assert again.run_id != tracker.run_id
     assert "was deleted" in caplog.text
 
 
 def test_a_run_may_lie_beneath_another(run_dir: Path) -> None:
-    sweep = Tracker.start(TrackingConfig(), run_dir, {})
-    trial = Tracker.start(TrackingConfig(), run_dir.with_name("b"), {}, parent_run_id=sweep.run_id)
+    sweep = Tracker(TrackingConfig(), run_dir, {})
+    trial = Tracker(TrackingConfig(), run_dir.with_name("b"), {}, parent_run_id=sweep.run_id)
     tags = store(run_dir).get_run(trial.run_id).data.tags
     assert tags["mlflow.parentRunId"] == sweep.run_id
 
@@ -186,12 +186,12 @@ def test_a_run_may_lie_beneath_another(run_dir: Path) -> None:
 def test_catching_up_sends_what_is_not_there(run_dir: Path) -> None:
     rows = [{"step": step, "train/loss": 1 / step} for step in range(1, 6)]
     rows[3]["val/psnr"] = 20.0
-    first = Tracker.start(TrackingConfig(), run_dir, {})
+    first = Tracker(TrackingConfig(), run_dir, {})
     for row in rows[:2]:
         first.log(row, int(row["step"]))
     first.log({"train/loss": 0.25}, step=4)
 
-    resumed = Tracker.start(TrackingConfig(), run_dir, {})
+    resumed = Tracker(TrackingConfig(), run_dir, {})
     resumed.catch_up(rows)
     resumed.catch_up(rows)
 
@@ -205,7 +205,7 @@ def test_a_store_that_is_down_at_the_start_is_caught_up(
 ) -> None:
     began = time.monotonic()
     with no_database(run_dir):
-        tracker = Tracker.start(NO_WAIT, run_dir, {"a": 1})
+        tracker = Tracker(NO_WAIT, run_dir, {"a": 1})
         tracker.log({"train/loss": 1.0}, step=1)
         tracker.catch_up([{"step": 0, "train/loss": 2.0}, {"step": 1, "train/loss": 1.0}])
     assert time.monotonic() - began < 10
@@ -224,7 +224,7 @@ def test_a_store_that_goes_down_on_the_way_is_caught_up_at_the_end(
 ) -> None:
     picture, gone = tmp_path / "picture.png", tmp_path / "gone.png"
     picture.write_bytes(b"pixels")
-    tracker = Tracker.start(TrackingConfig(retry_seconds=3600), run_dir, {})
+    tracker = Tracker(TrackingConfig(retry_seconds=3600), run_dir, {})
     tracker.log({"train/loss": 1.0}, step=1)
 
     with no_metrics_table(run_dir):
@@ -249,7 +249,7 @@ def test_a_server_that_is_not_there_costs_a_warning(
         closed.bind(("127.0.0.1", 0))  # taken, and nobody listens
         config = TrackingConfig(uri=f"http://127.0.0.1:{closed.getsockname()[1]}")
         began = time.monotonic()
-        tracker = Tracker.start(config, run_dir, {"a": 1})
+        tracker = Tracker(config, run_dir, {"a": 1})
         for step in range(1000):
             tracker.log({"train/loss": 1.0, "train/learning_rate": 0.1}, step)
         tracker.finish("FAILED")
@@ -277,7 +277,7 @@ def test_files_that_s3_does_not_take_cost_a_warning(
     if not installed:
         monkeypatch.setitem(sys.modules, "boto3", None)
     store(run_dir).create_experiment("taehv", artifact_location="s3://bucket/files")
-    tracker = Tracker.start(NO_WAIT, run_dir, {})
+    tracker = Tracker(NO_WAIT, run_dir, {})
     tracker.log({"train/loss": 1.0}, 1)
     file = tmp_path / "picture.png"
     file.write_bytes(b"picture")
@@ -295,12 +295,12 @@ def test_files_that_s3_does_not_take_cost_a_warning(
 def test_rows_never_taken_are_sent_by_a_resume(run_dir: Path) -> None:
     rows = [{"step": step, "train/loss": float(step)} for step in range(3)]
     with no_database(run_dir):
-        lost = Tracker.start(TrackingConfig(), run_dir, {})
+        lost = Tracker(TrackingConfig(), run_dir, {})
         for row in rows:
             lost.log(row, int(row["step"]))
         lost.finish("KILLED")
 
-    resumed = Tracker.start(TrackingConfig(), run_dir, {})
+    resumed = Tracker(TrackingConfig(), run_dir, {})
     resumed.catch_up(rows)
     assert history(run_dir, resumed.run_id, "train/loss") == [(0, 0.0), (1, 1.0), (2, 2.0)]
 
@@ -314,8 +314,8 @@ def test_the_environment_names_the_store_and_the_config_goes_before_it(
     uris = [f"sqlite:///{shutil.copy(empty_store, tmp_path / name)}" for name in ("x.db", "y.db")]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uris[0])
 
-    by_environment = Tracker.start(TrackingConfig(), run_dir, {})
-    by_config = Tracker.start(TrackingConfig(uri=uris[1]), run_dir.with_name("b"), {})
+    by_environment = Tracker(TrackingConfig(), run_dir, {})
+    by_config = Tracker(TrackingConfig(uri=uris[1]), run_dir.with_name("b"), {})
 
     for uri, tracker in zip(uris, (by_environment, by_config), strict=True):
         assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).info.status == "RUNNING"
@@ -323,12 +323,12 @@ def test_the_environment_names_the_store_and_the_config_goes_before_it(
 
 
 def test_the_hint_opens_the_store_and_keeps_passwords(run_dir: Path) -> None:
-    hint = Tracker.start(TrackingConfig(), run_dir, {}).open_hint()
+    hint = Tracker(TrackingConfig(), run_dir, {}).open_hint()
     assert f"mlflow ui --workers 1 --backend-store-uri sqlite:///{run_dir.parent}/mlflow.db" in hint
     assert hint.endswith("--host 127.0.0.1 --port 5000")
 
     config = TrackingConfig(uri="http://user:secret@127.0.0.1:9/x")
-    assert Tracker.start(config, run_dir, {}).open_hint() == "open http://127.0.0.1:9/x"
+    assert Tracker(config, run_dir, {}).open_hint() == "open http://127.0.0.1:9/x"
 
 
 SECRET_STORE = "s3://KEYID:SECRET@bucket/run?scheme=http"
@@ -337,10 +337,10 @@ SECRET_STORE = "s3://KEYID:SECRET@bucket/run?scheme=http"
 def test_no_credential_is_sent(run_dir: Path) -> None:
     """In parameters, tags of whatever origin, and what has changed on a resume."""
     parameters = {"train.run_dir": SECRET_STORE, "tracking.uri": "http://u:SECRET@h"}
-    first = Tracker.start(TrackingConfig(), run_dir, parameters, {"trial.run_dir": SECRET_STORE})
+    first = Tracker(TrackingConfig(), run_dir, parameters, {"trial.run_dir": SECRET_STORE})
     first.tag("trial.error", f"{SECRET_STORE} refuses")
     first.finish("FAILED")
-    Tracker.start(TrackingConfig(), run_dir, {"train.run_dir": f"{SECRET_STORE}&region=x"})
+    Tracker(TrackingConfig(), run_dir, {"train.run_dir": f"{SECRET_STORE}&region=x"})
 
     run = store(run_dir).get_run(first.run_id)
     assert run.data.params["train.run_dir"] == "s3://bucket/run?scheme=http"
@@ -359,7 +359,7 @@ def test_a_server_that_is_not_there_is_named_without_its_password(
         for password in ("SECRET", "SE CRET"):
             caplog.clear()
             config = TrackingConfig(uri=f"http://user:{password}@{place}")
-            tracker = Tracker.start(config, run_dir, {})
+            tracker = Tracker(config, run_dir, {})
             tracker.finish()
             fault = find_fault(config, run_dir)
             told = f"{caplog.text} {fault} {tracker.open_hint()}"
@@ -375,7 +375,7 @@ import sys
 from pathlib import Path
 from jobs.tracking.tracker import Tracker, TrackingConfig
 
-tracker = Tracker.start(TrackingConfig(enabled=False), Path({str(run_dir)!r}), {{"a": 1}})
+tracker = Tracker(TrackingConfig(enabled=False), Path({str(run_dir)!r}), {{"a": 1}})
 tracker.log({{"train/loss": 1.0}}, 1)
 tracker.catch_up([{{"step": 1, "train/loss": 1.0}}])
 tracker.artifact(Path("nothing.png"))
@@ -396,7 +396,7 @@ from pathlib import Path
 from jobs.tracking.tracker import Tracker, TrackingConfig
 
 logging.basicConfig(level=logging.INFO)
-tracker = Tracker.start(TrackingConfig(), Path({str(run_dir)!r}), {{"a": 1}})
+tracker = Tracker(TrackingConfig(), Path({str(run_dir)!r}), {{"a": 1}})
 tracker.log({{"train/loss": 1.0}}, 1)
 tracker.finish()
 assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
