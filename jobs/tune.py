@@ -82,16 +82,14 @@ def run(plan: Plan, folder: RunFolder) -> int:
     status: Any = "FAILED"
     reference: Mapping[str, float] | None = None
     try:
-        with connection.connected(_cluster_for_all_trials(plan), base.data.decode_cpus) as own_ray:
+        # What the trials that run at the same time need together.
+        workers = sweep.concurrent * max(1, base.cluster.max_workers)
+        cluster = dataclasses.replace(base.cluster, workers=str(workers))
+        with connection.connected(cluster, base.data.decode_cpus) as own_ray:
             mailbox = open_mailbox()
             session = Session(plan, ledger, mailbox, tracker, progress)
             trial_plan = TrialPlan(
-                base,
-                sweep.metric,
-                folder.address,
-                mailbox,
-                own_ray,
-                sweep.concurrent,
+                base, sweep.metric, folder.address, mailbox, own_ray, sweep.concurrent
             )
             with stop_on_signals(session):
                 try:
@@ -131,8 +129,7 @@ def _conclude(
         files.append("best_config.yaml")
         tracker.log({f"best/{n.replace('/', '_')}": best[0].mean(n) for n in METRICS}, step=0)
         tracker.tag("best", results.format_settings(best[0]))
-    print()
-    print(results.closing_table(plan, ledger))
+    print(f"\n{results.closing_table(plan, ledger)}")
     if plan.rows:
         print(f"\n{results.ablation_table(plan, ledger, reference)}")
     print()
@@ -147,13 +144,6 @@ def _conclude(
     if session.stopped_by is not None:
         return 128 + session.stopped_by
     return DONE if best else FAILED
-
-
-def _cluster_for_all_trials(plan: Plan) -> Any:
-    """The cluster that the trials which run at the same time need together."""
-    config = plan.base.cluster
-    workers = plan.sweep.concurrent * max(1, config.max_workers)
-    return dataclasses.replace(config, workers=str(workers))
 
 
 if __name__ == "__main__":

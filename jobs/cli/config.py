@@ -91,7 +91,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Everything a job is told, section by section."""
+    """Everything a job is configured by, section by section."""
 
     data: DataConfig = field(default_factory=DataConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -137,16 +137,16 @@ def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> 
     if arguments is not None:
         run = run_gone_on_with(arguments, _merged([s for _, s in layers + files]))
     if run and (own := _read_own(run)):
-        layers.append((_told(run), as_defaults(own[0], cluster)))
+        layers.append((_config_address(run), as_defaults(own[0], cluster)))
     elif run and checkpoint.names(run):
         log.warning(
             "%s is not there: what this run had is not known, so what is not typed has its default",
-            _told(run),
+            _config_address(run),
         )
     layers += files
     config = Config()
-    for count, (told, _) in enumerate(layers, start=1):
-        config = _validate(_merged([sections for _, sections in layers[:count]]), told)
+    for count, (source, _) in enumerate(layers, start=1):
+        config = _validate(_merged([sections for _, sections in layers[:count]]), source)
     return _with_storage(config)
 
 
@@ -171,11 +171,11 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
     if not run.exists(FILE):
         return None
     try:
-        own = _sections(run.retrieve(FILE), _told(run))
-        config = _validate(own, _told(run))
+        own = _sections(run.retrieve(FILE), _config_address(run))
+        config = _validate(own, _config_address(run))
         if not config.data.annotations:
             # As of a file that was not written to its end; the default is other videos.
-            raise ConfigError(f"{_told(run)} does not say data.annotations")
+            raise ConfigError(f"{_config_address(run)} does not say data.annotations")
         return own, config
     except ConfigError as error:
         raise ConfigError(
@@ -185,7 +185,7 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
         ) from error
 
 
-def _told(run: RunFolder) -> str:
+def _config_address(run: RunFolder) -> str:
     return run.address_of(FILE)
 
 
@@ -199,11 +199,11 @@ def _merged(layers: Sequence[Sections]) -> Sections:
     return merged
 
 
-def load_yaml(told: str, path: Path) -> Any:
+def load_yaml(source: str, path: Path) -> Any:
     """What a YAML file holds; None where it is empty.
 
     Args:
-        told: what messages call it.
+        source: what messages call it.
         path: the file.
 
     Raises:
@@ -213,36 +213,36 @@ def load_yaml(told: str, path: Path) -> Any:
         text = path.read_text()
         content = yaml.safe_load(text)
         for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"{told}, line {line}: {key} stands here a second time")
+            raise ConfigError(f"{source}, line {line}: {key} stands here a second time")
     except OSError as error:
-        raise ConfigError(f"{told} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{told} is not YAML: {error}") from error
+        raise ConfigError(f"{source} is not YAML: {error}") from error
     return content
 
 
-def _sections(path: Path, told: str = "") -> Sections:
-    told = told or f"--config {path}"
-    content = load_yaml(told, path)
+def _sections(path: Path, source: str = "") -> Sections:
+    source = source or f"--config {path}"
+    content = load_yaml(source, path)
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{told}: expected sections such as `data:`, `train:`")
-    _refuse_unknown_keys(content, Config, told, "")
+        raise ConfigError(f"{source}: expected sections such as `data:`, `train:`")
+    _refuse_unknown_keys(content, Config, source, "")
     return content
 
 
-def _validate(content: Sections, told: str) -> Config:
+def _validate(content: Sections, source: str) -> Config:
     try:
         return TypeAdapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{told}, {key or 'a section'}: {first['msg']}") from error
+        raise ConfigError(f"{source}, {key or 'a section'}: {first['msg']}") from error
 
 
 def read_cluster_sections() -> Sections:
-    """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
+    """The defaults of the cluster that this job runs on, which its nodes get from TAEHV_CONFIG;
     --config and the command line go before them."""
     file = _cluster_file()
     return _sections(file) if file else {}
@@ -286,15 +286,15 @@ def _take_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
     return file, rest
 
 
-def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, told: str, above: str) -> None:
+def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, source: str, above: str) -> None:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {above}{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{told}: there is no key {above}{key}; {hint}")
+            raise ConfigError(f"{source}: there is no key {above}{key}; {hint}")
         section: Any = known[key].default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, dict):
-                raise ConfigError(f"{told}: {key} is a section, but holds {value!r}")
-            _refuse_unknown_keys(value, section, told, f"{above}{key}.")
+                raise ConfigError(f"{source}: {key} is a section, but holds {value!r}")
+            _refuse_unknown_keys(value, section, source, f"{above}{key}.")

@@ -1,1 +1,1 @@
-"""The parts of `jobs/evaluate.py`: what it is told, the scoring, the results and their files."""
+"""The parts of `jobs/evaluate.py`: its configuration, the scoring, the results and their files."""

@@ -118,15 +118,8 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
 def read_limits(config: EvaluateConfig) -> Thresholds:
     """The limits of `--thresholds`, those of the gradient norm for the loss weights of the run that
     made the weights, where it is known. Raises ConfigError."""
-    limits = _read_thresholds(config.thresholds)
-    run = run_config(find_weights(config.checkpoint))
-    return limits.with_gradient_scale(run.loss.gradient_scale) if run else limits
-
-
-def _read_thresholds(path: str) -> Thresholds:
-    if not path:
-        return Thresholds()
-    content = load_yaml(f"--thresholds {path}", Path(path)) or {}
+    path = config.thresholds
+    content = (load_yaml(f"--thresholds {path}", Path(path)) if path else None) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"--thresholds {path}: expected lines such as `psnr_success: 25`")
     known = [f.name for f in dataclasses.fields(Thresholds)]
@@ -135,10 +128,12 @@ def _read_thresholds(path: str) -> Thresholds:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ConfigError(f"--thresholds {path}: there is no limit {key}; did you mean {near}?")
     try:
-        return TypeAdapter(Thresholds).validate_python(content)
+        limits = TypeAdapter(Thresholds).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"--thresholds {path}, {first['loc'][0]}: {first['msg']}") from error
+    run = run_config(find_weights(config.checkpoint))
+    return limits.with_gradient_scale(run.loss.gradient_scale) if run else limits
 
 
 def _from_run(weights: Path) -> EvaluateConfig:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from data_pipeline.held_out import HeldOutVideo, fixed_clips
-from jobs.evaluation.measure import Sampling, VideoResult, stream_pairs
+from data_pipeline.held_out import HeldOutVideo
+from jobs.evaluation.measure import Sampling, VideoResult, read_clips, stream_pairs
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
+from jobs.evaluation.scoring import ScoredVideo
 from jobs.media.latents import latent_png
 from jobs.media.mp4 import Mp4Writer, Picture
 from jobs.media.pictures import DIFFERENCE_GAIN, difference, side_by_side
@@ -43,7 +44,7 @@ class WorstClip:
 
 
 def write_samples(
-    chosen: Sequence[tuple[HeldOutVideo, VideoResult]],
+    chosen: Sequence[ScoredVideo],
     sampling: Sampling,
     methods: Methods,
     read: VideoReader,
@@ -72,7 +73,7 @@ def write_samples(
 
 
 def worst_clips(
-    scored: Sequence[tuple[HeldOutVideo, VideoResult]],
+    scored: Sequence[ScoredVideo],
     sampling: Sampling,
     methods: Methods,
     read: VideoReader,
@@ -136,9 +137,7 @@ def _around(
 ) -> tuple[Tensor, int]:
     """Frames [1, T, 3, H, W] that hold frame `frame` of a clip, and where it is among them."""
     if not sampling.whole:
-        clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
-        read_clip = torch.from_numpy(clips[clip].frames)
-        return read_clip.to(methods.device).float()[None] / 255, frame
+        return read_clips(video, sampling, read, methods.device)[1][clip][1], frame
     count = result.facts.frames
     first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
     last = min(count, first + sampling.data.num_frames)
@@ -157,8 +156,7 @@ def _pairs(
     if sampling.whole:
         yield from stream_pairs(video, sampling.multiple, network, read, device, MOST_FRAMES)[1]
         return
-    clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)[1]
-    frames = torch.from_numpy(clips[0].frames).to(device).float()[None] / 255
+    frames = read_clips(video, sampling, read, device)[1][0][1]
     yield from zip(frames.unbind(1), network.clip(frames).unbind(1), strict=True)
 
 

@@ -84,10 +84,7 @@ class Sampling:
 
 
 def score_video(
-    video: HeldOutVideo,
-    sampling: Sampling,
-    methods: Methods,
-    read: VideoReader,
+    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
 ) -> VideoResult:
     """Score a video. The result depends on the arguments alone, and memory not on its length.
 
@@ -98,24 +95,31 @@ def score_video(
     if sampling.whole:
         facts, clip = _score_whole(video, sampling, methods, read)
         return VideoResult(video.name, facts, [clip], latents)
-    facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
+    facts, clips = read_clips(video, sampling, read, methods.device)
     results = []
-    for read_clip in clips:
-        frames = torch.from_numpy(read_clip.frames).to(methods.device).float()[None] / 255
+    for first_frame, frames in clips:
         scorers = {}
         for method in methods.all:
             scorers[method.key] = FrameScorer(methods.lpips)
             scorers[method.key].add(frames[0], method.clip(frames)[0])
-        t, _, height, width = read_clip.frames.shape
-        results.append(_result(read_clip.first_frame, (t, height, width), scorers))
+        _, t, _, height, width = frames.shape
+        results.append(_result(first_frame, (t, height, width), scorers))
     return VideoResult(video.name, facts, results, latents)
 
 
+def read_clips(
+    video: HeldOutVideo, sampling: Sampling, read: VideoReader, device: torch.device
+) -> tuple[VideoFacts, list[tuple[int, Tensor]]]:
+    """A video's fixed clips: the first frame of each, and its frames, [1, T, 3, H, W] in [0, 1]."""
+    facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
+    return facts, [
+        (clip.first_frame, torch.from_numpy(clip.frames).to(device).float()[None] / 255)
+        for clip in clips
+    ]
+
+
 def _score_whole(
-    video: HeldOutVideo,
-    sampling: Sampling,
-    methods: Methods,
-    read: VideoReader,
+    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
 ) -> tuple[VideoFacts, ClipResult]:
     """Each method reads the video for itself: kept for all, it would not fit in memory."""
     scorers = {}

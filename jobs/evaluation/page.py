@@ -9,8 +9,7 @@ from typing import Any
 
 from jobs.evaluation import plots
 from jobs.evaluation.exhibits import WorstClip
-from jobs.report.words import interval, number, outcome, picture
-from jobs.report.words import render as render_template
+from jobs.report.words import interval, number, outcome, picture, render
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS
 
@@ -22,11 +21,6 @@ def write_report(folder: Path, results: Results, worst: Sequence[WorstClip]) -> 
 
     folder: where `latent_visualizations` lies already. results: as in metrics.json.
     """
-    (folder / "summary_report.html").write_text(render(folder, results, worst), encoding="utf-8")
-
-
-def render(folder: Path, results: Results, worst: Sequence[WorstClip]) -> str:
-    """The page."""
     path = Path(results["checkpoint"]["path"])
     name, overall = f"{path.parent.name}/{path.name}", results["verdict"]["overall"]
     latents = folder / "latent_visualizations" / "test_0_latents.png"
@@ -34,14 +28,13 @@ def render(folder: Path, results: Results, worst: Sequence[WorstClip]) -> str:
     scores = results["methods"]["network"]["scores"]
     # Those that any clip of the network has.
     shown = [n for n in METRICS if n in scores and scores[n]["clips"]]
-    return render_template(
+    page = render(
         "evaluation/report.html.j2",
         title=f"{name}: {overall}",
         name=name,
         overall=overall,
         results=results,
         figures=_figures(results),
-        identity=_identity(results),
         worst=worst,
         latents=latents if latents.is_file() else None,
         shown=shown,
@@ -57,6 +50,7 @@ def render(folder: Path, results: Results, worst: Sequence[WorstClip]) -> str:
         outcome=outcome,
         picture=picture,
     )
+    (folder / "summary_report.html").write_text(page, encoding="utf-8")
 
 
 def _badness(entry: tuple[str, Mapping[str, Any]]) -> float:
@@ -90,30 +84,3 @@ def _figures(results: Results) -> list[tuple[str, str]]:
             f"of raw video in fp16 latents; 1 / {rate['raw_over_int8']:.0f} in int8",
         ),
     ]
-
-
-def _identity(results: Results) -> list[tuple[str, str]]:
-    """What was judged, on what, and where: names and values."""
-    weights, data, machine = (results[k] for k in ("checkpoint", "data", "environment"))
-    entries = [
-        ("weights", weights["path"]),
-        ("SHA-256", weights["sha256"]),
-        ("network", f"{weights['variant']}, {weights['parameters'] / 1e6:.2f} M parameters"),
-        ("run", weights["run_dir"] or "not known"),
-        ("step", str(weights["step"]) if weights["step"] is not None else "not known"),
-        ("MLflow run", weights["run_id"] or "not known"),
-        ("annotations", data["annotations"]),
-        (
-            "split",
-            f"{data['split']}, seed {data['seed']}, {data['validation_fraction']:g} held out",
-        ),
-        ("machine", f"{machine['device']}, {machine['precision']}"),
-        ("versions", f"Python {machine['python']}, PyTorch {machine['torch']}"),
-        ("made", results["created"]),
-    ]
-    entries += [
-        (results["methods"][key]["label"], found["file"])
-        for key, found in results["methods"].items()
-        if found["file"] and key not in ("network", "int8")
-    ]
-    return entries + [(f"skipped: {s['video']}", s["reason"]) for s in data["skipped"]]

@@ -57,7 +57,7 @@ def over_time(results: Results, methods: Sequence[str]) -> Markup:
                     ys.append(sum(values) / len(values))
             axes.plot(xs, ys, **line_style(series))
             if len(xs) <= 40:
-                marks(axes, xs, ys, series, [f"{y:.2f} dB" for y in ys])
+                marks(axes, [(x, y, f"{y:.2f} dB") for x, y in zip(xs, ys, strict=True)], series)
         axes.set(xlabel="frame of the clip", ylabel="PSNR, dB")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes, labels_of(results, methods), lines=True)
@@ -82,7 +82,7 @@ def scatter(results: Results, methods: Sequence[str], of: str, label: str) -> Ma
 
     def draw(axes: Axes) -> None:
         for series, found in enumerate(points.values()):
-            marks(axes, *_columns(found), series, [tip for _, _, tip in found])
+            marks(axes, found, series)
         axes.set(xlabel=label, ylabel="PSNR, dB")
         legend(axes, labels_of(results, methods), lines=False)
 
@@ -100,7 +100,7 @@ def strips(results: Results, methods: Sequence[str], metric: str, label: str) ->
                 for place, (name, clip) in enumerate(clips_of(results))
                 if (value := clip["scores"][method][metric]) is not None
             ]
-            marks(axes, *_columns(found), row, [tip for _, _, tip in found])
+            marks(axes, found, row)
             mean = results["methods"][method]["scores"][metric]["mean"]
             if mean is not None:
                 axes.vlines(mean, row - 0.38, row + 0.38, color=INK, linewidth=2.5, zorder=5)
@@ -153,7 +153,3 @@ def reach_of(differences: Sequence[Mapping[str, Any]], metric: str) -> float:
         if found[end] is not None and math.isfinite(found[end])
     ]
     return 1.15 * max(values, default=1.0) or 1.0
-
-
-def _columns(points: Sequence[tuple[float, float, str]]) -> tuple[list[float], list[float]]:
-    return [x for x, _, _ in points], [y for _, y, _ in points]

@@ -62,10 +62,9 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
             if key == "network" and found["low"] is not None:
                 row[f"{prefix}/{name}_low"] = found["low"]
                 row[f"{prefix}/{name}_high"] = found["high"]
-    for key, cost in results["cost"]["methods"].items():
-        prefix = "eval" if key == "network" else f"eval_{key}"
-        for name in ("encode_seconds", "decode_seconds"):
-            row[f"{prefix}/{name}"] = cost[name]
+        if cost := results["cost"]["methods"].get(key):
+            for name in ("encode_seconds", "decode_seconds"):
+                row[f"{prefix}/{name}"] = cost[name]
     for name in ("half", "int8"):
         row[f"eval/bits_per_pixel_{name}"] = results["rate"]["bits_per_pixel"][name]
     return row

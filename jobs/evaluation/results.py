@@ -183,10 +183,7 @@ def broken_clips(videos: Sequence[VideoResult], method: str) -> list[BrokenClip]
 
 
 def _judge(
-    scores: dict[str, dict[str, Interval]],
-    cost: Costs,
-    rows: Sequence[Row],
-    limits: Thresholds,
+    scores: dict[str, dict[str, Interval]], cost: Costs, rows: Sequence[Row], limits: Thresholds
 ) -> list[Finding]:
     means = {key: {n: i.mean for n, i in found.items()} for key, found in scores.items()}
     floor = {key: means[key]["psnr"] for key in ("mean_colour", "down_and_up")}

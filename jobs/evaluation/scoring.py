@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from data_pipeline.clips import Rejection
 from data_pipeline.errors import DataError, UnusableVideoError
@@ -39,8 +40,8 @@ def score_videos(
     """
     scored: dict[int, VideoResult] = {}
     skipped = [_log_skipped(rejection) for rejection in refused]
-    task = ScoringTask(methods, sampling, config.data.decode_seconds)
-    for answer in workers.each(ScoringWorker, task, list(enumerate(videos))):
+    worker = partial(ScoringWorker, sampling, config.data.decode_seconds)
+    for answer in workers.each(worker, methods, list(enumerate(videos))):
         if isinstance(answer.outcome, VideoResult):
             scored[answer.index] = answer.outcome
             line = sample_line(len(scored), len(videos), answer.outcome, answer.seconds)
@@ -73,16 +74,6 @@ def _log_skipped(rejection: Rejection) -> Rejection:
 
 
 @dataclass(frozen=True)
-class ScoringTask:
-    """What is the same for every video."""
-
-    methods: Methods
-    sampling: Sampling
-    decode_seconds: float
-    """Time limit for one window of a video."""
-
-
-@dataclass(frozen=True)
 class ScoringAnswer:
     """What came of a video."""
 
@@ -95,10 +86,11 @@ class ScoringAnswer:
 class ScoringWorker:
     """Scores one video after the other; see `jobs.cluster.fan_out.Worker`."""
 
-    def __init__(self, task: ScoringTask) -> None:
-        task.methods.move_to(distributed.device())
-        self._methods, self._sampling = task.methods, task.sampling
-        self._read = VideoReader(task.decode_seconds)
+    def __init__(self, sampling: Sampling, decode_seconds: float, methods: Methods) -> None:
+        """decode_seconds: time limit for one window of a video."""
+        methods.move_to(distributed.device())
+        self._methods, self._sampling = methods, sampling
+        self._read = VideoReader(decode_seconds)
 
     def __call__(self, piece: tuple[int, HeldOutVideo]) -> ScoringAnswer:
         index, video = piece

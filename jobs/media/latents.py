@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -34,22 +33,16 @@ def latent_png(latents: Tensor, path: Path) -> None:
 
     factor = max(1, -(-CELL // min(grey.shape[2:])))
     cells = grey.repeat(factor, axis=2).repeat(factor, axis=3)
-    picture = _grid(cells)
+    cells = np.pad(cells, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=BACKGROUND)
+    rows, columns, height, width = cells.shape
+    picture = cells.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
+    picture = np.pad(picture, ((HEADER, 0), (GAP, 0)), constant_values=BACKGROUND)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(picture).convert("RGB")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=14)
-    width = cells.shape[3] + GAP
     for column, channel in enumerate(shown.tolist()):
         left = GAP + column * width
         ends = f"{float(low[0, column]):.2g} … {float(high[0, column]):.2g}"
         draw.text((left, 4), f"channel {channel}", fill=INK, font=font)
         draw.text((left, 22), ends, fill=INK, font=font)
     image.save(path)
-
-
-def _grid(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[rows, columns, h, w] with gaps about each cell and room for a header."""
-    padded = np.pad(cells, ((0, 0), (0, 0), (0, GAP), (0, GAP)), constant_values=BACKGROUND)
-    rows, columns, height, width = padded.shape
-    grid = padded.transpose(0, 2, 1, 3).reshape(rows * height, columns * width)
-    return np.pad(grid, ((HEADER, 0), (GAP, 0)), constant_values=BACKGROUND)

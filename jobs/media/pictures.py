@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from jobs.media.mp4 import SMALLEST_SIDE, Mp4Writer, Picture
 
@@ -47,13 +47,9 @@ def side_by_side_png(original: Clips, reconstructed: Clips, path: Path) -> None:
     ]
     grid = _joined(rows, axis=0, gap=GAP)
     titles = [f"frame {t + 1} of {num_frames}" for t in times]
-    margin = 2 * GAP
     picture = np.concatenate([_header(titles, grid.shape[1], width * factor), grid])
-    framed = np.pad(
-        picture, ((margin, margin), (margin, margin), (0, 0)), constant_values=BACKGROUND
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(framed).save(path)
+    ImageOps.expand(Image.fromarray(picture), 2 * GAP, (BACKGROUND,) * 3).save(path)
 
 
 def comparison_mp4(original: Clips, reconstructed: Clips, path: Path, fps: float) -> None:
@@ -93,11 +89,7 @@ def difference(original: Picture, reconstructed: Picture) -> Picture:
 
 def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
     """The two as NTHWC arrays; ValueError where they are no pair of RGB clips."""
-    arrays = [
-        clips.cpu().numpy() if isinstance(clips, torch.Tensor) else clips
-        for clips in (original, reconstructed)
-    ]
-    first, second = arrays
+    first, second = (torch.as_tensor(c).cpu().numpy() for c in (original, reconstructed))
     if first.shape != second.shape:
         raise ValueError(f"clips differ in shape: {first.shape} and {second.shape}")
     if first.ndim != 5 or first.shape[2] != 3 or first.size == 0:
@@ -124,12 +116,11 @@ def _header(titles: list[str], width: int, cell_width: int) -> Picture:
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(size=font_size)
     frame_width = 3 * cell_width + 2 * GAP
+    parts = ("original", "reconstruction", f"difference x{DIFFERENCE_GAIN}")
     for column, title in enumerate(titles):
         left = column * (frame_width + 3 * GAP)
         draw.text((left + frame_width / 2, 0), title, fill="white", font=font, anchor="ma")
-        for part, name in enumerate(
-            ("original", "reconstruction", f"difference x{DIFFERENCE_GAIN}")
-        ):
+        for part, name in enumerate(parts):
             centre = left + part * (cell_width + GAP) + cell_width / 2
             draw.text((centre, line), name, fill="lightgray", font=font, anchor="ma")
     return np.asarray(image)

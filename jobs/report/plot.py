@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -96,12 +96,11 @@ def mark_style(series: int) -> dict[str, Any]:
     }
 
 
-def marks(
-    axes: Axes, xs: Sequence[float], ys: Sequence[float], series: int, tips: Sequence[str]
-) -> None:
-    """Points of a series, each with words that show under a mouse."""
+def marks(axes: Axes, points: Iterable[tuple[float, float, str]], series: int) -> None:
+    """Points of a series: x, y, and words that show under a mouse."""
     style = mark_style(series) | {"linestyle": "", "zorder": 4 - 0.1 * series}
-    if tips:
+    if columns := [*zip(*points, strict=True)]:
+        xs, ys, tips = columns
         (line,) = axes.plot(xs, ys, **style)
         show_tips(line, tips)
 

@@ -30,9 +30,8 @@ BEGUN = "sweep.yaml"
 def parse(arguments: Sequence[str], description: str = "") -> tuple[Plan, RunFolder]:
     """The sweep that a command line asks for, checked, and its folder.
 
-    Raises:
-        ConfigError: naming the line of the YAML, or the key.
-        SystemExit: with 2 for an option that does not exist, with 0 after --help.
+    Raises ConfigError naming the line of the YAML, or the key; SystemExit with 2 for an option that
+    does not exist, with 0 after --help.
     """
     sweep_dir, rest = _take_sweep_dir(arguments)
     if rest and rest[0] in ("-h", "--help"):
@@ -86,11 +85,7 @@ def resume_options(folder: RunFolder) -> str:
 
 
 def keep_definition(plan: Plan, folder: RunFolder) -> None:
-    """Write what the sweep is, or see that it is what the folder holds.
-
-    Raises:
-        ConfigError: where the folder holds another sweep.
-    """
+    """Write what the sweep is. Raises ConfigError where the folder holds another one."""
     whole = {"sweep": dataclasses.asdict(plan.sweep), "config": flatten(plan.base)}
     whole = in_all_texts(without_credentials, whole)
     # As it comes back from a file, with lists in place of tuples.

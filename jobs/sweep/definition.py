@@ -131,13 +131,10 @@ class Plan:
 def read_sweep(path: Path, begun: bool = False) -> tuple[Sweep, Config, Lines]:
     """The sweep of a YAML file, and the configuration beneath its trials.
 
-    Args:
-        path: the file.
-        begun: whether it is the one that a sweep keeps in its folder (`as_begun`), so that the
-            cluster of today goes before the one of then, as for a run that goes on.
+    begun: the file is the one that a sweep keeps in its folder (`as_begun`), so that the cluster of
+    today goes before the one of then, as for a run that goes on.
 
-    Raises:
-        ConfigError: with the line of what is wrong.
+    Raises ConfigError with the line of what is wrong.
     """
     content, lines = read(path)
     _refuse_unknown_keys(content, Sweep, lines, ())
@@ -179,8 +176,7 @@ def as_begun(plan: Plan) -> str:
 def make_plan(sweep: Sweep, base: Config, lines: Lines) -> Plan:
     """Check what is to be tried, each end of each range, on the configuration `base`.
 
-    Raises:
-        ConfigError: with the line of what is wrong.
+    Raises ConfigError with the line of what is wrong.
     """
     if base.data.split_seed < 0:
         held = dataclasses.replace(base.data, split_seed=base.train.seed)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup
 
 from jobs.report.plot import (
@@ -52,8 +53,7 @@ def curves(shown: Sequence[Curve], metric: str) -> Markup | None:
             axes.plot([x for x, _ in points], [y for _, y in points], **style)
             marked = points if curve.best else points[-1:]
             series = 0 if curve.best else 4 if curve.ended_early else 1
-            tips = [f"{curve.name}: {y:.4g}" for _, y in marked]
-            marks(axes, [x for x, _ in marked], [y for _, y in marked], series, tips)
+            marks(axes, [(x, y, f"{curve.name}: {y:.4g}") for x, y in marked], series)
         axes.set(xlabel="step", ylabel=metric)
 
     return plot(draw, f"{metric} over the steps of every trial", height=340)
@@ -76,9 +76,9 @@ def parallel(keys: Sequence[str], log_keys: set[str], lines: Sequence[Line], met
     uprights.append(_upright([line.score for line in lines], False))
 
     def draw(axes: Axes) -> None:
-        for place, upright in enumerate(uprights):
+        for place, (_, ticks) in enumerate(uprights):
             axes.axvline(place, color=SOFT, linewidth=1)
-            for label, height in upright.ticks:
+            for label, height in ticks:
                 axes.annotate(
                     label,
                     (place, height),
@@ -91,8 +91,8 @@ def parallel(keys: Sequence[str], log_keys: set[str], lines: Sequence[Line], met
                 )
         for k, line in enumerate(lines):
             dash = {"linestyle": DASHES[2 if line.ended_early else 0]}
-            heights = [upright.heights[k] for upright in uprights]
-            (drawn,) = axes.plot(heights, **line_style(min(k, 1)) | dash)
+            upright_heights = [heights[k] for heights, _ in uprights]
+            (drawn,) = axes.plot(upright_heights, **line_style(min(k, 1)) | dash)
             show_tips(drawn, [f"{line.name}: {line.score:.4g}"])
         axes.set_xticks(range(len(uprights)), [*keys, metric], color=INK)
         axes.set(yticks=[], xlim=(-0.3, len(keys) + 0.1), ylim=(0, 1))
@@ -103,23 +103,15 @@ def parallel(keys: Sequence[str], log_keys: set[str], lines: Sequence[Line], met
     return plot(draw, f"settings and {metric}", height=360)
 
 
-@dataclass(frozen=True)
-class _Upright:
-    """Values laid over an upright axis, whose heights run from 0 to 1."""
-
-    heights: Sequence[float]
-    """Of each configuration's value."""
-    ticks: Sequence[tuple[str, float]]
-    """Labels and their heights."""
-
-
-def _upright(values: Sequence[Any], log: bool) -> _Upright:
+def _upright(values: Sequence[Any], log: bool) -> tuple[list[float], list[tuple[str, float]]]:
+    """Values laid over an upright axis, which runs from 0 to 1: the height of each, and the ticks,
+    labels with their heights."""
     from matplotlib.ticker import MaxNLocator
 
     if not all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
         names = list(dict.fromkeys(map(str, values)))
         place = {name: (k + 1) / (len(names) + 1) for k, name in enumerate(names)}
-        return _Upright([place[str(value)] for value in values], [*place.items()])
+        return [place[str(value)] for value in values], [*place.items()]
     log = log and min(values) > 0
     laid = [math.log10(value) if log else float(value) for value in values]
     low, high = min(laid), max(laid)
@@ -129,7 +121,7 @@ def _upright(values: Sequence[Any], log: bool) -> _Upright:
     if len(marked) > 6:
         marked = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     ticks = [(f"{10**v if log else v:.3g}", (v - low) / (high - low)) for v in marked]
-    return _Upright([(v - low) / (high - low) for v in laid], ticks)
+    return [(v - low) / (high - low) for v in laid], ticks
 
 
 def bars(shares: Mapping[str, float]) -> Markup:
@@ -149,15 +141,11 @@ def bars(shares: Mapping[str, float]) -> Markup:
 
 def pareto(points: Sequence[tuple[float, ...]]) -> list[int]:
     """Those that no other is better than in one respect and no worse in all; more is better."""
-    return [
-        k
-        for k, point in enumerate(points)
-        if not any(
-            all(a >= b for a, b in zip(other, point, strict=True))
-            and any(a > b for a, b in zip(other, point, strict=True))
-            for other in points
-        )
-    ]
+    scores = np.array(points)
+    no_worse = np.all(scores >= scores[:, None], axis=2)
+    better = np.any(scores > scores[:, None], axis=2)
+    beaten = np.any(no_worse & better, axis=1)
+    return [k for k in range(len(points)) if not beaten[k]]
 
 
 def trade_off(
@@ -175,7 +163,8 @@ def trade_off(
         style = line_style(1) | {"linestyle": DASHES[2]}
         axes.plot([x for x, _ in chain], [y for _, y in chain], **style)
         for k, (name, x, y) in enumerate(points):
-            marks(axes, [x], [y], 0 if k in best_set else 1, [f"{name}: {y:.2f} dB, {x:.3g}"])
+            tip = f"{name}: {y:.2f} dB, {x:.3g}"
+            marks(axes, [(x, y, tip)], 0 if k in best_set else 1)
             if len(points) <= MOST_NAMED:
                 axes.annotate(name, (x, y), (8, 6), textcoords="offset points", color=SOFT)
         axes.set(xlabel=x_label, ylabel="PSNR, dB")

@@ -26,7 +26,7 @@ MAX_ROWS = 30
 
 class TrialProgress:
     def __init__(self, metric: str, max_steps: int, trials: int) -> None:
-        self._metric, self._max_steps, self._trials = metric, max_steps, trials
+        self._metric, self._max_steps, self.trials = metric, max_steps, trials
         self._records: dict[int, Record] = {}
         self._steps: dict[int, int] = {}
         self._scores: dict[int, float] = {}
@@ -47,9 +47,6 @@ class TrialProgress:
         if counts:
             text = ", ".join(f"{count} {status}" for status, count in counts.items())
             log.info("going on with a sweep of which there are: %s", text)
-
-    def set_trials(self, trials: int) -> None:
-        self._trials = trials
 
     def update(self, record: Record) -> None:
         """To be called when a trial has begun or ended."""
@@ -95,7 +92,7 @@ class TrialProgress:
     def _format_counts(self) -> str:
         ended = sum(r.status in ("finished", "pruned", "failed") for r in self._records.values())
         minutes = (time.monotonic() - self._started) / 60
-        return f"{ended} of {self._trials} trials done, {minutes:.1f} min"
+        return f"{ended} of {self.trials} trials done, {minutes:.1f} min"
 
     def _table(self) -> Table:
         table = Table(title=self._format_counts(), title_justify="left")

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from jobs.report import words
 from jobs.report.words import number
-from jobs.report.words import render as render_template
 from jobs.sweep import plots
 from jobs.sweep.definition import Plan
 from jobs.sweep.importance import importance
@@ -46,7 +46,7 @@ def write_report(plan: Plan, ledger: Ledger, reference: Reference) -> None:
 def render(plan: Plan, ledger: Ledger, reference: Reference) -> str:
     """The page."""
     best, metric = ranked(plan, ledger), plan.sweep.metric
-    return render_template(
+    return words.render(
         "sweep/report.html.j2",
         title=f"Sweep {plan.sweep.name}",
         created=f"{datetime.now():%Y-%m-%d}",
@@ -152,38 +152,26 @@ def _lines(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[plots.Line
 
 def _trades(best: Sequence[Group]) -> list[dict[str, Any]]:
     """What PSNR is weighed against: the points of the plots, and which are the Pareto set."""
+    blur = (
+        "Blur is rewarded by PSNR; sharpness, the ratio of fine detail to the original's, is "
+        "right at 1."
+    )
+    distance = "LPIPS is a learned distance, and lower is better."
     trades = []
-    sharp = _scored_both(best, "val_ema/sharpness")
-    if sharp and all(x > 0 for _, x, _ in sharp):
-        front = plots.pareto([(psnr, -abs(math.log(x))) for _, x, psnr in sharp])
-        words = (
-            "Blur is rewarded by PSNR; sharpness, the ratio of fine detail to the original's, is "
-            "right at 1."
-        )
-        trades.append(_trade(words, sharp, front, "sharpness (1 is right)", 1.0))
-    distance = _scored_both(best, LPIPS)
-    if distance:
-        front = plots.pareto([(psnr, -x) for _, x, psnr in distance])
-        words = "LPIPS is a learned distance, and lower is better."
-        trades.append(_trade(words, distance, front, "LPIPS (0 is the original)", 0.0))
+    for name, right, label, reason in (
+        ("val_ema/sharpness", 1.0, "sharpness (1 is right)", blur),
+        (LPIPS, 0.0, "LPIPS (0 is the original)", distance),
+    ):
+        points = [
+            (group.label or group.trials[0].name, group.mean(name), group.mean("val_ema/psnr"))
+            for group in best
+        ]
+        points = [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]
+        # A ratio is as far from 1 at 1/2 as at 2.
+        if not points or (right and min(x for _, x, _ in points) <= 0):
+            continue
+        front = plots.pareto([(y, -abs(math.log(x)) if right else -x) for _, x, y in points])
+        names = ", ".join(points[k][0] for k in front)
+        plot = plots.trade_off(points, front, label, right)
+        trades.append({"words": reason, "front": names, "plot": plot})
     return trades
-
-
-def _trade(
-    words: str,
-    points: Sequence[tuple[str, float, float]],
-    front: Sequence[int],
-    label: str,
-    right: float,
-) -> dict[str, Any]:
-    names = ", ".join(points[k][0] for k in front)
-    return {"words": words, "front": names, "plot": plots.trade_off(points, front, label, right)}
-
-
-def _scored_both(best: Sequence[Group], other: str) -> list[tuple[str, float, float]]:
-    """Name, the other score and PSNR of those that have both."""
-    points = [
-        (group.label or group.trials[0].name, group.mean(other), group.mean("val_ema/psnr"))
-        for group in best
-    ]
-    return [p for p in points if math.isfinite(p[1]) and math.isfinite(p[2])]

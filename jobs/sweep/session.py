@@ -86,7 +86,7 @@ class Session(tune.Callback):  # type: ignore[misc]
 
     # ------------------------------------------------------------ callbacks of Ray Tune
 
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+    def on_step_end(self, **info: Any) -> None:
         self.handle_messages()
         if time.monotonic() > self._deadline:
             self.stop(f"budget.hours ({self.plan.sweep.budget.hours:g}) are over")
@@ -94,9 +94,7 @@ class Session(tune.Callback):  # type: ignore[misc]
         if most and sum(self._steps.values()) >= most:
             self.stop(f"budget.steps ({most}) are made")
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_complete(self, trial: TuneTrial, **info: Any) -> None:
         # Wait for a trial that the scheduler stops: Ray Tune gives the last ones a few seconds, and
         # a kill would leave half a checkpoint.
         number = trial.config["number"]
@@ -108,9 +106,7 @@ class Session(tune.Callback):  # type: ignore[misc]
                 time.sleep(0.05)
                 self.handle_messages()
 
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
+    def on_trial_error(self, trial: TuneTrial, **info: Any) -> None:
         self.handle_messages()
         number = trial.config["number"]
         if number in self._running:

@@ -77,11 +77,7 @@ class Domain:
 
 def parse_domain(value: Any) -> Domain:
     """A domain from its YAML: a list of choices, or `uniform`, `log`, `int`, `log_int` with two
-    ends, or `choices`; each with or without `ratio_to`.
-
-    Raises:
-        ValueError: saying what is wrong.
-    """
+    ends, or `choices`; each with or without `ratio_to`. Raises ValueError."""
     if isinstance(value, list):
         value = {"choices": value}
     if not isinstance(value, dict):
@@ -145,8 +141,7 @@ def resolve(drawn: Mapping[str, Any], space: Mapping[str, Domain], base: Config)
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with these values.
 
-    Raises:
-        ValueError: naming the key, where there is none such or the value does not fit.
+    Raises ValueError naming the key, where there is none such or the value does not fit.
     """
     content = dataclasses.asdict(config)
     for key, value in settings.items():

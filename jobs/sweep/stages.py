@@ -69,7 +69,7 @@ class Stages:
         others = self._plan.sweep.seeds[1:]
         points = [group.drawn | {"train.seed": seed} for group in best for seed in others]
         log.info("the best %d configurations are run with %d more seeds", len(best), len(others))
-        self._session.progress.set_trials(len(self._ledger.of_stage("search")) + len(points))
+        self._session.progress.trials = len(self._ledger.of_stage("search")) + len(points)
         self._run_listed("confirm", points)
 
     def _run_listed(self, stage: Stage, points: Sequence[Settings]) -> None:

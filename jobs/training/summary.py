@@ -22,13 +22,8 @@ def closing_summary(
 ) -> str:
     """The text that a run ends with.
 
-    Args:
-        rows: all of metrics.jsonl.
-        baselines: scores of `mean_colour` and `down_and_up` on the validation clips.
-        run: the run's folder.
-        finished: whether the run made all its steps.
-        open_hint: how to look at the tracker.
-        limits: what the figures are held against.
+    rows: all of metrics.jsonl. baselines: scores of `mean_colour` and `down_and_up` on the
+    validation clips. finished: the run made all its steps. open_hint: how to look at the tracker.
     """
     validations = [row for row in rows if "val/psnr" in row]
     parts: list[str] = []

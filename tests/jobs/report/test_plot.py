@@ -16,7 +16,7 @@ TIPS = ["a.mp4: 20 dB", 'b <b>"c" & d']
 def drawn(label: str = "$5 < 6$", tips: Sequence[str] = TIPS) -> str:
     def draw(axes: "Axes") -> None:
         axes.plot([1, 2], [3, 4], **line_style(1))
-        marks(axes, [1, 2], [3, 4], 0, tips)
+        marks(axes, zip([1, 2], [3, 4], tips, strict=True), 0)
         axes.set(xlabel=label)
         legend(axes, ["network"], lines=True)
 
