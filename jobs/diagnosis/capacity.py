@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from jobs.cli.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler, NodeType
-from jobs.diagnosis.finding import Finding, Level
+from jobs.diagnosis.finding import Finding, failure, ok, warning
 from jobs.diagnosis.nodes import Node
 
 AREA = "workers"
 
-LEAST_CPUS = 0.5
+MIN_WORKER_CPUS = 0.5
 """Of a training worker on the CPU, beside its decoding."""
 
 
@@ -23,95 +23,84 @@ class Workers:
 
     now: int
     """On the nodes that are there."""
-    most: int
+    possible: int
     """With all nodes that may come."""
-    fewest_wanted: int
-    most_wanted: int
+    min_wanted: int
+    max_wanted: int
     on_gpus: bool
 
     @property
     def expected(self) -> int:
         """As many as are wanted and may be had, but one at least."""
-        return max(1, min(self.most, self.most_wanted))
+        return max(1, min(self.possible, self.max_wanted))
 
 
 def count_workers(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler) -> Workers:
-    """By the same rule as jobs/cluster/pool.py: a GPU each, or, on CPUs, the CPUs beside its
-    decoding."""
+    """On the nodes that may train."""
     label, cluster = config.cluster.train_nodes, config.cluster
     places = [node for node in nodes if node.has(label)]
     on_gpus = cluster.gpu in ("yes", "pretend") or (
         cluster.gpu == "auto" and any(node.gpus for node in places)
     )
-    now = sum(_fit(config, on_gpus, node.resources) for node in places)
+    now = sum(workers_on(node, config, on_gpus) for node in places)
     # The nodes that are there are of these types, too.
-    to_come, room = 0, autoscaler.most_nodes
+    to_come, nodes_left = 0, autoscaler.max_nodes
     kinds = [kind for kind in autoscaler.types if kind.has(label)]
-    for kind in sorted(kinds, key=lambda kind: -_fit(config, on_gpus, kind.resources)):
-        count = min(kind.most, room)
-        to_come += count * _fit(config, on_gpus, kind.resources)
-        room -= count
+    for kind in sorted(kinds, key=lambda kind: -workers_on(kind, config, on_gpus)):
+        count = min(kind.max_nodes, nodes_left)
+        to_come += count * workers_on(kind, config, on_gpus)
+        nodes_left -= count
     there = sum(node.gpus for node in places) if on_gpus else 1
-    most_wanted = cluster.max_workers or there or 1
-    return Workers(now, max(now, to_come), cluster.min_workers or 1, most_wanted, on_gpus)
+    max_wanted = cluster.max_workers or there or 1
+    return Workers(now, max(now, to_come), cluster.min_workers or 1, max_wanted, on_gpus)
 
 
-def _fit(config: Config, on_gpus: bool, resources: Mapping[str, float]) -> int:
+def workers_on(place: Node | NodeType, config: Config, on_gpus: bool) -> int:
+    """How many a node holds, by the rule of jobs/cluster/pool.py: one on each GPU, or as many as
+    have CPUs for themselves and their decoding."""
     if on_gpus:
-        return int(resources.get("GPU", 0))
-    return math.floor(resources.get("CPU", 0) / (LEAST_CPUS + config.data.decode_cpus) + 1e-6)
+        return place.gpus
+    return math.floor(place.cpus / (MIN_WORKER_CPUS + config.data.decode_cpus) + 1e-6)
 
 
-def judge_workers(
-    config: Config, workers: Workers, nodes: Sequence[Node], autoscaler: Autoscaler
-) -> list[Finding]:
+def judge_workers(config: Config, workers: Workers, autoscaler: Autoscaler) -> Iterator[Finding]:
     """Whether they can be had, and which node types can never help."""
     label = config.cluster.train_nodes
-    wanted = _range(workers.fewest_wanted, workers.most_wanted)
-    figure = f"{min(workers.most, workers.most_wanted)} of {wanted}"
-    values = {"now": workers.now, "possible": workers.most, "wanted": workers.most_wanted}
+    fewest, most = workers.min_wanted, workers.max_wanted
+    wanted = str(most) if fewest == most else f"{fewest}-{most}"
+    figure = f"{min(workers.possible, most)} of {wanted}"
+    values = {"now": workers.now, "possible": workers.possible, "wanted": most}
     each = "a GPU each" if workers.on_gpus else "on CPUs"
     useless = [kind for kind in autoscaler.types if not kind.resources]
-    reason = f". {_why_useless(useless)}" if useless else ""
-    if workers.most < workers.fewest_wanted:
+    names = ", ".join(kind.name for kind in useless)
+    reason = f"No work fits node types without resources: {names}"
+    if workers.possible < fewest:
         place = f" on nodes with the label {label}" if label else ""
-        return [
-            Finding(
-                Level.FAILURE,
-                AREA,
-                figure,
-                f"{wanted} workers ({each}) are asked for, room{place} is for {workers.most}, with "
-                f"all nodes that may come{reason}",
-                _advice(workers, autoscaler, useless),
-                values,
-            )
-        ]
-    findings = []
+        message = (
+            f"{wanted} workers ({each}) are asked for, room{place} is for {workers.possible}, with "
+            f"all nodes that may come{f'. {reason}' if useless else ''}"
+        )
+        yield failure(AREA, message, _advice(workers, autoscaler, useless), figure, **values)
+        return
     if useless:
-        advice = _correct(useless, autoscaler)
-        findings.append(Finding(Level.WARNING, AREA, "", _why_useless(useless), advice))
-    if workers.most < workers.most_wanted:
-        findings.append(
-            Finding(
-                Level.WARNING,
-                AREA,
-                figure,
-                f"{wanted} workers are asked for, but there is never room for more than "
-                f"{workers.most}",
-                "lower --cluster.workers, or raise max_workers of the cluster and its node types",
-                values,
-            )
+        yield warning(AREA, reason, _correct_types(useless, autoscaler))
+    if workers.possible < most:
+        yield warning(
+            AREA,
+            f"{wanted} workers are asked for, but there is never room for more than "
+            f"{workers.possible}",
+            "lower --cluster.workers, or raise max_workers of the cluster and its node types",
+            figure,
+            **values,
         )
     else:
-        to_come = "" if workers.now >= workers.most_wanted else "; the autoscaler brings the others"
-        message = f"{each}; there is room for {workers.now} now{to_come}"
-        findings.append(Finding(Level.OK, AREA, figure, message, values=values))
-    return findings
+        to_come = "" if workers.now >= most else "; the autoscaler brings the others"
+        yield ok(AREA, f"{each}; there is room for {workers.now} now{to_come}", figure, **values)
 
 
 def _advice(workers: Workers, autoscaler: Autoscaler, useless: Sequence[NodeType]) -> str:
     if useless:
-        return _correct(useless, autoscaler)
+        return _correct_types(useless, autoscaler)
     if autoscaler.types:
         return (
             "add a node type with the label and "
@@ -124,18 +113,13 @@ def _advice(workers: Workers, autoscaler: Autoscaler, useless: Sequence[NodeType
     return "no autoscaler brings nodes here: ask for fewer workers, or lower --data.decode-cpus"
 
 
-def _why_useless(kinds: Sequence[NodeType]) -> str:
-    names = ", ".join(kind.name for kind in kinds)
-    return f"No work fits node types without resources: {names}"
-
-
-def _correct(kinds: Sequence[NodeType], autoscaler: Autoscaler) -> str:
+def _correct_types(kinds: Sequence[NodeType], autoscaler: Autoscaler) -> str:
     """Where the cloud does not know the machine of one type, Ray fills in the resources of none."""
     again = "then run `ray up cluster.yaml`"
     if autoscaler.mistyped:
         pairs = autoscaler.mistyped.items()
-        told = [f"{name}{f' (is {near} meant?)' if near else ''}" for name, near in pairs]
-        return f"AWS has no instance type {', '.join(told)}: correct it in cluster.yaml, {again}"
+        named = ", ".join(f"{name}{f' (is {near} meant?)' if near else ''}" for name, near in pairs)
+        return f"AWS has no instance type {named}: correct it in cluster.yaml, {again}"
     instances = [kind.instance for kind in kinds if kind.instance]
     if instances:
         return (
@@ -143,7 +127,3 @@ def _correct(kinds: Sequence[NodeType], autoscaler: Autoscaler) -> str:
             f"in the region: correct it in cluster.yaml, {again}"
         )
     return f"give them their `resources:` in cluster.yaml, {again}"
-
-
-def _range(fewest: int, most: int) -> str:
-    return str(most) if fewest == most else f"{fewest}-{most}"

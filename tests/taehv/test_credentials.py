@@ -192,7 +192,10 @@ def test_data_takes_its_credentials_from_the_environment(user: str) -> None:
 def test_the_doctors_lines() -> None:
     values = {"run_dir": STORE % "run", "seen": [STORE % "data"]}
     finding = Finding(Level.WARNING, "store", "", STORE % "run", f"see {STORE % 'x'}", values)
-    for text in (output.line(finding, False), output.to_json([finding], "ray://u:SECRET@h:1")):
+    for text in (
+        output.format_finding(finding, False),
+        output.to_json([finding], "ray://u:SECRET@h:1"),
+    ):
         assert "SECRET" not in text
         assert "s3://bucket/run" in text
 
