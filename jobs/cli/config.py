@@ -18,15 +18,16 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
+from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
 from jobs.cli.own_config import (
     FILE,
     Sections,
     as_defaults,
-    run_gone_on_with,
+    run_to_resume,
     storage_or_environments,
 )
-from jobs.cli.yaml_file import repeated_keys
+from jobs.cli.yaml_file import load
 from jobs.tracking.tracker import TrackingConfig
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.run import checkpoint
@@ -113,8 +114,10 @@ def parse(arguments: Sequence[str], description: str, ask_run: bool = True) -> C
         SystemExit: with 2 for an option that does not exist (tyro names the nearest), with 0
             after --help.
     """
-    file, overrides = _take_config_file(list(arguments))
-    defaults = read_defaults(file, overrides if ask_run else None)
+    file, overrides = take_option(arguments, "--config")
+    if file == "":
+        raise ConfigError("--config needs the path of a YAML file")
+    defaults = read_defaults(Path(file) if file else None, overrides if ask_run else None)
     try:
         return tyro.cli(Config, args=overrides, default=defaults, description=description)
     except ValueError as error:
@@ -135,19 +138,20 @@ def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> 
     files = [(f"--config {file}", _sections(file))] if file else []
     run = own = None
     if arguments is not None:
-        run = run_gone_on_with(arguments, _merged([s for _, s in layers + files]))
+        run = run_to_resume(arguments, _merged([s for _, s in layers + files]))
     if run and (own := _read_own(run)):
-        layers.append((_told(run), as_defaults(own[0], cluster)))
+        layers.append((run.address_of(FILE), as_defaults(own[0], cluster)))
     elif run and checkpoint.names(run):
         log.warning(
             "%s is not there: what this run had is not known, so what is not typed has its default",
-            _told(run),
+            run.address_of(FILE),
         )
     layers += files
     config = Config()
-    for count, (told, _) in enumerate(layers, start=1):
-        config = _validate(_merged([sections for _, sections in layers[:count]]), told)
-    return _with_storage(config)
+    for count, (source, _) in enumerate(layers, start=1):
+        config = _validate(_merged([sections for _, sections in layers[:count]]), source)
+    storage = storage_or_environments(config.cluster.storage)
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, storage=storage))
 
 
 def read_yaml(path: Path) -> Config:
@@ -170,12 +174,13 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
     """What a run's config.yaml holds, and the configuration that it is by itself."""
     if not run.exists(FILE):
         return None
+    source = run.address_of(FILE)
     try:
-        own = _sections(run.retrieve(FILE), _told(run))
-        config = _validate(own, _told(run))
+        own = _sections(run.retrieve(FILE), source)
+        config = _validate(own, source)
         if not config.data.annotations:
             # As of a file that was not written to its end; the default is other videos.
-            raise ConfigError(f"{_told(run)} does not say data.annotations")
+            raise ConfigError(f"{source} does not say data.annotations")
         return own, config
     except ConfigError as error:
         raise ConfigError(
@@ -183,10 +188,6 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
             "version of this program: correct it, or move the file away and type all that the run "
             "had"
         ) from error
-
-
-def _told(run: RunFolder) -> str:
-    return run.address_of(FILE)
 
 
 def _merged(layers: Sequence[Sections]) -> Sections:
@@ -199,46 +200,40 @@ def _merged(layers: Sequence[Sections]) -> Sections:
     return merged
 
 
-def load_yaml(told: str, path: Path) -> Any:
+def load_yaml(source: str, path: Path) -> Any:
     """What a YAML file holds; None where it is empty.
 
     Args:
-        told: what messages call it.
+        source: what messages call it.
         path: the file.
 
     Raises:
         ConfigError: where it cannot be read, is no YAML, or names a key twice.
     """
     try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-        for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"{told}, line {line}: {key} stands here a second time")
-    except OSError as error:
-        raise ConfigError(f"{told} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{told} is not YAML: {error}") from error
-    return content
+        return load(source, path)[0]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {error}") from error
 
 
-def _sections(path: Path, told: str = "") -> Sections:
-    told = told or f"--config {path}"
-    content = load_yaml(told, path)
+def _sections(path: Path, source: str = "") -> Sections:
+    source = source or f"--config {path}"
+    content = load_yaml(source, path)
     if content is None:
         content = {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{told}: expected sections such as `data:`, `train:`")
-    _refuse_unknown_keys(content, Config, told, "")
+        raise ConfigError(f"{source}: expected sections such as `data:`, `train:`")
+    _refuse_unknown_keys(content, Config, source, "")
     return content
 
 
-def _validate(content: Sections, told: str) -> Config:
+def _validate(content: Sections, source: str) -> Config:
     try:
         return TypeAdapter(Config).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{told}, {key or 'a section'}: {first['msg']}") from error
+        raise ConfigError(f"{source}, {key or 'a section'}: {first['msg']}") from error
 
 
 def read_cluster_sections() -> Sections:
@@ -253,12 +248,6 @@ def _cluster_file() -> Path | None:
     return Path(named) if named else None
 
 
-def _with_storage(config: Config) -> Config:
-    storage = storage_or_environments(config.cluster.storage)
-    cluster = dataclasses.replace(config.cluster, storage=storage)
-    return dataclasses.replace(config, cluster=cluster)
-
-
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted keys, as they are typed and tracked: `train.max_steps` and so on. To be shown: no
     address among the values has its credentials."""
@@ -269,32 +258,15 @@ def flatten(config: Config) -> dict[str, Any]:
     }
 
 
-def _take_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    file: Path | None = None
-    rest: list[str] = []
-    while arguments:
-        argument = arguments.pop(0)
-        name, separator, value = argument.partition("=")
-        if name != "--config":
-            rest.append(argument)
-        elif separator:
-            file = Path(value)
-        elif arguments:
-            file = Path(arguments.pop(0))
-        else:
-            raise ConfigError("--config needs the path of a YAML file")
-    return file, rest
-
-
-def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, told: str, above: str) -> None:
+def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, source: str, above: str) -> None:
     known = {f.name: f for f in dataclasses.fields(kind)}
     for key, value in content.items():
         if key not in known:
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {above}{near[0]}?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{told}: there is no key {above}{key}; {hint}")
+            raise ConfigError(f"{source}: there is no key {above}{key}; {hint}")
         section: Any = known[key].default_factory
         if isinstance(section, type) and dataclasses.is_dataclass(section):
             if not isinstance(value, dict):
-                raise ConfigError(f"{told}: {key} is a section, but holds {value!r}")
-            _refuse_unknown_keys(value, section, told, f"{above}{key}.")
+                raise ConfigError(f"{source}: {key} is a section, but holds {value!r}")
+            _refuse_unknown_keys(value, section, source, f"{above}{key}.")

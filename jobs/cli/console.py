@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -55,6 +55,20 @@ class _CleanRecords:
         record = self._make(*arguments, **more)
         record.msg, record.args = hide_credentials(record.getMessage()), ()
         return record
+
+
+def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value that `--name VALUE` or `--name=VALUE` gives on a command line, and the other
+    words; None where it is not there, "" where it has no value."""
+    value, others = None, []
+    words = iter(arguments)
+    for word in words:
+        option, equals, given = word.partition("=")
+        if option.replace("_", "-") == name:
+            value = given if equals else next(words, "")
+        else:
+            others.append(word)
+    return value, others
 
 
 @contextmanager
