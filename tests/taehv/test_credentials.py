@@ -15,7 +15,7 @@ from jobs.cli.config import Config, flatten
 from jobs.cli.console import log_plainly, log_without_credentials, refuse
 from jobs.diagnosis import output
 from jobs.diagnosis.finding import Finding, Level
-from jobs.latents.shards import Settings, write_settings
+from jobs.latents.folder import Settings, write_settings
 from jobs.sweep.command_line import keep_definition
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.results import write_csv
