@@ -20,13 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_pipeline.config import DataConfig
 from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
-from jobs.cli.own_config import (
-    FILE,
-    Sections,
-    as_defaults,
-    run_to_resume,
-    storage_or_environments,
-)
+from jobs.cli.own_config import FILE, Sections, as_defaults, run_to_resume, storage_or_environments
 from jobs.cli.yaml_file import load
 from jobs.tracking.tracker import TrackingConfig
 from taehv.credentials import in_all_texts, without_credentials
@@ -134,7 +128,7 @@ def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> 
         arguments: the rest of the command line; None: of a job that never goes on with a run.
     """
     cluster = read_cluster_sections()
-    layers = [(f"--config {_cluster_file()}", cluster)] if cluster else []
+    layers = [(f"--config {os.environ['TAEHV_CONFIG']}", cluster)] if cluster else []
     files = [(f"--config {file}", _sections(file))] if file else []
     run = own = None
     if arguments is not None:
@@ -239,13 +233,8 @@ def _validate(content: Sections, source: str) -> Config:
 def read_cluster_sections() -> Sections:
     """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
     --config and the command line go before them."""
-    file = _cluster_file()
-    return _sections(file) if file else {}
-
-
-def _cluster_file() -> Path | None:
-    named = os.environ.get("TAEHV_CONFIG", "")
-    return Path(named) if named else None
+    file = os.environ.get("TAEHV_CONFIG", "")
+    return _sections(Path(file)) if file else {}
 
 
 def flatten(config: Config) -> dict[str, Any]:

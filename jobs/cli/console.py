@@ -33,18 +33,16 @@ class _Plain(logging.Formatter):
 def _show_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    print(
-        hide_credentials("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr
-    )
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(hide_credentials(text), file=sys.stderr)
 
 
 def log_without_credentials() -> None:
     """Let no record of this process hold an address with its credentials, whoever writes it down:
     in a training worker Ray does."""
     make = logging.getLogRecordFactory()
-    if isinstance(make, _CleanRecords):
-        return
-    logging.setLogRecordFactory(_CleanRecords(make))
+    if not isinstance(make, _CleanRecords):
+        logging.setLogRecordFactory(_CleanRecords(make))
 
 
 class _CleanRecords:

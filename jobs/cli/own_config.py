@@ -18,10 +18,7 @@ FILE = "config.yaml"
 Sections = dict[str, dict[str, Any]]
 """What a YAML file of settings holds: keys by section."""
 
-COMMAND = {
-    "train": ("run_dir", "resume", "resume_changed"),
-    "cluster": ("storage",),
-}
+COMMAND = {"train": ("run_dir", "resume", "resume_changed"), "cluster": ("storage",)}
 """They say which run is meant and where it lies: a folder may have been moved or copied, so its
 own file is not asked."""
 

@@ -18,9 +18,8 @@ import psutil
 import ray
 import yaml
 
-from jobs.cluster.pool import has_label
 from jobs.diagnosis.finding import Finding, failure, number_of, ok, skipped, warning
-from jobs.diagnosis.nodes import NoAnswerError, Node, call_on
+from jobs.diagnosis.nodes import NoAnswerError, Node, Place, call_on
 from jobs.diagnosis.plain_errors import explain_launch_error
 
 AREA = "autoscaler"
@@ -33,7 +32,7 @@ CONFIG_OPTION = "--autoscaling-config="
 
 
 @dataclass(frozen=True)
-class NodeType:
+class NodeType(Place):
     """A type of nodes that the autoscaler may start."""
 
     name: str
@@ -44,18 +43,6 @@ class NodeType:
     max_nodes: int
     """Of this type at once."""
     priority: int = 0
-
-    def has(self, label: str) -> bool:
-        """Whether its nodes have the label KEY=VALUE; all have the empty one."""
-        return has_label(self.labels, label)
-
-    @property
-    def gpus(self) -> int:
-        return int(self.resources.get("GPU", 0))
-
-    @property
-    def cpus(self) -> float:
-        return self.resources.get("CPU", 0)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.instance})" if self.instance else self.name
@@ -234,9 +221,7 @@ def read_crash(log: str) -> str:
 
 def judge_autoscaler(facts: Autoscaler) -> list[Finding]:
     """Its last errors, in plain words."""
-    return [*_judge_crash(facts), *_judge_launches(facts.launches), *_judge_set_up(facts)] or [
-        _judge_presence(facts)
-    ]
+    return [*_judge_errors(facts)] or [_judge_presence(facts)]
 
 
 def _judge_presence(facts: Autoscaler) -> Finding:
@@ -255,24 +240,18 @@ def _judge_presence(facts: Autoscaler) -> Finding:
     return ok(AREA, "there is none: the nodes are those that are there")
 
 
-def _judge_crash(facts: Autoscaler) -> Iterator[Finding]:
+def _judge_errors(facts: Autoscaler) -> Iterator[Finding]:
     if facts.crash:
         advice = "correct what the message names, and run `ray up cluster.yaml` again"
         yield failure(AREA, f"it has stopped: {facts.crash}", advice)
-
-
-def _judge_launches(launches: Sequence[Launch]) -> Iterator[Finding]:
     # Types behind a failed one are tried too, and have often been launched.
-    any_launched = any(not launch.error for launch in launches)
-    for launch in launches:
+    any_launched = any(not launch.error for launch in facts.launches)
+    for launch in facts.launches:
         if launch.error:
             kind = explain_launch_error(launch.error)
             judge = warning if kind.passes or any_launched else failure
             message = f"{kind.words}. Last tried {launch.when}: {launch.error[:400]}"
             yield judge(AREA, message, kind.advice, launch.node_type, **asdict(launch))
-
-
-def _judge_set_up(facts: Autoscaler) -> Iterator[Finding]:
     for text in facts.set_up_failures:
         yield warning(
             AREA,

@@ -1,4 +1,5 @@
-"""Whether the workers that `cluster.workers` asks for can be had: now, or from the autoscaler."""
+"""How many workers a run would have, whether `cluster.workers` can be had, now or from the
+autoscaler, and how many nodes training and decoding take."""
 
 from __future__ import annotations
 
@@ -8,13 +9,17 @@ from dataclasses import dataclass
 
 from jobs.cli.config import Config
 from jobs.diagnosis.autoscaler import Autoscaler, NodeType
-from jobs.diagnosis.finding import Finding, failure, ok, warning
-from jobs.diagnosis.nodes import Node
+from jobs.diagnosis.data import Sample
+from jobs.diagnosis.finding import Finding, failure, number_of, ok, skipped, warning
+from jobs.diagnosis.nodes import Node, Place
 
-AREA = "workers"
+WORKERS, COST = "workers", "cost in nodes"
 
 MIN_WORKER_CPUS = 0.5
 """Of a training worker on the CPU, beside its decoding."""
+
+REFERENCE_CLIP = 9 * 128 * 128
+"""Frames times pixels of the clip that `--gpu-clips-per-second` speaks of."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ def count_workers(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler)
     return Workers(now, max(now, to_come), cluster.min_workers or 1, max_wanted, on_gpus)
 
 
-def workers_on(place: Node | NodeType, config: Config, on_gpus: bool) -> int:
+def workers_on(place: Place, config: Config, on_gpus: bool) -> int:
     """How many a node holds, by the rule of jobs/cluster/pool.py: one on each GPU, or as many as
     have CPUs for themselves and their decoding."""
     if on_gpus:
@@ -80,13 +85,13 @@ def judge_workers(config: Config, workers: Workers, autoscaler: Autoscaler) -> I
             f"{wanted} workers ({each}) are asked for, room{place} is for {workers.possible}, with "
             f"all nodes that may come{f'. {reason}' if useless else ''}"
         )
-        yield failure(AREA, message, _advice(workers, autoscaler, useless), figure, **values)
+        yield failure(WORKERS, message, _advice(workers, autoscaler, useless), figure, **values)
         return
     if useless:
-        yield warning(AREA, reason, _correct_types(useless, autoscaler))
+        yield warning(WORKERS, reason, _correct_types(useless, autoscaler))
     if workers.possible < most:
         yield warning(
-            AREA,
+            WORKERS,
             f"{wanted} workers are asked for, but there is never room for more than "
             f"{workers.possible}",
             "lower --cluster.workers, or raise max_workers of the cluster and its node types",
@@ -95,7 +100,7 @@ def judge_workers(config: Config, workers: Workers, autoscaler: Autoscaler) -> I
         )
     else:
         to_come = "" if workers.now >= most else "; the autoscaler brings the others"
-        yield ok(AREA, f"{each}; there is room for {workers.now} now{to_come}", figure, **values)
+        yield ok(WORKERS, f"{each}; there is room for {workers.now} now{to_come}", figure, **values)
 
 
 def _advice(workers: Workers, autoscaler: Autoscaler, useless: Sequence[NodeType]) -> str:
@@ -127,3 +132,97 @@ def _correct_types(kinds: Sequence[NodeType], autoscaler: Autoscaler) -> str:
             f"in the region: correct it in cluster.yaml, {again}"
         )
     return f"give them their `resources:` in cluster.yaml, {again}"
+
+
+def judge_cost(
+    config: Config,
+    workers: Workers,
+    sample: Sample | None,
+    nodes: Sequence[Node],
+    autoscaler: Autoscaler,
+    gpu_clips_per_second: float,
+) -> Iterator[Finding]:
+    """Nodes for the workers, and for decoding at the pace of the GPUs.
+
+    `gpu_clips_per_second`: assumed of one GPU, for clips of 9x128x128; the pace of other clips
+    follows from their pixels.
+    """
+    count, task_cpus = workers.expected, config.data.decode_cpus
+    train_nodes, kind = _training_nodes(config, workers, nodes, autoscaler)
+    figure = f"{train_nodes} x {kind}"
+    values: dict[str, object] = {
+        "workers": count,
+        "train_nodes": train_nodes,
+        "train_node_type": kind,
+    }
+    asked = config.cluster.decode_cpus * count
+    message = f"for {number_of(count, 'worker')}"
+    if not workers.on_gpus or config.cluster.gpu == "pretend":
+        cpus = asked or task_cpus * count
+        where = _decoding_nodes(config, cpus, nodes, autoscaler)
+        message += f"; decoding takes {cpus:g} CPUs{where}"
+        yield ok(COST, message, figure, **values)
+        return
+    if sample is None or not sample.clips:
+        reason = "what decoding takes is not known, since no clip was decoded"
+        yield skipped(COST, f"{message}; {reason}", figure, **values)
+        return
+    clip = config.data.num_frames * config.data.height * config.data.width
+    pace = count * gpu_clips_per_second * REFERENCE_CLIP / clip
+    cpus = task_cpus * math.ceil(pace / sample.clips_per_second)
+    values |= {"decode_cpus": cpus, "clips_per_second": pace, "decode_cpus_asked": asked}
+    message += (
+        f"; if they take {pace:.0f} clips a second (assumed: {gpu_clips_per_second:g} of 9x128x128 "
+        f"a GPU, --gpu-clips-per-second), decoding takes {cpus:g} CPUs"
+        f"{_decoding_nodes(config, cpus, nodes, autoscaler)}"
+    )
+    if asked and asked < cpus:
+        message += ": more than is asked for, so the GPUs would wait"
+        advice = (
+            f"set --cluster.decode-cpus {math.ceil(cpus / count)} (now "
+            f"{config.cluster.decode_cpus:g} a worker), or a larger --data.clips-per-window"
+        )
+        yield warning(COST, message, advice, figure, **values)
+    else:
+        yield ok(COST, message, figure, **values)
+
+
+def _training_nodes(
+    config: Config, workers: Workers, nodes: Sequence[Node], autoscaler: Autoscaler
+) -> tuple[int, str]:
+    """How many nodes train, and of what kind: the autoscaler's type that is tried first, else the
+    largest node that is there."""
+    label, on_gpus = config.cluster.train_nodes, workers.on_gpus
+    types = [
+        kind
+        for kind in autoscaler.types
+        if kind.has(label) and (kind.gpus if on_gpus else kind.resources)
+    ]
+    there = [node for node in nodes if node.has(label) and (node.gpus or not on_gpus)]
+    if types:
+        kind = max(types, key=lambda kind: kind.priority)
+        fitting, name = workers_on(kind, config, on_gpus), str(kind)
+    elif there:
+        node = max(there, key=lambda node: (node.gpus, node.cpus))
+        fitting = workers_on(node, config, on_gpus)
+        name = f"node of {f'{node.gpus} GPUs' if on_gpus else f'{node.cpus:g} CPUs'}"
+    else:
+        return 0, "no node that could train"
+    return math.ceil(workers.expected / max(1, fitting)), name
+
+
+def _decoding_nodes(
+    config: Config, cpus: float, nodes: Sequence[Node], autoscaler: Autoscaler
+) -> str:
+    """On which nodes so many CPUs decode, as the end of a sentence."""
+    label = config.data.decode_nodes
+    if not label:
+        return " of the nodes that train"
+    kinds = [kind for kind in autoscaler.types if kind.has(label) and kind.cpus]
+    if kinds:
+        kind = max(kinds, key=lambda kind: kind.priority)
+        count = math.ceil(cpus / kind.cpus)
+        short = f", of which at most {kind.max_nodes} may come" if count > kind.max_nodes else ""
+        return f" = {count} x {kind}{short}"
+    there = sum(node.cpus for node in nodes if node.has(label))
+    return f", of {there:g} that the nodes with {label} have"

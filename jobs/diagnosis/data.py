@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -141,10 +142,7 @@ def _decode(source: ClipSource) -> dict[str, Any]:
     unusable: list[str] = []
     deadline = time.perf_counter() + DECODE_SECONDS
     with WindowReader() as reader:
-
-        def read(request: Any) -> Any:
-            return reader.read(request, source.config.decode_seconds)
-
+        read = partial(reader.read, seconds=source.config.decode_seconds)
         for number, task in enumerate(_tasks(source)):
             begun = time.perf_counter()
             try:

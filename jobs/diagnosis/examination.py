@@ -21,14 +21,13 @@ from jobs.cluster import connection
 from jobs.cluster.nodes import local_inputs
 from jobs.cluster.pool import ClusterCapacity
 from jobs.diagnosis.autoscaler import Autoscaler, judge_autoscaler, look_at_autoscaler
-from jobs.diagnosis.capacity import count_workers, judge_workers
+from jobs.diagnosis.capacity import count_workers, judge_cost, judge_workers
 from jobs.diagnosis.collective import judge_collective, look_at_collective
-from jobs.diagnosis.cost import judge_cost
 from jobs.diagnosis.data import judge_list, judge_sample, look_at_sample, read_list, take_sample
 from jobs.diagnosis.finding import Finding, failure, ok
 from jobs.diagnosis.gpus import judge_gpus
 from jobs.diagnosis.labels import judge_labels
-from jobs.diagnosis.memory import estimate, judge_memory
+from jobs.diagnosis.memory import estimate, judge_memory, judge_object_store, judge_shared_memory
 from jobs.diagnosis.nodes import judge_draining, judge_versions, look_at_nodes
 from jobs.diagnosis.plain_errors import plain_error
 from jobs.diagnosis.results import (
@@ -39,7 +38,6 @@ from jobs.diagnosis.results import (
     mark,
     try_store,
 )
-from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from jobs.tracking.tracker import find_fault
 from jobs.training.checks import check, check_run_folder
 from jobs.training.resumed import judged_resume
@@ -82,7 +80,14 @@ def examine(config: Config, options: Options) -> Iterator[Finding]:
     yield from judge_tracking(tracked, place, fault)
     try:
         _check_address(os.environ.get("RAY_ADDRESS", ""))
-        with connection.connected(config.cluster, config.data.decode_cpus) as own_ray:
+        cluster, data = config.cluster, config.data
+        with (
+            connection.connected(cluster, data.decode_cpus) as own_ray,
+            # Left when everything has been looked at: nodes that were started for it are idle then.
+            ClusterCapacity(cluster, data.decode_cpus, not own_ray, data.decode_nodes) as capacity,
+        ):
+            if options.start_nodes:
+                yield from _start_nodes(capacity, cluster.wait_minutes)
             yield from _examine_cluster(config, options, source, own_ray)
     except (TrainingError, ray.exceptions.RayError, OSError) as error:
         yield _failed("cluster", error, "correct RAY_ADDRESS, or start the cluster")
@@ -116,21 +121,6 @@ def _failed(area: str, error: BaseException, advice: str) -> Finding:
     return failure(area, plain_error(str(error)), advice)
 
 
-def _examine_cluster(
-    config: Config, options: Options, source: ClipSource | None, own_ray: bool
-) -> Iterator[Finding]:
-    """The checks that need Ray. `own_ray`: whether it is one of this machine, which no node can
-    join."""
-    data = config.data
-    # Left when everything has been looked at: nodes that were started for it are idle then.
-    with ClusterCapacity(
-        config.cluster, data.decode_cpus, not own_ray, data.decode_nodes
-    ) as capacity:
-        if options.start_nodes:
-            yield from _start_nodes(capacity, config.cluster.wait_minutes)
-        yield from _examine_nodes(config, options, source, own_ray)
-
-
 def _start_nodes(capacity: ClusterCapacity, minutes: float) -> Iterator[Finding]:
     log.info("waiting for nodes, at most %g minutes", minutes)
     begun = time.monotonic()
@@ -144,9 +134,10 @@ def _start_nodes(capacity: ClusterCapacity, minutes: float) -> Iterator[Finding]
         yield ok("starting nodes", message, f"{time.monotonic() - begun:.0f} s")
 
 
-def _examine_nodes(
+def _examine_cluster(
     config: Config, options: Options, source: ClipSource | None, own_ray: bool
 ) -> Iterator[Finding]:
+    """The checks that need Ray. `own_ray`: it is one of this machine, which no node can join."""
     log.info("the nodes")
     train, run_dir, inputs = config.train, config.train.run_dir, local_inputs(config)
     with mark(run_dir) as marked:

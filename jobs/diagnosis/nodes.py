@@ -30,8 +30,29 @@ class NoAnswerError(Exception):
     """Why a node did not give what it was asked for."""
 
 
+class Place:
+    """What a node, or a type of nodes, has."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def has(self, label: str) -> bool:
+        """Whether it has the label KEY=VALUE; all have the empty one."""
+        return has_label(self.labels, label)
+
+    @property
+    def gpus(self) -> int:
+        """As Ray counts them."""
+        return int(self.resources.get("GPU", 0))
+
+    @property
+    def cpus(self) -> float:
+        """A head without CPUs runs no tasks: it holds the driver alone."""
+        return self.resources.get("CPU", 0)
+
+
 @dataclass(frozen=True)
-class Node:
+class Node(Place):
     """A node that is alive."""
 
     id: str
@@ -46,24 +67,10 @@ class Node:
     is_draining: bool = False
     """It has been given notice, and takes no more work."""
 
-    def has(self, label: str) -> bool:
-        """Whether it has the label KEY=VALUE; every node has the empty one."""
-        return has_label(self.labels, label)
-
-    @property
-    def gpus(self) -> int:
-        """As Ray counts them."""
-        return int(self.resources.get("GPU", 0))
-
     @property
     def gpus_seen(self) -> tuple[Gpu, ...]:
         """As its driver counts them; none where the node did not answer."""
         return self.machine.gpus if self.machine else ()
-
-    @property
-    def cpus(self) -> float:
-        """A head without CPUs runs no tasks: it holds the driver alone."""
-        return self.resources.get("CPU", 0)
 
     @property
     def name(self) -> str:

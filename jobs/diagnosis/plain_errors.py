@@ -5,26 +5,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_STORE_ERRORS = (
-    (
-        r"NO_SUCH_BUCKET|NoSuchBucket|Bucket '?[^']*'? not found|bucket does not exist",
-        "there is no such bucket",
-    ),
-    (
-        r"ACCESS_DENIED|AccessDenied|HTTP (?:response code|status) 403|Forbidden",
-        "access is denied",
-    ),
-    (
-        r"INVALID_ACCESS_KEY|InvalidAccessKeyId|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch"
-        r"|ExpiredToken|No AWS Credentials|EC2MetadataClient",
-        "the credentials are missing, wrong or expired",
-    ),
-    (
-        r"NETWORK_CONNECTION|curlCode: (?:6|7|28)\b|Couldn't connect|Could not resolve"
-        r"|Timeout was reached",
-        "the store does not answer",
-    ),
-)
+_STORE_ERRORS = {
+    "there is no such bucket": r"NO_SUCH_BUCKET|NoSuchBucket|Bucket '?[^']*'? not found"
+    r"|bucket does not exist",
+    "access is denied": r"ACCESS_DENIED|AccessDenied|HTTP (?:response code|status) 403|Forbidden",
+    "the credentials are missing, wrong or expired": r"INVALID_ACCESS_KEY|InvalidAccessKeyId"
+    r"|SIGNATURE_DOES_NOT_MATCH|SignatureDoesNotMatch|ExpiredToken|No AWS Credentials"
+    r"|EC2MetadataClient",
+    "the store does not answer": r"NETWORK_CONNECTION|curlCode: (?:6|7|28)\b|Couldn't connect"
+    r"|Could not resolve|Timeout was reached",
+}
 
 
 def plain_error(text: str) -> str:
@@ -32,7 +22,7 @@ def plain_error(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     has_trace = '  File "' in text
     short = (lines[-1] if has_trace else " ".join(lines))[:400] if lines else "no reason given"
-    for pattern, words in _STORE_ERRORS:
+    for words, pattern in _STORE_ERRORS.items():
         if re.search(pattern, text):
             return f"{words} ({short})"
     return short

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,13 +20,7 @@ from jobs.latents.config import EncodeConfig
 from jobs.latents.encoding import autocast_dtype, load_network
 from jobs.latents.folder import Settings, claim_decoded
 from jobs.latents.names import Names, UnnamedVideoError, names_of
-from jobs.latents.shards import (
-    EncodedVideo,
-    open_shard,
-    read_latents,
-    read_summaries,
-    shard_name,
-)
+from jobs.latents.shards import EncodedVideo, open_shard, read_latents, read_summaries, shard_name
 from jobs.latents.work import ShardDone
 from jobs.media.mp4 import Mp4Writer
 from taehv import distributed
@@ -165,7 +159,9 @@ class DecodingWorker:
                 if self._output.is_remote:
                     (self._output.local / written).unlink()
         finally:
-            _remove(unfinished)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                unfinished.unlink()
 
     def _frames(self, file: pq.ParquetFile, video: EncodedVideo) -> Iterator[NDArray[np.uint8]]:
         """HWC uint8, as many as the video had."""
@@ -179,10 +175,3 @@ class DecodingWorker:
 
 def _picture_names(video: EncodedVideo) -> list[str]:
     return [f"{number:06d}.png" for number in range(video.frames)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def names_of(videos: Iterable[str], root: str, form: str) -> Names:
     pairs = np.unique(np.fromiter(keys(), np.dtype([("name", np.uint64), ("video", np.uint64)])))
     names = pairs["name"]
     shared = names[1:][names[1:] == names[:-1]]
-    folder_keys = {_key(above) for folder in folders for above in _with_parents(folder)}
+    folders |= {str(above) for folder in folders for above in PurePosixPath(folder).parents}
+    folder_keys = {_key(folder) for folder in folders}
     taken = names[np.isin(names, np.array([*folder_keys], np.uint64))]
     return Names(root, form, frozenset(shared.tolist()) | frozenset(taken.tolist()))
 
@@ -128,9 +130,3 @@ def _key(name: str) -> int:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _with_parents(folder: str) -> Iterable[str]:
-    while folder:
-        yield folder
-        folder = posixpath.dirname(folder)

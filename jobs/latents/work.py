@@ -7,15 +7,13 @@ import signal
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 from jobs.cli.console import stop_signals_to
 from jobs.cli.progress import VideoProgress
 from jobs.cluster.fan_out import RayConfig, Worker, fan_out
 
 log = logging.getLogger(__name__)
-
-Task = TypeVar("Task")
 
 
 @dataclass(frozen=True)
@@ -43,8 +41,8 @@ def _stop(number: signal.Signals) -> None:
 
 def work_on(
     shards: Sequence[int],
-    worker: Callable[[Task], Worker[int, ShardDone]],
-    task: Task,
+    worker: Callable[[Any], Worker[int, ShardDone]],
+    task: Any,
     config: RayConfig,
     progress: VideoProgress,
     effect: str,

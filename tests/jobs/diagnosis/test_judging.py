@@ -10,19 +10,22 @@ import pytest
 from data_pipeline.config import DataConfig
 from jobs.cli.config import ClusterConfig, Config
 from jobs.diagnosis.autoscaler import Autoscaler, Launch, NodeType, judge_autoscaler
-from jobs.diagnosis.capacity import count_workers, judge_workers
+from jobs.diagnosis.capacity import count_workers, judge_cost, judge_workers
 from jobs.diagnosis.collective import MESSAGE_BYTES, Reduction, judge_collective
-from jobs.diagnosis.cost import judge_cost
 from jobs.diagnosis.data import Sample, VideoList, judge_list, judge_sample
 from jobs.diagnosis.finding import Finding, Level, worst
 from jobs.diagnosis.gpus import judge_gpus
 from jobs.diagnosis.labels import judge_labels
 from jobs.diagnosis.machine import PROGRAM, Gpu, Machine, read_smi
-from jobs.diagnosis.memory import Estimate, judge_memory
+from jobs.diagnosis.memory import (
+    Estimate,
+    judge_memory,
+    judge_object_store,
+    judge_shared_memory,
+)
 from jobs.diagnosis.nodes import Node, judge_versions
 from jobs.diagnosis.output import SCHEMA_VERSION, format_finding, format_verdict, to_json
 from jobs.diagnosis.results import StoreTest, judge_shared, judge_store, judge_tracking
-from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
 from taehv.training.footprint import Footprint
 
 GIB = 2**30
