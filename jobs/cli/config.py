@@ -86,7 +86,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Everything a job is told, section by section."""
+    """All options of a job, section by section."""
 
     data: DataConfig = field(default_factory=DataConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -231,7 +231,7 @@ def _validate(content: Sections, source: str) -> Config:
 
 
 def read_cluster_sections() -> Sections:
-    """The defaults of the cluster that this job runs on, which its nodes are told by TAEHV_CONFIG;
+    """The defaults of the cluster that this job runs on, in the file that TAEHV_CONFIG names there;
     --config and the command line go before them."""
     file = os.environ.get("TAEHV_CONFIG", "")
     return _sections(Path(file)) if file else {}

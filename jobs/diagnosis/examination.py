@@ -51,7 +51,7 @@ CONNECT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Options:
-    """What the doctor is told beside the run's own config."""
+    """The doctor's own options, beside those of the run."""
 
     start_nodes: bool = False
     """Have the autoscaler bring the nodes for the fewest workers first, so that they are seen."""

@@ -17,7 +17,7 @@ BATCH, SHARED_MEMORY, STORE = "batch memory", "shared memory", "object store"
 
 MIN_SHM_BYTES = 256 * 2**20
 """Under it NCCL cannot set up its buffers between the GPUs of a machine; containers have 64 MiB
-unless they are told otherwise."""
+by default."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the job is told, and the settings that all shards of a folder have in common."""
+"""The options of the job, and how they are read from a command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VideosConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """Everything that the job is told."""
+    """All options of the job."""
 
     checkpoint: str = ""
     """Weights, .pth or .safetensors in the public keys, or a run's folder; also on s3://."""

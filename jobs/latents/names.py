@@ -104,7 +104,7 @@ def _path(video: str, root: str) -> str:
 
 
 def _needs_digest(name: str) -> bool:
-    """Whether it is too long, or looks like one that has been told apart from others."""
+    """Whether it is too long, or ends like one that has a digest."""
     return len(name.encode()) > MAX_NAME_BYTES or _DIGEST.search(name) is not None
 
 
