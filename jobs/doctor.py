@@ -26,7 +26,7 @@ from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.cli.errors import ConfigError
 from jobs.diagnosis.examination import Options, examine
 from jobs.diagnosis.finding import Finding, Level, worst
-from jobs.diagnosis.output import line, to_json, verdict, wants_colors
+from jobs.diagnosis.output import format_finding, format_verdict, to_json, wants_colors
 
 INTERRUPTED = 130
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             config = parse(rest, __doc__ or "")
         except OSError as error:
-            # The store with the run that is to go on; what is wrong with it, the checks find out.
+            # The store with the run's folder refuses: the checks find out why.
             log.warning("the run's own config.yaml is left out: %s", error)
             config = parse(rest, __doc__ or "", ask_run=False)
     except ConfigError as error:
@@ -60,11 +60,11 @@ def _report(config: Config, options: Options, as_json: bool) -> list[Finding]:
     for finding in examine(config, options):
         findings.append(finding)
         if not as_json:
-            print(line(finding, colors), flush=True)
+            print(format_finding(finding, colors), flush=True)
     if as_json:
         print(to_json(findings, os.environ.get("RAY_ADDRESS", "")))
     else:
-        print(verdict(findings))
+        print(format_verdict(findings))
     return findings
 
 
@@ -73,17 +73,14 @@ def _take_own_options(arguments: Sequence[str]) -> tuple[Options, bool, list[str
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--start-nodes", action="store_true")
-    parser.add_argument("--gpu-clips-per-second", type=float, default=None)
+    parser.add_argument("--gpu-clips-per-second", type=float, default=Options.gpu_clips_per_second)
     try:
         own, rest = parser.parse_known_args(list(arguments))
     except argparse.ArgumentError as error:
         raise ConfigError(str(error)) from error
-    options = Options(start_nodes=own.start_nodes)
-    if own.gpu_clips_per_second is not None:
-        if own.gpu_clips_per_second <= 0:
-            raise ConfigError("--gpu-clips-per-second: a number above 0 is needed")
-        options = Options(own.start_nodes, own.gpu_clips_per_second)
-    return options, own.json, rest
+    if own.gpu_clips_per_second <= 0:
+        raise ConfigError("--gpu-clips-per-second: a number above 0 is needed")
+    return Options(own.start_nodes, own.gpu_clips_per_second), own.json, rest
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from taehv.model.export import TOLERANCE, export_programs
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Everything that the job is told."""
+    """All options of the job."""
 
     checkpoint: str = ""
     """Weights, .pth or .safetensors in the public keys, or a run's folder; also on s3://."""

@@ -18,15 +18,10 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from data_pipeline.config import DataConfig
+from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
-from jobs.cli.own_config import (
-    FILE,
-    Sections,
-    as_defaults,
-    run_gone_on_with,
-    storage_or_environments,
-)
-from jobs.cli.yaml_file import repeated_keys
+from jobs.cli.own_config import FILE, Sections, as_defaults, run_to_resume, storage_or_environments
+from jobs.cli.yaml_file import load
 from jobs.tracking.tracker import TrackingConfig
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.run import checkpoint
@@ -91,7 +86,7 @@ class ClusterConfig:
 
 @dataclass(frozen=True)
 class Config(TrainingConfig):
-    """Everything a job is configured by, section by section."""
+    """All options of a job, section by section."""
 
     data: DataConfig = field(default_factory=DataConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -113,8 +108,10 @@ def parse(arguments: Sequence[str], description: str, ask_run: bool = True) -> C
         SystemExit: with 2 for an option that does not exist (tyro names the nearest), with 0
             after --help.
     """
-    file, overrides = _take_config_file(list(arguments))
-    defaults = read_defaults(file, overrides if ask_run else None)
+    file, overrides = take_option(arguments, "--config")
+    if file == "":
+        raise ConfigError("--config needs the path of a YAML file")
+    defaults = read_defaults(Path(file) if file else None, overrides if ask_run else None)
     try:
         return tyro.cli(Config, args=overrides, default=defaults, description=description)
     except ValueError as error:
@@ -131,23 +128,24 @@ def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> 
         arguments: the rest of the command line; None: of a job that never goes on with a run.
     """
     cluster = read_cluster_sections()
-    layers = [(f"--config {_cluster_file()}", cluster)] if cluster else []
+    layers = [(f"--config {os.environ['TAEHV_CONFIG']}", cluster)] if cluster else []
     files = [(f"--config {file}", _sections(file))] if file else []
     run = own = None
     if arguments is not None:
-        run = run_gone_on_with(arguments, _merged([s for _, s in layers + files]))
+        run = run_to_resume(arguments, _merged([s for _, s in layers + files]))
     if run and (own := _read_own(run)):
-        layers.append((_config_address(run), as_defaults(own[0], cluster)))
+        layers.append((run.address_of(FILE), as_defaults(own[0], cluster)))
     elif run and checkpoint.names(run):
         log.warning(
             "%s is not there: what this run had is not known, so what is not typed has its default",
-            _config_address(run),
+            run.address_of(FILE),
         )
     layers += files
     config = Config()
     for count, (source, _) in enumerate(layers, start=1):
         config = _validate(_merged([sections for _, sections in layers[:count]]), source)
-    return _with_storage(config)
+    storage = storage_or_environments(config.cluster.storage)
+    return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, storage=storage))
 
 
 def read_yaml(path: Path) -> Config:
@@ -170,12 +168,13 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
     """What a run's config.yaml holds, and the configuration that it is by itself."""
     if not run.exists(FILE):
         return None
+    source = run.address_of(FILE)
     try:
-        own = _sections(run.retrieve(FILE), _config_address(run))
-        config = _validate(own, _config_address(run))
+        own = _sections(run.retrieve(FILE), source)
+        config = _validate(own, source)
         if not config.data.annotations:
             # As of a file that was not written to its end; the default is other videos.
-            raise ConfigError(f"{_config_address(run)} does not say data.annotations")
+            raise ConfigError(f"{source} does not say data.annotations")
         return own, config
     except ConfigError as error:
         raise ConfigError(
@@ -183,10 +182,6 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
             "version of this program: correct it, or move the file away and type all that the run "
             "had"
         ) from error
-
-
-def _config_address(run: RunFolder) -> str:
-    return run.address_of(FILE)
 
 
 def _merged(layers: Sequence[Sections]) -> Sections:
@@ -210,15 +205,9 @@ def load_yaml(source: str, path: Path) -> Any:
         ConfigError: where it cannot be read, is no YAML, or names a key twice.
     """
     try:
-        text = path.read_text()
-        content = yaml.safe_load(text)
-        for key, line in repeated_keys(yaml.compose(text, yaml.SafeLoader)):
-            raise ConfigError(f"{source}, line {line}: {key} stands here a second time")
-    except OSError as error:
-        raise ConfigError(f"{source} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        return load(source, path)[0]
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source} is not YAML: {error}") from error
-    return content
 
 
 def _sections(path: Path, source: str = "") -> Sections:
@@ -242,21 +231,10 @@ def _validate(content: Sections, source: str) -> Config:
 
 
 def read_cluster_sections() -> Sections:
-    """The defaults of the cluster that this job runs on, which its nodes get from TAEHV_CONFIG;
+    """The defaults of the cluster that this job runs on, in the file that TAEHV_CONFIG names there;
     --config and the command line go before them."""
-    file = _cluster_file()
-    return _sections(file) if file else {}
-
-
-def _cluster_file() -> Path | None:
-    named = os.environ.get("TAEHV_CONFIG", "")
-    return Path(named) if named else None
-
-
-def _with_storage(config: Config) -> Config:
-    storage = storage_or_environments(config.cluster.storage)
-    cluster = dataclasses.replace(config.cluster, storage=storage)
-    return dataclasses.replace(config, cluster=cluster)
+    file = os.environ.get("TAEHV_CONFIG", "")
+    return _sections(Path(file)) if file else {}
 
 
 def flatten(config: Config) -> dict[str, Any]:
@@ -267,23 +245,6 @@ def flatten(config: Config) -> dict[str, Any]:
         for section, values in dataclasses.asdict(config).items()
         for key, value in values.items()
     }
-
-
-def _take_config_file(arguments: list[str]) -> tuple[Path | None, list[str]]:
-    file: Path | None = None
-    rest: list[str] = []
-    while arguments:
-        argument = arguments.pop(0)
-        name, separator, value = argument.partition("=")
-        if name != "--config":
-            rest.append(argument)
-        elif separator:
-            file = Path(value)
-        elif arguments:
-            file = Path(arguments.pop(0))
-        else:
-            raise ConfigError("--config needs the path of a YAML file")
-    return file, rest
 
 
 def _refuse_unknown_keys(content: Mapping[Any, Any], kind: Any, source: str, above: str) -> None:

@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -33,18 +33,16 @@ class _Plain(logging.Formatter):
 def _show_traceback(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    print(
-        hide_credentials("".join(traceback.format_exception(kind, error, trace))), file=sys.stderr
-    )
+    text = "".join(traceback.format_exception(kind, error, trace))
+    print(hide_credentials(text), file=sys.stderr)
 
 
 def log_without_credentials() -> None:
     """Let no record of this process hold an address with its credentials, whoever writes it down:
     in a training worker Ray does."""
     make = logging.getLogRecordFactory()
-    if isinstance(make, _CleanRecords):
-        return
-    logging.setLogRecordFactory(_CleanRecords(make))
+    if not isinstance(make, _CleanRecords):
+        logging.setLogRecordFactory(_CleanRecords(make))
 
 
 class _CleanRecords:
@@ -55,6 +53,20 @@ class _CleanRecords:
         record = self._make(*arguments, **more)
         record.msg, record.args = hide_credentials(record.getMessage()), ()
         return record
+
+
+def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
+    """The last value that `--name VALUE` or `--name=VALUE` gives on a command line, and the other
+    words; None where it is not there, "" where it has no value."""
+    value, others = None, []
+    words = iter(arguments)
+    for word in words:
+        option, equals, given = word.partition("=")
+        if option.replace("_", "-") == name:
+            value = given if equals else next(words, "")
+        else:
+            others.append(word)
+    return value, others
 
 
 @contextmanager

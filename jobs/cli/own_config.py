@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import tyro
-
+from jobs.cli.console import take_option
 from jobs.cli.paths import checkpoint_address, run_address
 from taehv.credentials import without_credentials
 from taehv.run import checkpoint
@@ -20,10 +18,7 @@ FILE = "config.yaml"
 Sections = dict[str, dict[str, Any]]
 """What a YAML file of settings holds: keys by section."""
 
-COMMAND = {
-    "train": ("run_dir", "resume", "resume_changed"),
-    "cluster": ("storage",),
-}
+COMMAND = {"train": ("run_dir", "resume", "resume_changed"), "cluster": ("storage",)}
 """They say which run is meant and where it lies: a folder may have been moved or copied, so its
 own file is not asked."""
 
@@ -32,26 +27,7 @@ PLACE = {"data": ("decode_nodes", "decode_cpus")}
 goes before what the run had on its last one; where that says nothing, the run's own holds."""
 
 
-@dataclass(frozen=True)
-class _Train:
-    run_dir: str
-    resume: str
-
-
-@dataclass(frozen=True)
-class _Cluster:
-    storage: str
-
-
-@dataclass(frozen=True)
-class _Place:
-    """The options that say which run is meant; named as in `jobs.cli.config.Config`."""
-
-    train: _Train = field(default_factory=lambda: _Train("", ""))
-    cluster: _Cluster = field(default_factory=lambda: _Cluster(""))
-
-
-def run_gone_on_with(arguments: Sequence[str], beneath: Mapping[str, Any]) -> RunFolder | None:
+def run_to_resume(arguments: Sequence[str], beneath: Mapping[str, Any]) -> RunFolder | None:
     """The folder of the run that a command line goes on with; None where it begins one.
 
     Args:
@@ -62,27 +38,15 @@ def run_gone_on_with(arguments: Sequence[str], beneath: Mapping[str, Any]) -> Ru
     Raises:
         OSError: where the store refuses.
     """
-    train, cluster = beneath.get("train", {}), beneath.get("cluster", {})
-    default = _Place(
-        _Train(str(train.get("run_dir") or ""), str(train.get("resume") or "")),
-        _Cluster(str(cluster.get("storage") or "")),
-    )
-    try:
-        place, _ = tyro.cli(
-            _Place,
-            args=arguments,
-            default=default,
-            return_unknown_args=True,
-            add_help=False,
-            console_outputs=False,
-        )
-    except SystemExit:
-        # The whole command line is parsed next, and what is wrong with it told there.
-        return None
-    run_dir, resume = place.train.run_dir, place.train.resume
+
+    def setting(section: str, key: str) -> str:
+        typed, _ = take_option(arguments, f"--{section}.{key}".replace("_", "-"))
+        return str(beneath.get(section, {}).get(key) or "") if typed is None else typed
+
+    run_dir, resume = setting("train", "run_dir"), setting("train", "resume")
     if not (run_dir and resume):
         return None
-    storage = storage_or_environments(place.cluster.storage)
+    storage = storage_or_environments(setting("cluster", "storage"))
     run = RunFolder(run_address(run_dir, storage))
     return run if goes_on(run, checkpoint_address(resume, run_dir, storage)) else None
 
@@ -111,14 +75,11 @@ def as_defaults(own: Sections, cluster: Mapping[str, Any]) -> Sections:
     left_out["cluster"] |= cluster.get("cluster", {}).keys()
     for section, keys in PLACE.items():
         left_out[section] = {*keys} & cluster.get(section, {}).keys()
-    uri = str(own.get("tracking", {}).get("uri", ""))
-    for known in (
-        str(cluster.get("tracking", {}).get("uri", "")),
-        os.environ.get("MLFLOW_TRACKING_URI", ""),
-    ):
-        if known and without_credentials(known) == without_credentials(uri):
-            # A file of a run keeps no credentials; there they are.
-            left_out["tracking"] = {"uri"}
+    uris = [str(found.get("tracking", {}).get("uri") or "") for found in (own, cluster)]
+    own_uri, *known = map(without_credentials, [*uris, os.environ.get("MLFLOW_TRACKING_URI", "")])
+    if own_uri and own_uri in known:
+        # A file of a run keeps no credentials; there they are.
+        left_out["tracking"] = {"uri"}
     return {
         section: {k: v for k, v in values.items() if k not in left_out.get(section, ())}
         for section, values in own.items()

@@ -59,8 +59,8 @@ def share(folder: Path, storage: str) -> str:
     """
     target = placed(f"data/{folder.name}", storage)
     annotations = placed(f"data/{folder.name}/{ANNOTATIONS}", storage)
-    store, path = fs.FileSystem.from_uri(target) if "://" in target else (None, target)
-    store = store or fs.LocalFileSystem()
+    is_url = "://" in target
+    store, path = fs.FileSystem.from_uri(target) if is_url else (fs.LocalFileSystem(), target)
     if store.get_file_info(f"{path}/{ANNOTATIONS}").type != fs.FileType.File:
         log.info("copying the synthetic videos to %s", target)
         store.create_dir(path, recursive=True)

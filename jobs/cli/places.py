@@ -13,10 +13,13 @@ from jobs.cli.paths import absolute, checkpoint_address, run_address, share
 
 
 def with_places(config: Config) -> Config:
-    """The configuration with absolute paths: workers start elsewhere, maybe on other machines."""
+    """Absolute paths and addresses, with which other machines find the same files. Without
+    annotations the synthetic videos are made, and copied to `cluster.storage` where that is set.
+
+    Raises OSError where the storage refuses.
+    """
+    storage, annotations = config.cluster.storage, config.data.annotations
     run_dir = config.train.run_dir or f"runs/{datetime.now():%Y-%m-%d_%H-%M-%S}"
-    storage = config.cluster.storage
-    annotations = config.data.annotations
     if not annotations:
         synthetic = ensure_synthetic(_cache_dir())
         annotations = share(synthetic.parent, storage) if storage else str(synthetic)

@@ -25,11 +25,7 @@ class _Progress:
         self._on_terminal = sys.stderr.isatty()
         self._last_line = 0.0
         self._bar = tqdm(
-            total=total,
-            initial=done,
-            unit=unit,
-            disable=not self._on_terminal,
-            dynamic_ncols=True,
+            total=total, initial=done, unit=unit, disable=not self._on_terminal, dynamic_ncols=True
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()

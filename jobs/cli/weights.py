@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import posixpath
 from collections.abc import Sequence
 from functools import lru_cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from data_pipeline.videos import storage
 from jobs.cli.config import Config, read_yaml
+from jobs.cli.console import take_option
 from taehv.errors import TrainingError
 from taehv.model.shapes import expected_shapes, infer_config
 from taehv.model.variants import ModelConfig
@@ -38,17 +40,18 @@ def find_weights(place: str) -> Path:
 
 def checkpoint_of(arguments: Sequence[str]) -> str:
     """What --checkpoint is given on a command line that has not been parsed; empty: nothing."""
-    for position, argument in enumerate(arguments):
-        name, separator, value = argument.partition("=")
-        if name == "--checkpoint":
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            return value if separator else following
-    return ""
+    return take_option(arguments, "--checkpoint")[0] or ""
 
 
 def address_of(weights: Path, place: str) -> str:
     """Where weights that were found at `place` lie, for others to read."""
     return place if storage.is_s3(place) else str(weights.absolute())
+
+
+def digest_of(weights: Path) -> str:
+    """The SHA-256 of the file."""
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def run_config(weights: Path) -> Config | None:

@@ -50,6 +50,31 @@ class Lines:
         return ConfigError(f"{self.path}, line {self._lines.get(place, 1)}: {message}")
 
 
+def load(source: str, path: Path) -> tuple[Any, yaml.Node | None]:
+    """What a YAML file holds, and the nodes that it is made of; None for both where it is empty.
+
+    Args:
+        source: what messages call it.
+        path: the file.
+
+    Raises:
+        ConfigError: where it cannot be read, or names a key twice.
+        yaml.YAMLError: where it is not YAML.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{source} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{source} is not text: {error}") from error
+    # It says what cannot be a key, which the walks through the nodes take for granted.
+    content = yaml.safe_load(text)
+    node = yaml.compose(text, yaml.SafeLoader)
+    for key, line in repeated_keys(node):
+        raise ConfigError(f"{source}, line {line}: {key} stands here a second time")
+    return content, node
+
+
 def read(path: Path) -> tuple[dict[str, Any], Lines]:
     """The mapping that a YAML file holds.
 
@@ -57,22 +82,12 @@ def read(path: Path) -> tuple[dict[str, Any], Lines]:
         ConfigError: where it cannot be read, is no mapping, or names a key twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not text: {error}") from error
-    try:
-        # It says what cannot be a key, which the walks below take for granted.
-        content = yaml.safe_load(text)
-        node = yaml.compose(text, yaml.SafeLoader)
+        content, node = load(str(path), path)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{path}, line {line}: not YAML: {error.problem}") from error
     if node is None:
         return {}, Lines(path, {(): 1})
-    for name, line in repeated_keys(node):
-        raise ConfigError(f"{path}, line {line}: {name} stands here a second time")
     if not isinstance(content, dict):
         raise ConfigError(f"{path}, line 1: expected keys such as `space:` and `search:`")
     return content, Lines(path, {(): 1} | dict(_walk(node, ())))

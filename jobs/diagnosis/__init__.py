@@ -1,2 +1,2 @@
-"""What jobs/doctor.py looks at, a file per area. In each, `look...` gathers facts, and `judge...`,
-which touches nothing, makes findings of them."""
+"""The checks of jobs/doctor.py. Functions named `look_at_...` gather facts; those named `judge_...`
+touch nothing, and make findings of the facts."""

@@ -9,20 +9,18 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 import yaml
 
-from jobs.cluster.nodes import has_label, on_node
 from jobs.cluster.ray_internals import session_log_folder
-from jobs.diagnosis.cloud_errors import explain
-from jobs.diagnosis.finding import Finding, Level, number_of
-from jobs.diagnosis.nodes import Node
+from jobs.diagnosis.finding import Finding, failure, number_of, ok, skipped, warning
+from jobs.diagnosis.nodes import NoAnswerError, Node, Place, call_on
+from jobs.diagnosis.plain_errors import explain_launch_error
 
 AREA = "autoscaler"
 
@@ -34,7 +32,7 @@ CONFIG_OPTION = "--autoscaling-config="
 
 
 @dataclass(frozen=True)
-class NodeType:
+class NodeType(Place):
     """A type of nodes that the autoscaler may start."""
 
     name: str
@@ -42,17 +40,9 @@ class NodeType:
     """The cloud's name for the machine; empty where it has none."""
     resources: Mapping[str, float]
     labels: Mapping[str, str]
-    most: int
-    """Nodes of it at once."""
+    max_nodes: int
+    """Of this type at once."""
     priority: int = 0
-
-    def has(self, label: str) -> bool:
-        """Whether its nodes have the label KEY=VALUE; the empty one has every node."""
-        return has_label(self.labels, label)
-
-    @property
-    def gpus(self) -> int:
-        return int(self.resources.get("GPU", 0))
 
     def __str__(self) -> str:
         return f"{self.name} ({self.instance})" if self.instance else self.name
@@ -60,23 +50,23 @@ class NodeType:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the log says last of a node type."""
+    """The last launch of a node type, by the log."""
 
     node_type: str
     when: str
     error: str
-    """Empty: it was launched."""
+    """Empty where it succeeded."""
 
 
 @dataclass(frozen=True)
 class Autoscaler:
-    """What is known of it."""
+    """What the head knows of the autoscaler."""
 
     config_file: str = ""
     """Empty: there is none, or none that can be read from the head."""
     types: tuple[NodeType, ...] = ()
     """Without the head's."""
-    most_nodes: int = 0
+    max_nodes: int = 0
     """Of all types at once, besides the head."""
     launches: tuple[Launch, ...] = ()
     """The last of each node type."""
@@ -96,17 +86,15 @@ def look_at_autoscaler(nodes: Sequence[Node]) -> Autoscaler:
     """Ask the head."""
     head = next((node for node in nodes if node.is_head), None)
     if head is None or head.is_own:
-        return read_head(session_log_folder())
-    asked = _read_head_there.options(scheduling_strategy=on_node(head.id)).remote()
+        return _read_this_head()
     try:
-        found: Autoscaler = ray.get(asked, timeout=READ_SECONDS)
-    except ray.exceptions.RayError as error:
-        return Autoscaler(unreadable=str(error).splitlines()[0])
+        found: Autoscaler = call_on(head, READ_SECONDS, _read_this_head)
+    except NoAnswerError as error:
+        return Autoscaler(unreadable=str(error))
     return found
 
 
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _read_head_there() -> Autoscaler:
+def _read_this_head() -> Autoscaler:
     return read_head(session_log_folder())
 
 
@@ -114,11 +102,11 @@ def read_head(logs: Path) -> Autoscaler:
     """What this machine, the head of the cluster that keeps its logs there, knows."""
     file = _config_file(logs)
     text = "\n".join(_end_of(logs / name) for name in ("monitor.log", "monitor.err"))
-    types, most = read_config(yaml.safe_load(file.read_text())) if file else ((), 0)
+    types, max_nodes = read_config(yaml.safe_load(file.read_text())) if file else ((), 0)
     return Autoscaler(
         config_file=str(file or ""),
         types=types,
-        most_nodes=most,
+        max_nodes=max_nodes,
         launches=read_launches(text),
         set_up_failures=read_set_up_failures(text),
         crash=read_crash(text),
@@ -128,14 +116,13 @@ def read_head(logs: Path) -> Autoscaler:
 
 
 def _config_file(logs: Path) -> Path | None:
-    """Of the monitor that keeps its logs there; there may be others on the machine."""
+    """The configuration of the monitor that keeps its logs there, among all on the machine."""
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if f"--logs-dir={logs}" in command:
-            for option in command:
-                if option.startswith(CONFIG_OPTION):
-                    path = Path(option.removeprefix(CONFIG_OPTION)).expanduser()
-                    return path if path.is_file() else None
+        options = [option for option in command if option.startswith(CONFIG_OPTION)]
+        if options and f"--logs-dir={logs}" in command:
+            path = Path(options[0].removeprefix(CONFIG_OPTION)).expanduser()
+            return path if path.is_file() else None
     return None
 
 
@@ -149,24 +136,24 @@ def _end_of(file: Path) -> str:
 
 def read_config(config: Mapping[str, Any]) -> tuple[tuple[NodeType, ...], int]:
     """The node types of a configuration that `ray up` has completed, and the bound on all nodes."""
-    most = int(config.get("max_workers", 0))
+    max_nodes = int(config.get("max_workers", 0))
     types = tuple(
         NodeType(
             name=name,
-            instance=_instance(kind.get("node_config") or {}),
+            instance=_instance_type(kind.get("node_config") or {}),
             resources=kind.get("resources") or {},
             labels=kind.get("labels") or {},
-            most=min(most, int(kind.get("max_workers", most))),
+            max_nodes=min(max_nodes, int(kind.get("max_workers", max_nodes))),
             priority=int(kind.get("priority", 0)),
         )
         for name, kind in config.get("available_node_types", {}).items()
         if name != config.get("head_node_type")
     )
-    return types, most
+    return types, max_nodes
 
 
-def _instance(node_config: Mapping[str, Any]) -> str:
-    """AWS's and GCP's word for it."""
+def _instance_type(node_config: Mapping[str, Any]) -> str:
+    """By AWS's key or GCP's."""
     return str(node_config.get("InstanceType") or node_config.get("machineType") or "")
 
 
@@ -202,14 +189,13 @@ _CRASH = re.compile(_STAMP + r"Error in monitor loop", re.MULTILINE)
 
 
 def read_launches(log: str) -> tuple[Launch, ...]:
-    """The last word of the monitor's log on each node type."""
-    events = [
-        (match.start(), Launch(match["type"], match["when"], match.groupdict().get("error") or ""))
-        for pattern in (_LAUNCHED, _FAILED)
-        for match in pattern.finditer(log)
-    ]
-    last = {launch.node_type: launch for _, launch in sorted(events, key=lambda event: event[0])}
-    return tuple(last.values())
+    """The last launch of each node type in the monitor's log."""
+    matches = sorted([*_LAUNCHED.finditer(log), *_FAILED.finditer(log)], key=re.Match.start)
+    last = {match["type"]: match for match in matches}
+    return tuple(
+        Launch(kind, match["when"], match.groupdict().get("error", ""))
+        for kind, match in last.items()
+    )
 
 
 def read_set_up_failures(log: str) -> tuple[str, ...]:
@@ -230,63 +216,40 @@ def read_crash(log: str) -> str:
 
 def judge_autoscaler(facts: Autoscaler) -> list[Finding]:
     """Its last errors, in plain words."""
+    return [*_judge_errors(facts)] or [_judge_presence(facts)]
+
+
+def _judge_presence(facts: Autoscaler) -> Finding:
     if facts.unreadable:
-        return [
-            Finding(
-                Level.WARNING,
-                AREA,
-                "",
-                f"the head could not be asked about it: {facts.unreadable}",
-                "run this on the head: `ray job submit -- python jobs/doctor.py`",
-            )
-        ]
-    findings = [*_judge_crash(facts), *_judge_launches(facts.launches), *_judge_set_up(facts)]
-    if findings:
-        return findings
+        return warning(
+            AREA,
+            f"the head could not be asked about it: {facts.unreadable}",
+            "run this on the head: `ray job submit -- python jobs/doctor.py`",
+        )
     if facts.config_file:
         figure = number_of(len(facts.types), "node type")
-        return [Finding(Level.OK, AREA, figure, f"no error of late ({facts.config_file})")]
+        return ok(AREA, f"no error of late ({facts.config_file})", figure)
     if facts.elsewhere:
         advice = "look at `kubectl logs` of the head's autoscaler container"
-        return [
-            Finding(Level.SKIPPED, AREA, "", f"it runs beside the head, out of sight: {advice}")
-        ]
-    return [Finding(Level.OK, AREA, "", "there is none: the nodes are those that are there")]
+        return skipped(AREA, f"it runs beside the head, out of sight: {advice}")
+    return ok(AREA, "there is none: the nodes are those that are there")
 
 
-def _judge_crash(facts: Autoscaler) -> Iterable[Finding]:
+def _judge_errors(facts: Autoscaler) -> Iterator[Finding]:
     if facts.crash:
-        yield Finding(
-            Level.FAILURE,
-            AREA,
-            "",
-            f"it has stopped: {facts.crash}",
-            "correct what the message names, and run `ray up cluster.yaml` again",
-        )
-
-
-def _judge_launches(launches: Sequence[Launch]) -> Iterable[Finding]:
+        advice = "correct what the message names, and run `ray up cluster.yaml` again"
+        yield failure(AREA, f"it has stopped: {facts.crash}", advice)
     # Types behind a failed one are tried too, and have often been launched.
-    any_launched = any(not launch.error for launch in launches)
-    for launch in launches:
+    any_launched = any(not launch.error for launch in facts.launches)
+    for launch in facts.launches:
         if launch.error:
-            words, advice, passes = explain(launch.error)
-            yield Finding(
-                Level.WARNING if passes or any_launched else Level.FAILURE,
-                AREA,
-                launch.node_type,
-                f"{words}. Last tried {launch.when}: {launch.error[:400]}",
-                advice,
-                {"node_type": launch.node_type, "when": launch.when, "error": launch.error},
-            )
-
-
-def _judge_set_up(facts: Autoscaler) -> Iterable[Finding]:
+            kind = explain_launch_error(launch.error)
+            judge = warning if kind.passes or any_launched else failure
+            message = f"{kind.words}. Last tried {launch.when}: {launch.error[:400]}"
+            yield judge(AREA, message, kind.advice, launch.node_type, **asdict(launch))
     for text in facts.set_up_failures:
-        yield Finding(
-            Level.WARNING,
+        yield warning(
             AREA,
-            "",
             f"a machine came, but Ray did not start on it: {text[:400]}",
             "look at monitor.out in the head's /tmp/ray/session_latest/logs for the set-up command "
             "that failed; `ray up` again after a change",

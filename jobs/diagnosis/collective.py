@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -14,9 +14,9 @@ from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from jobs.cli.config import Config
 from jobs.cluster.nodes import on_node
-from jobs.diagnosis.finding import Finding, Level, number_of
+from jobs.diagnosis.finding import Finding, failure, number_of, ok, skipped, warning
 from jobs.diagnosis.nodes import Node
-from jobs.training.driver import last_line
+from jobs.diagnosis.plain_errors import plain_error
 from jobs.training.process_group import join, open_store
 
 AREA = "all-reduce"
@@ -31,14 +31,14 @@ MESSAGE_BYTES = 32 * 2**20
 ROUNDS = 5
 
 SLOW_SECONDS = 0.5
-"""Of a step, for gradients to be exchanged, is worth a warning."""
+"""For the gradients of a step to be exchanged; more is worth a warning."""
 
-MOST_RANKS = 64
+MAX_RANKS = 64
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """What an attempt came to."""
+    """What came of an attempt."""
 
     backend: str
     ranks: int
@@ -50,10 +50,15 @@ class Reduction:
     error: str = ""
 
     @property
-    def bytes_per_second(self) -> float:
-        """Through the slowest link: the "bus bandwidth" of NCCL's own tests, in
+    def rounds_per_link(self) -> float:
+        """How often the whole message passes each link, by NCCL's own tests:
         https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md"""
-        return 2 * (self.ranks - 1) / self.ranks * MESSAGE_BYTES / self.seconds
+        return 2 * (self.ranks - 1) / self.ranks
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Through the slowest link: the "bus bandwidth" of those tests."""
+        return self.rounds_per_link * MESSAGE_BYTES / self.seconds
 
 
 class _Rank:
@@ -65,9 +70,9 @@ class _Rank:
     def open_store(self) -> tuple[str, int]:
         return open_store()
 
-    def reduce(self, backend: str, rank: int, ranks: int, place: tuple[str, int]) -> float:
+    def reduce(self, backend: str, rank: int, ranks: int, address: tuple[str, int]) -> float:
         """Seconds of the fastest round. Raises RuntimeError where the sum is wrong."""
-        join(rank, ranks, place, backend)
+        join(rank, ranks, address, backend)
         # Ray shows this process the GPU that it was given, alone.
         device = torch.device("cuda", 0) if backend == "nccl" else torch.device("cpu")
         values = torch.empty(MESSAGE_BYTES // 4, device=device)
@@ -93,89 +98,82 @@ def look_at_collective(config: Config, nodes: Sequence[Node], on_gpus: bool) -> 
     one per node.
     """
     nccl = on_gpus and config.cluster.gpu != "pretend"
-    places = [node for node in nodes if node.has(config.cluster.train_nodes)]
-    if on_gpus:
-        places = [node for node in places if node.gpus]
-    else:
-        places = [node for node in places if node.resources.get("CPU", 0) > 0]
-    spots = [node for node in places for _ in range(node.gpus if nccl else 1)]
-    spots = spots[: min(MOST_RANKS, config.cluster.max_workers or MOST_RANKS)]
-    if len(spots) < (1 if nccl else 2):
-        return None
-    backend = "nccl" if nccl else "gloo"
-    actor = ray.remote(_Rank)
-    ranks = [
-        actor.options(
-            num_cpus=0, num_gpus=1 if nccl else 0, scheduling_strategy=on_node(node.id)
-        ).remote()
-        for node in spots
+    places = [
+        node
+        for node in nodes
+        if node.has(config.cluster.train_nodes) and (node.gpus if on_gpus else node.cpus)
     ]
+    node_of_rank = [node for node in places for _ in range(node.gpus if nccl else 1)]
+    node_of_rank = node_of_rank[: min(MAX_RANKS, config.cluster.max_workers or MAX_RANKS)]
+    if len(node_of_rank) < (1 if nccl else 2):
+        return None
+    actor = ray.remote(num_cpus=0, num_gpus=1 if nccl else 0)(_Rank)
+    ranks = [actor.options(scheduling_strategy=on_node(node.id)).remote() for node in node_of_rank]
     try:
-        return _reduce(backend, ranks, spots)
+        return _reduce("nccl" if nccl else "gloo", ranks, node_of_rank)
     finally:
         for rank in ranks:
             ray.kill(rank)
 
 
-def _reduce(backend: str, ranks: Sequence[Any], spots: Sequence[Node]) -> Reduction:
-    size, nodes = len(ranks), len({node.id for node in spots})
-    started = [rank.is_ready.remote() for rank in ranks]
-    ready, _ = ray.wait(started, num_returns=size, timeout=START_SECONDS)
-    silent = {node.name for node, call in zip(spots, started, strict=True) if call not in ready}
-    if silent:
-        return Reduction(backend, size, nodes, silent=tuple(sorted(silent)))
+def _reduce(backend: str, ranks: Sequence[Any], node_of_rank: Sequence[Node]) -> Reduction:
+    size = len(ranks)
+    attempt = Reduction(backend, size, len({node.id for node in node_of_rank}))
+    started = {rank.is_ready.remote(): node for rank, node in zip(ranks, node_of_rank, strict=True)}
+    _, late = ray.wait(list(started), num_returns=size, timeout=START_SECONDS)
+    if late:
+        return replace(attempt, silent=tuple(sorted({started[call].name for call in late})))
     try:
-        where = ray.get(ranks[0].open_store.remote(), timeout=START_SECONDS)
-        calls = [rank.reduce.remote(backend, k, size, where) for k, rank in enumerate(ranks)]
+        address = ray.get(ranks[0].open_store.remote(), timeout=START_SECONDS)
+        calls = [rank.reduce.remote(backend, k, size, address) for k, rank in enumerate(ranks)]
         seconds = max(ray.get(calls, timeout=START_SECONDS + REDUCE_SECONDS))
     except GetTimeoutError:
-        return Reduction(backend, size, nodes, error=f"no result in {REDUCE_SECONDS:g} s")
+        return replace(attempt, error=f"no result in {REDUCE_SECONDS:g} s")
     except ActorDiedError:
-        return Reduction(backend, size, nodes, error="a process died of it")
+        return replace(attempt, error="a process died of it")
     except RayError as error:
-        return Reduction(backend, size, nodes, error=last_line(error)[:400])
-    return Reduction(backend, size, nodes, seconds)
+        return replace(attempt, error=plain_error(str(error)))
+    return replace(attempt, seconds=seconds)
 
 
 def judge_collective(
     reduction: Reduction | None, workers: int, gradient_bytes: int
-) -> list[Finding]:
+) -> Iterator[Finding]:
     """`workers`: how many are expected; `gradient_bytes`: what they exchange in a step."""
     if reduction is None:
         if workers == 1:
-            return [Finding(Level.OK, AREA, "", "none is needed: there is one worker")]
-        message = "needs two nodes that train, or a GPU; there are none now"
-        return [Finding(Level.SKIPPED, AREA, "", message)]
-    where = number_of(reduction.nodes, "node")
-    who = f"{number_of(reduction.ranks, 'process')} on {where}, {reduction.backend}"
+            yield ok(AREA, "none is needed: there is one worker")
+        else:
+            yield skipped(AREA, "needs two nodes that train, or a GPU; there are none now")
+        return
+    processes = number_of(reduction.ranks, "process")
+    who = f"{processes} on {number_of(reduction.nodes, 'node')}, {reduction.backend}"
     if reduction.silent:
-        return [
-            Finding(
-                Level.WARNING,
-                AREA,
-                "",
-                f"no process started in {START_SECONDS:g} s on "
-                f"{', '.join(reduction.silent)}: other jobs may hold the GPUs",
-                "try again when `ray status` shows them free",
-            )
-        ]
-    if reduction.error:
-        return [
-            Finding(
-                Level.FAILURE,
-                AREA,
-                "",
-                f"{who}: {reduction.error}",
-                "nodes must reach each other on all ports (the security group's rule for itself); "
-                "NCCL_DEBUG=INFO tells what it tries, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME "
-                "choose the network interface",
-                {"ranks": reduction.ranks, "backend": reduction.backend},
-            )
-        ]
-    if reduction.ranks == 1:
-        return [Finding(Level.OK, AREA, "1 GPU", "torch and NCCL can use it")]
+        yield warning(
+            AREA,
+            f"no process started in {START_SECONDS:g} s on {', '.join(reduction.silent)}: other "
+            "jobs may hold the GPUs",
+            "try again when `ray status` shows them free",
+        )
+    elif reduction.error:
+        yield failure(
+            AREA,
+            f"{who}: {reduction.error}",
+            "nodes must reach each other on all ports (the security group's rule for itself); "
+            "NCCL_DEBUG=INFO tells what it tries, NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME "
+            "choose the network interface",
+            ranks=reduction.ranks,
+            backend=reduction.backend,
+        )
+    elif reduction.ranks == 1:
+        yield ok(AREA, "torch and NCCL can use it", "1 GPU")
+    else:
+        yield _judge_speed(reduction, who, gradient_bytes)
+
+
+def _judge_speed(reduction: Reduction, who: str, gradient_bytes: int) -> Finding:
     speed = reduction.bytes_per_second
-    step = 2 * (reduction.ranks - 1) / reduction.ranks * gradient_bytes / speed
+    step = reduction.rounds_per_link * gradient_bytes / speed
     values = {
         "bytes_per_second": speed,
         "step_seconds": step,
@@ -190,5 +188,5 @@ def judge_collective(
             "use one node with more GPUs, instances with a faster network, or nodes in one zone; "
             "a larger batch exchanges less often"
         )
-        return [Finding(Level.WARNING, AREA, figure, message, advice, values)]
-    return [Finding(Level.OK, AREA, figure, message, values=values)]
+        return warning(AREA, message, advice, figure, **values)
+    return ok(AREA, message, figure, **values)

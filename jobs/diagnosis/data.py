@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import GetTimeoutError, RayError
 
 from data_pipeline.batches import plan_steps
-from data_pipeline.clips import ClipSource, WindowTask, load_window
+from data_pipeline.clips import ClipSource, WindowTask, load_window, open_sources
 from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.errors import DataError
 from data_pipeline.videos import storage
 from data_pipeline.videos.storage import OutsideRootError
 from jobs.cli.config import Config
-from jobs.cluster.nodes import on_node
-from jobs.diagnosis.finding import Finding, Level
-from jobs.diagnosis.nodes import Node
-from jobs.diagnosis.words import plain_error
+from jobs.diagnosis.finding import Finding, Level, failure, ok, skipped, warning
+from jobs.diagnosis.nodes import NoAnswerError, Node, call_on
+from jobs.diagnosis.plain_errors import plain_error
 
 LIST, READING, DECODING = "data list", "reading", "decoding"
 
@@ -31,14 +29,14 @@ VIDEO_BYTES = 32 * 2**20
 READ_SECONDS = 20.0
 """After it no further video is read, so that a slow store does not hold up the rest."""
 
-TELLING_BYTES = 4 * 2**20
-"""With less, it is the time to open a file that was measured."""
+MIN_TIMED_BYTES = 4 * 2**20
+"""With less, what was measured is the time to open a file."""
 
 WINDOWS = 4
 DECODE_SECONDS = 60.0
 
 SAMPLE_SECONDS = 300.0
-"""For all of it, on a node that may have to read a long list first."""
+"""For reading and decoding, on a node that may have to read a long list first."""
 
 SLOW_BYTES_PER_SECOND = 10e6
 """A clip's window of dashcam video is about a megabyte; a GPU wants tens a second."""
@@ -78,30 +76,32 @@ class Sample:
         return self.clips / self.decode_seconds if self.decode_seconds else 0.0
 
 
+def read_list(config: Config) -> tuple[ClipSource | None, VideoList]:
+    """The training videos, and what reading their list came to."""
+    annotations, train = config.data.annotations, config.train
+    begun = time.perf_counter()
+    try:
+        training, validation = open_sources(config.data, train.seed, train.global_batch_size)
+    except (DataError, OSError) as error:
+        return None, VideoList(annotations, error=str(error))
+    count = len(training.videos) + len(validation.videos)
+    return training, VideoList(annotations, count, time.perf_counter() - begun)
+
+
 def look_at_sample(config: Config, source: ClipSource, nodes: Sequence[Node]) -> Sample:
     """Read and decode on a node that would do so in a run; without one, here."""
-    able = [n for n in nodes if n.resources.get("CPU", 0) >= config.data.decode_cpus]
-    labelled = [n for n in able if config.data.decode_nodes and n.has(config.data.decode_nodes)]
+    cpus, label = config.data.decode_cpus, config.data.decode_nodes
+    able = [node for node in nodes if node.cpus >= cpus]
+    labelled = [node for node in able if label and node.has(label)]
     chosen = next(iter(labelled or able), None)
     if chosen is None:
         return take_sample(source, "the driver, since no node is there")
     where = f"{chosen.name}{' (the driver)' if chosen.is_own else ''}"
-    sampling = _take_sample_there.options(
-        num_cpus=config.data.decode_cpus, scheduling_strategy=on_node(chosen.id)
-    ).remote(source, where)
     try:
-        sample: Sample = ray.get(sampling, timeout=SAMPLE_SECONDS)
-    except GetTimeoutError:
-        ray.cancel(sampling, force=True)
-        return Sample(where, error=f"nothing came within {SAMPLE_SECONDS:g} s")
-    except RayError as error:
-        return Sample(where, error=plain_error(str(error)))
+        sample: Sample = call_on(chosen, SAMPLE_SECONDS, take_sample, source, where, cpus=cpus)
+    except NoAnswerError as error:
+        return Sample(where, error=str(error))
     return sample
-
-
-@ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
-def _take_sample_there(source: ClipSource, where: str) -> Sample:
-    return take_sample(source, where)
 
 
 def take_sample(source: ClipSource, where: str) -> Sample:
@@ -115,7 +115,7 @@ def take_sample(source: ClipSource, where: str) -> Sample:
 def _read(source: ClipSource) -> dict[str, Any]:
     """Videos spread over the list, from their start, up to `VIDEO_BYTES` of each."""
     chosen = np.unique(np.linspace(0, len(source.videos) - 1, VIDEOS).astype(int)).tolist()
-    size, whole, unreadable = 0, 0, []
+    size, videos_read, unreadable = 0, 0, []
     begun = time.perf_counter()
     for index in chosen:
         try:
@@ -123,7 +123,7 @@ def _read(source: ClipSource) -> dict[str, Any]:
             storage.check_is_file(location)
             with storage.open_stream(location) as stream:
                 size += len(stream.read(VIDEO_BYTES))
-            whole += 1
+            videos_read += 1
         except (OSError, OutsideRootError) as error:
             unreadable.append(f"{source.videos.name(index)}: {plain_error(str(error))}")
         if time.perf_counter() - begun > READ_SECONDS:
@@ -131,7 +131,7 @@ def _read(source: ClipSource) -> dict[str, Any]:
     return {
         "bytes_read": size,
         "read_seconds": time.perf_counter() - begun,
-        "videos_read": whole,
+        "videos_read": videos_read,
         "unreadable": tuple(unreadable),
     }
 
@@ -142,10 +142,7 @@ def _decode(source: ClipSource) -> dict[str, Any]:
     unusable: list[str] = []
     deadline = time.perf_counter() + DECODE_SECONDS
     with WindowReader() as reader:
-
-        def read(request: Any) -> Any:
-            return reader.read(request, source.config.decode_seconds)
-
+        read = partial(reader.read, seconds=source.config.decode_seconds)
         for number, task in enumerate(_tasks(source)):
             begun = time.perf_counter()
             try:
@@ -164,107 +161,81 @@ def _decode(source: ClipSource) -> dict[str, Any]:
 def _tasks(source: ClipSource) -> list[WindowTask]:
     batch = source.order.batch
     schedule = (np.arange(step * batch, (step + 1) * batch) for step in range(1_000_000))
-    steps = plan_steps(schedule, source.order)
-    return list(islice((task for step in steps for task in step.tasks), WINDOWS + 1))
+    tasks = (task for step in plan_steps(schedule, source.order) for task in step.tasks)
+    return list(islice(tasks, WINDOWS + 1))
 
 
-def judge_list(videos: VideoList) -> list[Finding]:
+def judge_list(videos: VideoList) -> Iterator[Finding]:
     """Whether the annotations can be read."""
     if videos.error:
-        return [
-            Finding(
-                Level.FAILURE,
-                LIST,
-                "",
-                plain_error(videos.error),
-                "give --data.annotations and --data.root as this machine and all nodes see them; "
-                "for a bucket, give the nodes a role or credentials that may list and read it",
-                {"annotations": videos.annotations},
-            )
-        ]
-    return [
-        Finding(
-            Level.OK,
+        yield failure(
             LIST,
-            f"{videos.videos} videos",
-            f"read in {videos.seconds:.1f} s from {videos.annotations}",
-            values={"videos": videos.videos, "seconds": videos.seconds},
+            plain_error(videos.error),
+            "give --data.annotations and --data.root as this machine and all nodes see them; "
+            "for a bucket, give the nodes a role or credentials that may list and read it",
+            annotations=videos.annotations,
         )
-    ]
+    else:
+        message = f"read in {videos.seconds:.1f} s from {videos.annotations}"
+        figure = f"{videos.videos} videos"
+        yield ok(LIST, message, figure, videos=videos.videos, seconds=videos.seconds)
 
 
-def judge_sample(config: Config, sample: Sample | None) -> list[Finding]:
+def judge_sample(config: Config, sample: Sample | None) -> Iterator[Finding]:
     """Reading and decoding."""
     if sample is None:
-        reason = "the list of videos could not be read"
-        return [Finding(Level.SKIPPED, area, "", reason) for area in (READING, DECODING)]
-    findings = _judge_reading(sample)
+        for area in (READING, DECODING):
+            yield skipped(area, "the list of videos could not be read")
+        return
+    yield from _judge_reading(sample)
     if sample.error:
-        findings.append(
-            Finding(
-                Level.FAILURE,
-                DECODING,
-                "",
-                f"on {sample.where}: {sample.error}",
-                "mend what the message names; jobs/train.py would stop at the same place",
-            )
-        )
+        advice = "mend what the message names; jobs/train.py would stop at the same place"
+        yield failure(DECODING, f"on {sample.where}: {sample.error}", advice)
     elif sample.clips:
-        findings += _judge_decoding(config, sample)
-    return findings
+        yield _judge_decoding(config, sample)
 
 
-def _judge_reading(sample: Sample) -> list[Finding]:
+def _judge_reading(sample: Sample) -> Iterator[Finding]:
     tried = sample.videos_read + len(sample.unreadable)
     if sample.unreadable:
-        return [
-            Finding(
-                Level.WARNING if sample.videos_read else Level.FAILURE,
-                READING,
-                f"{sample.videos_read} of {tried}",
-                f"videos could be read on {sample.where}; {sample.unreadable[0]}",
-                "give --data.root as that machine sees it; for a bucket, allow the role or the "
-                "credentials of the nodes s3:GetObject there",
-                {"unreadable": list(sample.unreadable)},
-            )
-        ]
-    if not tried:
-        return []
-    speed = sample.bytes_read / sample.read_seconds
-    figure, values = f"{speed / 1e6:.0f} MB/s", {"bytes_per_second": speed}
-    message = f"{tried} videos, one after the other, on {sample.where}"
-    if speed < SLOW_BYTES_PER_SECOND and sample.bytes_read > TELLING_BYTES:
-        return [
-            Finding(
-                Level.WARNING,
-                READING,
-                figure,
-                message,
+        yield Finding(
+            Level.WARNING if sample.videos_read else Level.FAILURE,
+            READING,
+            f"{sample.videos_read} of {tried}",
+            f"videos could be read on {sample.where}; {sample.unreadable[0]}",
+            "give --data.root as that machine sees it; for a bucket, allow the role or the "
+            "credentials of the nodes s3:GetObject there",
+            {"unreadable": list(sample.unreadable)},
+        )
+    elif tried:
+        speed = sample.bytes_read / sample.read_seconds
+        figure = f"{speed / 1e6:.0f} MB/s"
+        message = f"{tried} videos, one after the other, on {sample.where}"
+        if speed < SLOW_BYTES_PER_SECOND and sample.bytes_read > MIN_TIMED_BYTES:
+            advice = (
                 "keep the data in the region of the nodes, or on a faster file system; more "
-                "decoding tasks (--cluster.decode-cpus) read more at once",
-                values,
+                "decoding tasks (--cluster.decode-cpus) read more at once"
             )
-        ]
-    return [Finding(Level.OK, READING, figure, message, values=values)]
+            yield warning(READING, message, advice, figure, bytes_per_second=speed)
+        else:
+            yield ok(READING, message, figure, bytes_per_second=speed)
 
 
-def _judge_decoding(config: Config, sample: Sample) -> list[Finding]:
+def _judge_decoding(config: Config, sample: Sample) -> Finding:
     per_clip = sample.decode_seconds / sample.clips
     figure = f"{1000 * per_clip:.0f} ms"
     shape = f"{config.data.num_frames}x{config.data.height}x{config.data.width}"
     message = f"per clip of {shape}, one task, {sample.clips} clips, on {sample.where}"
-    values = {"seconds_per_clip": per_clip, "clips": sample.clips}
-    if sample.unusable:
-        return [
-            Finding(
-                Level.WARNING,
-                DECODING,
-                figure,
-                f"{message}; unusable: {sample.unusable[0]}",
-                f"others take the place of unusable videos, up to "
-                f"{config.data.max_bad_fraction:.0%} of all (data.max_bad_fraction); beyond it the "
-                "run stops",
-                values | {"unusable": list(sample.unusable)},
-            )
-        ]
-    return [Finding(Level.OK, DECODING, figure, message, values=values)]
+    values: dict[str, Any] = {"seconds_per_clip": per_clip, "clips": sample.clips}
+    if not sample.unusable:
+        return ok(DECODING, message, figure, **values)
+    return warning(
+        DECODING,
+        f"{message}; unusable: {sample.unusable[0]}",
+        "others take the place of unusable videos, up to "
+        f"{config.data.max_bad_fraction:.0%} of all (data.max_bad_fraction); beyond it the run "
+        "stops",
+        figure,
+        unusable=list(sample.unusable),
+        **values,
+    )

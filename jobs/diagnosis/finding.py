@@ -9,16 +9,13 @@ from typing import Any
 
 
 class Level(StrEnum):
-    """How good it is; the words are printed."""
+    """How good it is, from the best to the worst; the words are printed."""
 
     OK = "OK"
     SKIPPED = "SKIPPED"
     """There is nothing to look at yet; it says nothing against the set-up, nor for it."""
     WARNING = "WARNING"
     FAILURE = "FAILURE"
-
-
-_RANK = tuple(Level)
 
 
 @dataclass(frozen=True)
@@ -41,9 +38,25 @@ class Finding:
         assert self.advice or self.level in (Level.OK, Level.SKIPPED), self
 
 
+def ok(area: str, message: str, /, figure: str = "", **values: Any) -> Finding:
+    return Finding(Level.OK, area, figure, message, values=values)
+
+
+def skipped(area: str, message: str, /, figure: str = "", **values: Any) -> Finding:
+    return Finding(Level.SKIPPED, area, figure, message, values=values)
+
+
+def warning(area: str, message: str, advice: str, /, figure: str = "", **values: Any) -> Finding:
+    return Finding(Level.WARNING, area, figure, message, advice, values)
+
+
+def failure(area: str, message: str, advice: str, /, figure: str = "", **values: Any) -> Finding:
+    return Finding(Level.FAILURE, area, figure, message, advice, values)
+
+
 def worst(findings: Iterable[Finding]) -> Level:
-    """Of all of them; OK where there are none."""
-    return max((f.level for f in findings), key=_RANK.index, default=Level.OK)
+    """The worst level among the findings; OK where there are none."""
+    return max((f.level for f in findings), key=list(Level).index, default=Level.OK)
 
 
 def number_of(number: float, thing: str) -> str:

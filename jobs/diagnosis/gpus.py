@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from jobs.cli.config import Config
-from jobs.diagnosis.finding import Finding, Level, number_of
+from jobs.diagnosis.finding import Finding, failure, number_of, ok, skipped, warning
 from jobs.diagnosis.nodes import Node
 
 AREA = "GPUs"
@@ -13,74 +13,62 @@ AREA = "GPUs"
 
 def judge_gpus(config: Config, nodes: Sequence[Node]) -> list[Finding]:
     """Ray's count, node by node, against the driver's."""
-    if config.cluster.gpu == "no":
-        return [Finding(Level.OK, AREA, "", "not wanted (cluster.gpu: no)")]
+    wanted = config.cluster.gpu
     with_gpus = [node for node in nodes if node.gpus]
     total = sum(node.gpus for node in with_gpus)
-    if config.cluster.gpu == "pretend":
-        return [
-            Finding(Level.OK, AREA, f"{total} pretended", "training computes on the CPU instead")
-        ]
+    if wanted == "no":
+        return [ok(AREA, "not wanted (cluster.gpu: no)")]
+    if wanted == "pretend":
+        return [ok(AREA, "training computes on the CPU instead", f"{total} pretended")]
+    if not with_gpus and wanted == "yes":
+        return [skipped(AREA, "no node with a GPU is there now")]
     if not with_gpus:
-        if config.cluster.gpu == "yes":
-            return [Finding(Level.SKIPPED, AREA, "", "no node with a GPU is there now")]
-        return [
-            Finding(Level.OK, AREA, "", "no node has one: training is on CPUs (cluster.gpu: auto)")
-        ]
+        return [ok(AREA, "no node has one: training is on CPUs (cluster.gpu: auto)")]
     findings = [finding for node in with_gpus for finding in _judge_node(node)]
-    drivers = {gpu.driver: node for node in with_gpus if node.machine for gpu in node.machine.gpus}
+    drivers = {gpu.driver: node for node in with_gpus for gpu in node.gpus_seen}
     if len(drivers) > 1:
-        told = ", ".join(f"{driver} on {node.name}" for driver, node in sorted(drivers.items()))
+        where = ", ".join(f"{driver} on {node.name}" for driver, node in sorted(drivers.items()))
         findings.append(
-            Finding(
-                Level.WARNING,
+            warning(
                 AREA,
-                number_of(len(drivers), "driver"),
-                f"nodes differ in their driver: {told}",
+                f"nodes differ in their driver: {where}",
                 "use one image for all GPU nodes; NCCL between drivers is hardly tested by anyone",
+                number_of(len(drivers), "driver"),
             )
         )
-    if not findings:
-        names = sorted({g.name for n in with_gpus if n.machine for g in n.machine.gpus})
-        findings.append(
-            Finding(
-                Level.OK,
-                AREA,
-                f"{total} on {number_of(len(with_gpus), 'node')}",
-                f"{', '.join(names)}, driver {', '.join(drivers)}",
-                values={"gpus": total, "nodes": len(with_gpus), "drivers": sorted(drivers)},
-            )
+    names = sorted({gpu.name for node in with_gpus for gpu in node.gpus_seen})
+    return findings or [
+        ok(
+            AREA,
+            f"{', '.join(names)}, driver {', '.join(drivers)}",
+            f"{total} on {number_of(len(with_gpus), 'node')}",
+            gpus=total,
+            nodes=len(with_gpus),
+            drivers=sorted(drivers),
         )
-    return findings
+    ]
 
 
-def _judge_node(node: Node) -> list[Finding]:
+def _judge_node(node: Node) -> Iterator[Finding]:
     if node.machine is None:
-        return []  # Told with the versions.
-    seen = len(node.machine.gpus)
+        return  # The versions tell of it.
+    seen = len(node.gpus_seen)
     values = {"node": node.address, "gpus": node.gpus, "gpus_seen": seen}
     if node.machine.gpu_error:
-        return [
-            Finding(
-                Level.FAILURE,
-                AREA,
-                f"{node.gpus} by Ray",
-                f"on {node.name} the driver cannot be asked: {node.machine.gpu_error}",
-                "use an image with NVIDIA's driver; in a container, run it with --gpus all. For "
-                "GPUs that are pretended, set --cluster.gpu pretend",
-                values,
-            )
-        ]
-    if seen < node.gpus:
-        return [
-            Finding(
-                Level.FAILURE,
-                AREA,
-                f"{seen} of {node.gpus}",
-                f"Ray hands out more GPUs on {node.name} than its driver sees",
-                "one has failed, or `resources:` of its node type says too many: end the node, or "
-                "leave the number to Ray",
-                values,
-            )
-        ]
-    return []
+        yield failure(
+            AREA,
+            f"on {node.name} the driver cannot be asked: {node.machine.gpu_error}",
+            "use an image with NVIDIA's driver; in a container, run it with --gpus all. For "
+            "GPUs that are pretended, set --cluster.gpu pretend",
+            f"{node.gpus} by Ray",
+            **values,
+        )
+    elif seen < node.gpus:
+        yield failure(
+            AREA,
+            f"Ray hands out more GPUs on {node.name} than its driver sees",
+            "one has failed, or `resources:` of its node type says too many: end the node, or "
+            "leave the number to Ray",
+            f"{seen} of {node.gpus}",
+            **values,
+        )

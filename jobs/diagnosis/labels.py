@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from jobs.cli.config import Config
 from jobs.cluster.nodes import label_selector
 from jobs.diagnosis.autoscaler import Autoscaler
-from jobs.diagnosis.finding import Finding, Level, number_of
+from jobs.diagnosis.finding import Finding, Level, number_of, ok, warning
 from jobs.diagnosis.nodes import Node
 
 AREA = "labels"
@@ -17,59 +17,45 @@ AREA = "labels"
 def judge_labels(config: Config, nodes: Sequence[Node], autoscaler: Autoscaler) -> list[Finding]:
     """Those of `cluster.train_nodes` and `data.decode_nodes`, on nodes and on node types."""
     train, decode = config.cluster.train_nodes, config.data.decode_nodes
-    findings = [
-        *_judge_one("cluster.train_nodes", train, nodes, autoscaler, Level.FAILURE),
-        *_judge_one("data.decode_nodes", decode, nodes, autoscaler, Level.WARNING),
-    ]
-    left_out = [node for node in nodes if train and node.gpus and not node.has(train)]
+    findings = []
+    if train:
+        effect = "training has nowhere to run"
+        key = "cluster.train_nodes"
+        findings.append(_judge_label(key, train, nodes, autoscaler, Level.FAILURE, effect))
+    if decode:
+        effect = "after five minutes' wait, any node decodes, those with GPUs too"
+        key = "data.decode_nodes"
+        findings.append(_judge_label(key, decode, nodes, autoscaler, Level.WARNING, effect))
+    left_out = [node.name for node in nodes if train and node.gpus and not node.has(train)]
     if left_out:
         findings.append(
-            Finding(
-                Level.WARNING,
+            warning(
                 AREA,
-                number_of(len(left_out), "node"),
-                f"{', '.join(node.name for node in left_out)} with GPUs but without the label "
-                f"{train} (cluster.train_nodes): no worker will run there",
+                f"{', '.join(left_out)} with GPUs but without the label {train} "
+                "(cluster.train_nodes): no worker will run there",
                 "give them the label (`ray start --labels`, or `labels:` of their node type)",
+                number_of(len(left_out), "node"),
             )
         )
-    if not findings:
-        findings.append(
-            Finding(Level.OK, AREA, "", "none is asked for: any node trains and decodes")
-        )
-    return findings
+    return findings or [ok(AREA, "none is asked for: any node trains and decodes")]
 
 
-def _judge_one(
-    key: str, label: str, nodes: Sequence[Node], autoscaler: Autoscaler, bad: Level
-) -> list[Finding]:
-    if not label:
-        return []
+def _judge_label(
+    key: str, label: str, nodes: Sequence[Node], autoscaler: Autoscaler, bad: Level, effect: str
+) -> Finding:
+    """`bad`: how bad it is where nothing has the label; `effect`: what happens then."""
     have = [node for node in nodes if node.has(label)]
-    types = [kind for kind in autoscaler.types if kind.has(label)]
+    types = [kind.name for kind in autoscaler.types if kind.has(label)]
     if have or types:
-        there = f"{number_of(len(have), 'node')} with it now"
-        to_come = f", node types {', '.join(kind.name for kind in types)}" if types else ""
-        return [Finding(Level.OK, AREA, label, f"{there}{to_come} ({key})")]
+        to_come = f", node types {', '.join(types)}" if types else ""
+        return ok(AREA, f"{number_of(len(have), 'node')} with it now{to_come} ({key})", label)
     known = [node.own_labels for node in nodes] + [dict(kind.labels) for kind in autoscaler.types]
-    what = (
-        "training has nowhere to run"
-        if bad == Level.FAILURE
-        else "after five minutes' wait, any node decodes, those with GPUs too"
-    )
-    return [
-        Finding(
-            bad,
-            AREA,
-            label,
-            f"no node has it, and no node type ({key}): {what}",
-            _hint(key, label, known),
-            {"label": label, "key": key},
-        )
-    ]
+    message = f"no node has it, and no node type ({key}): {effect}"
+    values = {"label": label, "key": key}
+    return Finding(bad, AREA, label, message, _format_hint(key, label, known), values)
 
 
-def _hint(key: str, label: str, known: Sequence[Mapping[str, str]]) -> str:
+def _format_hint(key: str, label: str, known: Sequence[Mapping[str, str]]) -> str:
     """The nearest label that there is."""
     pairs = sorted({f"{k}={v}" for labels in known for k, v in labels.items()})
     if not pairs:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.cluster.versions import installed_versions
@@ -43,7 +44,7 @@ class Machine:
     """By the driver, not by Ray."""
     gpu_error: str = ""
     """Why the driver could not be asked; empty where it answered."""
-    missing: tuple[str, ...] = field(default=())
+    missing: tuple[str, ...] = ()
     """Of the paths that it was asked for, those that it does not see."""
 
 
@@ -57,14 +58,15 @@ def describe(
         paths: local ones that it should see.
         shared_memory: the mount that is measured.
     """
-    versions = installed_versions(packages) | {PROGRAM: _digest()}
-    gpus, gpu_error = _gpus()
-    missing = tuple(path for path in paths if not Path(path).exists())
+    versions = installed_versions(packages) | {PROGRAM: _digest_code()}
+    shm = shutil.disk_usage(shared_memory).total if Path(shared_memory).exists() else 0
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machine(versions, _size(shared_memory), memory, gpus, gpu_error, missing)
+    gpus, gpu_error = _ask_driver()
+    missing = tuple(path for path in paths if not Path(path).exists())
+    return Machine(versions, shm, memory, gpus, gpu_error, missing)
 
 
-def _digest() -> str:
+def _digest_code() -> str:
     root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for room in ("data_pipeline", "jobs", "taehv"):
@@ -74,23 +76,12 @@ def _digest() -> str:
     return digest.hexdigest()[:8]
 
 
-def _size(mount: str) -> int:
-    try:
-        facts = os.statvfs(mount)
-    except OSError:
-        return 0
-    return facts.f_frsize * facts.f_blocks
-
-
-def _gpus() -> tuple[tuple[Gpu, ...], str]:
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total"]
+def _ask_driver() -> tuple[tuple[Gpu, ...], str]:
+    query = "--query-gpu=name,driver_version,memory.total"
+    command = ["nvidia-smi", query, "--format=csv,noheader,nounits"]
     try:
         answer = subprocess.run(
-            [*command, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=SMI_SECONDS,
-            check=False,
+            command, capture_output=True, text=True, timeout=SMI_SECONDS, check=False
         )
     except FileNotFoundError:
         return (), "there is no nvidia-smi"
@@ -104,6 +95,4 @@ def _gpus() -> tuple[tuple[Gpu, ...], str]:
 def read_smi(text: str) -> tuple[Gpu, ...]:
     """The GPUs in nvidia-smi's lines of name, driver and MiB."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines() if line]
-    return tuple(
-        Gpu(name, driver, int(float(mebibytes)) * 2**20) for name, driver, mebibytes in rows
-    )
+    return tuple(Gpu(name, driver, int(float(mib)) * 2**20) for name, driver, mib in rows)

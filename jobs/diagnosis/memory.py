@@ -1,22 +1,28 @@
-"""Whether the chosen batch fits the memory of the machines that train."""
+"""Whether memory suffices: for the batch on the machines that train, and for what is decoded ahead
+in each node's object store."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from data_pipeline.streaming import MAX_SEGMENT_STEPS, SEGMENT_BYTES
 from jobs.cli.config import Config
-from jobs.diagnosis.finding import Finding, Level, gib
+from jobs.diagnosis.finding import Finding, failure, gib, mib, number_of, ok, skipped, warning
 from jobs.diagnosis.nodes import Node
 from taehv.training.footprint import Footprint, footprint
 from taehv.training.memory import USABLE
 
-AREA = "batch memory"
+BATCH, SHARED_MEMORY, STORE = "batch memory", "shared memory", "object store"
+
+MIN_SHM_BYTES = 256 * 2**20
+"""Under it NCCL cannot set up its buffers between the GPUs of a machine; containers have 64 MiB
+by default."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one worker, of how many, and what its pass holds."""
+    """Memory of one worker, of how many there are, and what its pass holds."""
 
     memory: Footprint
     workers: int
@@ -26,15 +32,14 @@ class Estimate:
 
 def estimate(config: Config, workers: int, on_real_gpus: bool) -> Estimate:
     """By the networks' own shapes."""
-    precision = config.train.precision
+    precision, data = config.train.precision, config.data
     bf16 = precision == "bf16" or (precision == "auto" and on_real_gpus)
     layout = config.train.layout(workers)
-    data = config.data
     shape = (data.num_frames, 3, data.height, data.width)
     return Estimate(footprint(config, layout, shape, bf16), workers, layout.slots_per_pass, bf16)
 
 
-def judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> list[Finding]:
+def judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> Iterator[Finding]:
     """Against the smallest GPU that is there, or, on CPUs, the memory of a node."""
     data, memory = config.data, estimated.memory
     message = (
@@ -44,44 +49,105 @@ def judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> 
     )
     if config.teacher.path:
         message += ", without the teacher, which needs some more"
+    figure = gib(memory.total)
+    available, of_what = _memory_per_worker(config, estimated, nodes)
     values = {
         "at_rest_bytes": memory.between_passes,
         "pass_bytes": memory.one_pass,
         "clips_per_pass": estimated.clips_per_pass,
         "workers": estimated.workers,
+        "memory_bytes": available,
     }
-    figure, room, whose = gib(memory.total), *_room(config, estimated, nodes)
-    if not room:
-        return [Finding(Level.OK, AREA, figure, f"{message}; no GPU is there to compare with")]
-    values["memory_bytes"] = room
-    if memory.total > USABLE * room:
-        fewer = config.train.slots_per_group
-        return [
-            Finding(
-                Level.FAILURE,
-                AREA,
-                figure,
-                f"{message}: too much for {whose}, {gib(room)}",
-                f"set --train.max-clips-per-pass {fewer} or more, --train.gradient-checkpointing, "
-                "a smaller --data.height and --data.width, or --train.auto-micro-batch",
-                values,
-            )
-        ]
-    return [Finding(Level.OK, AREA, figure, f"{message}; {whose} has {gib(room)}", values=values)]
+    if not available:
+        yield ok(BATCH, f"{message}; no GPU is there to compare with", figure)
+    elif memory.total > USABLE * available:
+        yield failure(
+            BATCH,
+            f"{message}: too much for {of_what}, {gib(available)}",
+            f"set --train.max-clips-per-pass {config.train.slots_per_group} or more, "
+            "--train.gradient-checkpointing, a smaller --data.height and --data.width, or "
+            "--train.auto-micro-batch",
+            figure,
+            **values,
+        )
+    else:
+        yield ok(BATCH, f"{message}; {of_what} has {gib(available)}", figure, **values)
 
 
-def _room(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> tuple[int, str]:
+def _memory_per_worker(
+    config: Config, estimated: Estimate, nodes: Sequence[Node]
+) -> tuple[int, str]:
     """Bytes for one worker, and of what; 0 where that is not known."""
     places = [node for node in nodes if node.machine and node.has(config.cluster.train_nodes)]
-    gpus = [gpu for node in places if node.machine for gpu in node.machine.gpus]
     if any(node.gpus for node in places) and config.cluster.gpu in ("auto", "yes"):
+        gpus = [gpu for node in places for gpu in node.gpus_seen]
         least = min(gpus, key=lambda gpu: gpu.memory_bytes, default=None)
         return (least.memory_bytes, f"a GPU ({least.name})") if least else (0, "")
-    if config.cluster.gpu == "yes":
+    if config.cluster.gpu == "yes" or not places:
         return 0, ""
-    shares = [
-        node.machine.memory_bytes // max(1, -(-estimated.workers // len(places)))
-        for node in places
-        if node.machine
-    ]
-    return (min(shares), "a worker's part of its machine") if shares else (0, "")
+    workers_per_node = max(1, -(-estimated.workers // len(places)))
+    least_memory = min(node.machine.memory_bytes for node in places if node.machine)
+    return least_memory // workers_per_node, "a worker's part of its machine"
+
+
+def judge_shared_memory(nodes: Sequence[Node]) -> list[Finding]:
+    """/dev/shm of each node that trains or decodes."""
+    sizes = [(node.machine.shm_bytes, node) for node in nodes if node.cpus and node.machine]
+    if not sizes:
+        return [skipped(SHARED_MEMORY, "no node that trains or decodes is there now")]
+    findings = []
+    for size, node in sizes:
+        store = int(node.resources.get("object_store_memory", 0))
+        if size >= max(MIN_SHM_BYTES, store):
+            continue
+        effect = (
+            f"less than the object store of {mib(store)}, which Ray then keeps on the disk"
+            if size < store
+            else "NCCL needs more between the GPUs of a machine"
+        )
+        findings.append(
+            failure(
+                SHARED_MEMORY,
+                f"/dev/shm of {node.name} is too small: {effect}",
+                "run the container with --shm-size=16g (docker: run_options in cluster.yaml), or "
+                "mount a larger tmpfs at /dev/shm",
+                mib(size),
+                node=node.address,
+                shm_bytes=size,
+                object_store_bytes=store,
+            )
+        )
+    least = min(size for size, _ in sizes)
+    held = f"/dev/shm, the smallest of {number_of(len(sizes), 'node')}, holds the object store"
+    return findings or [ok(SHARED_MEMORY, held, gib(least), shm_bytes=least)]
+
+
+def judge_object_store(config: Config, nodes: Sequence[Node], workers: int) -> Iterator[Finding]:
+    """All object stores together against the segments that `workers` read."""
+    working = [node for node in nodes if node.cpus]
+    there = sum(node.resources.get("object_store_memory", 0) for node in working)
+    needed = workers * segment_bytes(config, workers)
+    values = {"object_store_bytes": there, "needed_bytes": needed}
+    clips = f"decoded clips for {number_of(workers, 'worker')}, {mib(needed / workers)} each"
+    if not working:
+        yield skipped(STORE, "no node that trains or decodes is there now")
+    elif there < needed:
+        yield warning(
+            STORE,
+            f"less than {clips}: Ray will write clips to the disk and read them back",
+            "give the nodes more memory and /dev/shm (Ray takes 30 % of the memory), or use "
+            "fewer workers",
+            gib(there),
+            **values,
+        )
+    else:
+        yield ok(
+            STORE, f"on {number_of(len(working), 'node')}; holds {clips}", gib(there), **values
+        )
+
+
+def segment_bytes(config: Config, workers: int) -> int:
+    """Of one worker's segment, which is as long as a whole run at most."""
+    steps = min(MAX_SEGMENT_STEPS, config.train.max_steps)
+    slots = config.train.layout(workers).slots_per_worker
+    return min(SEGMENT_BYTES, steps * slots * config.data.clip_bytes)

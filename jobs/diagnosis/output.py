@@ -7,6 +7,7 @@ import os
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import IO
 
 from jobs.diagnosis.finding import Finding, Level, worst
@@ -20,31 +21,32 @@ MARGIN = 30
 
 _COLORS = {Level.OK: "32", Level.SKIPPED: "2", Level.WARNING: "33", Level.FAILURE: "31"}
 
+_VERDICTS = {
+    Level.OK: "ready",
+    Level.SKIPPED: "ready, as far as could be seen without nodes to look at",
+    Level.WARNING: "it will work, with the warnings above",
+    Level.FAILURE: "not ready: mend what is marked FAILURE",
+}
 
-def line(finding: Finding, colors: bool) -> str:
+
+def format_finding(finding: Finding, colors: bool) -> str:
     """A finding in one line or a few: level, area, figure, what it means, what to do."""
     word = f"{finding.level:<8}"
     if colors:
         word = f"\x1b[{_COLORS[finding.level]}m{word}\x1b[0m"
     text = f"{finding.figure}: {finding.message}" if finding.figure else finding.message
-    lines = _wrapped(hide_credentials(text))
+    lines = _wrap(hide_credentials(text))
     if finding.advice:
-        lines += _wrapped(hide_credentials(f"-> {finding.advice}"))
+        lines += _wrap(hide_credentials(f"-> {finding.advice}"))
     margin = "\n" + " " * MARGIN
     return f"{word} {finding.area:<{MARGIN - 10}} {margin.join(lines)}"
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def format_verdict(findings: Sequence[Finding]) -> str:
     """The last line."""
     counted = Counter(finding.level for finding in findings)
     counts = ", ".join(f"{counted[level]} {level}" for level in Level if counted[level])
-    says = {
-        Level.OK: "ready",
-        Level.SKIPPED: "ready, as far as could be seen without nodes to look at",
-        Level.WARNING: "it will work, with the warnings above",
-        Level.FAILURE: "not ready: mend what is marked FAILURE",
-    }
-    return f"{counts}; {says[worst(findings)]}"
+    return f"{counts}; {_VERDICTS[worst(findings)]}"
 
 
 def to_json(findings: Sequence[Finding], address: str) -> str:
@@ -53,17 +55,7 @@ def to_json(findings: Sequence[Finding], address: str) -> str:
         "schema_version": SCHEMA_VERSION,
         "verdict": worst(findings),
         "address": address,
-        "findings": [
-            {
-                "level": finding.level,
-                "area": finding.area,
-                "figure": finding.figure,
-                "message": finding.message,
-                "advice": finding.advice,
-                "values": dict(finding.values),
-            }
-            for finding in findings
-        ],
+        "findings": [asdict(finding) for finding in findings],
     }
     return json.dumps(in_all_texts(hide_credentials, content), indent=2)
 
@@ -73,6 +65,6 @@ def wants_colors(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     # Paths and addresses are to be copied: they are not torn apart.
     return textwrap.wrap(text, WIDTH - MARGIN, break_long_words=False, break_on_hyphens=False)

@@ -1,4 +1,5 @@
-"""Where results go: that the store takes them and gives them back, and that all nodes share it."""
+"""Where results go: that the store takes them and gives them back, that all nodes share it, and
+that MLflow answers."""
 
 from __future__ import annotations
 
@@ -6,21 +7,18 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import ray
-from ray.exceptions import GetTimeoutError, RayError
-
-from jobs.cluster.nodes import on_node
-from jobs.diagnosis.finding import Finding, Level, number_of
-from jobs.diagnosis.nodes import Node
-from jobs.diagnosis.words import plain_error
+from jobs.diagnosis.finding import Finding, failure, number_of, ok, warning
+from jobs.diagnosis.nodes import NoAnswerError, Node, call_on
+from jobs.diagnosis.plain_errors import plain_connection_error, plain_error
 from taehv.run.run_folder import RunFolder
 
 AREA = "checkpoint store"
 SHARED = "shared folders"
+TRACKING = "MLflow"
 
 TEST_BYTES = 8 * 2**20
 STORE_SECONDS = 120.0
@@ -44,31 +42,19 @@ def look_at_store(run_dir: str, nodes: Sequence[Node], train_nodes: str) -> list
     tests = [try_store(run_dir, "the driver")]
     others = [n for n in nodes if not n.is_own and not n.is_head and n.has(train_nodes)]
     if others and "://" in run_dir:
-        chosen = others[0]
-        asked = _test_store_there.options(scheduling_strategy=on_node(chosen.id)).remote(
-            run_dir, chosen.name
-        )
+        node = others[0]
         try:
-            tests.append(ray.get(asked, timeout=STORE_SECONDS))
-        except GetTimeoutError:
-            ray.cancel(asked, force=True)
-            late = f"nothing came within {STORE_SECONDS:g} s"
-            tests.append(StoreTest(chosen.name, error=late))
-        except RayError as error:
-            tests.append(StoreTest(chosen.name, error=plain_error(str(error))))
+            tests.append(call_on(node, STORE_SECONDS, try_store, run_dir, node.name))
+        except NoAnswerError as error:
+            tests.append(StoreTest(node.name, error=str(error)))
     return tests
-
-
-@ray.remote(num_cpus=0, max_retries=0)  # type: ignore[untyped-decorator]
-def _test_store_there(run_dir: str, where: str) -> StoreTest:
-    return try_store(run_dir, where)
 
 
 def try_store(run_dir: str, where: str) -> StoreTest:
     """Try it from this process; nothing stays but, on S3, an empty marker of the folder."""
     content = os.urandom(TEST_BYTES)
     try:
-        with _made(run_dir):
+        with _existing(run_dir):
             folder = RunFolder(RunFolder(run_dir).address_of(f".doctor-{uuid.uuid4().hex}"))
             try:
                 folder.local.mkdir(parents=True, exist_ok=True)
@@ -88,7 +74,7 @@ def try_store(run_dir: str, where: str) -> StoreTest:
 
 
 @contextmanager
-def _made(run_dir: str) -> Iterator[None]:
+def _existing(run_dir: str) -> Iterator[None]:
     """A local run folder that is there; what was made for that goes again."""
     if "://" in run_dir:
         yield
@@ -104,21 +90,17 @@ def _made(run_dir: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def judge_store(run_dir: str, tests: Sequence[StoreTest]) -> list[Finding]:
+def judge_store(run_dir: str, tests: Sequence[StoreTest]) -> Iterator[Finding]:
     """Write, read, delete."""
-    findings = []
     for test in tests:
         if test.error:
-            findings.append(
-                Finding(
-                    Level.FAILURE,
-                    AREA,
-                    "",
-                    f"{run_dir} from {test.where}: {test.error}",
-                    "choose a --train.run-dir (or --cluster.storage) that can be written; for a "
-                    "bucket, allow s3:ListBucket, GetObject, PutObject and DeleteObject there",
-                    {"run_dir": run_dir, "where": test.where},
-                )
+            yield failure(
+                AREA,
+                f"{run_dir} from {test.where}: {test.error}",
+                "choose a --train.run-dir (or --cluster.storage) that can be written; for a "
+                "bucket, allow s3:ListBucket, GetObject, PutObject and DeleteObject there",
+                run_dir=run_dir,
+                where=test.where,
             )
             continue
         write, read = TEST_BYTES / test.write_seconds, TEST_BYTES / test.read_seconds
@@ -127,43 +109,25 @@ def judge_store(run_dir: str, tests: Sequence[StoreTest]) -> list[Finding]:
         values = {"write_bytes_per_second": write, "read_bytes_per_second": read}
         if min(write, read) < SLOW_BYTES_PER_SECOND:
             advice = "use a store in the region of the nodes, or a larger --train.checkpoint-every"
-            findings.append(Finding(Level.WARNING, AREA, figure, message, advice, values))
+            yield warning(AREA, message, advice, figure, **values)
         else:
-            findings.append(Finding(Level.OK, AREA, figure, message, values=values))
-    return findings
+            yield ok(AREA, message, figure, **values)
 
 
 @contextmanager
 def mark(run_dir: str) -> Iterator[str]:
-    """A local file that only nodes which share the run's folder see; "" for a remote folder, or one
-    that cannot be written."""
-    if "://" in run_dir:
-        yield ""
-        return
-    with _made_if_possible(run_dir) as possible:
-        file = Path(run_dir) / f".doctor-{uuid.uuid4().hex}"
-        if not possible:
-            yield ""
-            return
-        file.touch()
-        try:
-            yield str(file)
-        finally:
-            file.unlink(missing_ok=True)
-
-
-@contextmanager
-def _made_if_possible(run_dir: str) -> Iterator[bool]:
-    made = _made(run_dir)
-    try:
-        made.__enter__()
-    except OSError:
-        yield False
-        return
-    try:
-        yield os.access(run_dir, os.W_OK)
-    finally:
-        made.__exit__(None, None, None)
+    """The path of a local file that only nodes which share the run's folder see; "" for a remote
+    folder, or one that cannot be written."""
+    with ExitStack() as undo:
+        path = ""
+        if "://" not in run_dir:
+            with suppress(OSError):
+                undo.enter_context(_existing(run_dir))
+                file = Path(run_dir) / f".doctor-{uuid.uuid4().hex}"
+                file.touch()
+                undo.callback(file.unlink, missing_ok=True)
+                path = str(file)
+        yield path
 
 
 def judge_shared(
@@ -175,51 +139,59 @@ def judge_shared(
     may come that cannot be asked yet.
     """
     others = [node for node in nodes if not node.is_own]
-    findings = []
-    for node in others:
-        if node.machine is None:
-            continue
-        if marked and marked in node.machine.missing:
-            findings.append(
-                Finding(
-                    Level.FAILURE,
-                    SHARED,
-                    "",
-                    f"{node.name} does not see the run folder {run_dir}",
-                    "training on several nodes needs a folder that all share: give "
-                    "--train.run-dir s3://BUCKET/..., or set --cluster.storage s3://BUCKET/...",
-                    {"node": node.address},
-                )
-            )
-        unseen = [path for path in inputs if path in node.machine.missing]
-        if unseen:
-            findings.append(
-                Finding(
-                    Level.FAILURE,
-                    SHARED,
-                    "",
-                    f"{node.name} does not see {', '.join(unseen)}, which the driver was given",
-                    "put inputs on s3:// or in a folder that all nodes share",
-                    {"node": node.address, "missing": unseen},
-                )
-            )
-    if findings:
-        return findings
+    findings = [bad for node in others for bad in _judge_sight(node, run_dir, marked, inputs)]
     local = [path for path in [run_dir, *inputs] if "://" not in path]
+    return findings or [_judge_places(local, len(others), may_grow)]
+
+
+def _judge_sight(node: Node, run_dir: str, marked: str, inputs: Sequence[str]) -> Iterator[Finding]:
+    missing = node.machine.missing if node.machine else ()
+    if marked in missing:
+        yield failure(
+            SHARED,
+            f"{node.name} does not see the run folder {run_dir}",
+            "training on several nodes needs a folder that all share: give "
+            "--train.run-dir s3://BUCKET/..., or set --cluster.storage s3://BUCKET/...",
+            node=node.address,
+        )
+    unseen = [path for path in inputs if path in missing]
+    if unseen:
+        yield failure(
+            SHARED,
+            f"{node.name} does not see {', '.join(unseen)}, which the driver was given",
+            "put inputs on s3:// or in a folder that all nodes share",
+            node=node.address,
+            missing=unseen,
+        )
+
+
+def _judge_places(local: Sequence[str], others: int, may_grow: bool) -> Finding:
     if others:
-        seen = f"{number_of(len(others) + 1, 'node')} see the results and inputs"
-        return [Finding(Level.OK, SHARED, "", seen)]
+        return ok(SHARED, f"{number_of(others + 1, 'node')} see the results and inputs")
     if not may_grow:
-        return [Finding(Level.OK, SHARED, "", "none is needed: there is one machine")]
+        return ok(SHARED, "none is needed: there is one machine")
     if local:
-        return [
-            Finding(
-                Level.WARNING,
-                SHARED,
-                "",
-                f"nodes are yet to come, and may not see {', '.join(local)}",
-                "use s3:// for results and inputs, or a folder that is mounted on all nodes",
-                {"local": local},
-            )
-        ]
-    return [Finding(Level.OK, SHARED, "", "results and inputs are on s3://")]
+        return warning(
+            SHARED,
+            f"nodes are yet to come, and may not see {', '.join(local)}",
+            "use s3:// for results and inputs, or a folder that is mounted on all nodes",
+            local=list(local),
+        )
+    return ok(SHARED, "results and inputs are on s3://")
+
+
+def judge_tracking(enabled: bool, place: str, error: str) -> Iterator[Finding]:
+    """`place`: where MLflow's store is; `error`: why it cannot be used, empty where it can."""
+    if not enabled:
+        yield ok(TRACKING, "not wanted (tracking.enabled)")
+    elif error:
+        yield failure(
+            TRACKING,
+            f"{place} cannot be used: {plain_connection_error(error)}. A run would train without "
+            "it, and keep its metrics in its own folder",
+            "start the server (cloud/start_mlflow.sh on the head), or correct --tracking.uri or "
+            "MLFLOW_TRACKING_URI",
+            uri=place,
+        )
+    else:
+        yield ok(TRACKING, place, uri=place)

@@ -1,4 +1,4 @@
-"""What the job is told, and the settings that all shards of a folder have in common."""
+"""The options of the job, and how they are read from a command line."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class VideosConfig:
 
 @dataclass(frozen=True)
 class EncodeConfig:
-    """Everything that the job is told."""
+    """All options of the job."""
 
     checkpoint: str = ""
     """Weights, .pth or .safetensors in the public keys, or a run's folder; also on s3://."""
@@ -103,23 +103,17 @@ def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
         config = tyro.cli(EncodeConfig, args=arguments, default=defaults, description=description)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for name, told in (
-        ("checkpoint", "the weights to encode with, or a run's folder"),
-        ("output_dir", "a folder for the results"),
-    ):
-        if not getattr(config, name):
-            raise ConfigError(f"--{name.replace('_', '-')} is missing: {told}")
+    if not config.checkpoint:
+        raise ConfigError("--checkpoint is missing: the weights to encode with, or a run's folder")
+    if not config.output_dir:
+        raise ConfigError("--output-dir is missing: a folder for the results")
     if not config.decode and not config.data.annotations:
         raise ConfigError(
             "--data.annotations is missing: the videos to encode, and no config.yaml of a run "
             "beside the checkpoint names any"
         )
     check_lasting("--output-dir", config.output_dir)
-    return with_absolute_places(config)
-
-
-def with_absolute_places(config: EncodeConfig) -> EncodeConfig:
-    """Workers start elsewhere, maybe on other machines."""
+    # Workers start elsewhere, maybe on other machines.
     data = config.data
     annotations = absolute(data.annotations) if data.annotations else ""
     root = absolute(data.root) if data.root else parent(annotations) if annotations else ""

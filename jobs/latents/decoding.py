@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,15 +15,21 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.latents.encoding import ShardDone, autocast_dtype
-from jobs.latents.names import Names, UnnamedVideoError
-from jobs.latents.shards import EncodedVideo, open_shard, read_latents, shard_name
+from jobs.cli.weights import digest_of, find_weights
+from jobs.latents.config import EncodeConfig
+from jobs.latents.encoding import autocast_dtype, load_network
+from jobs.latents.folder import Settings, claim_decoded
+from jobs.latents.names import Names, UnnamedVideoError, names_of
+from jobs.latents.shards import EncodedVideo, open_shard, read_latents, read_summaries, shard_name
+from jobs.latents.work import ShardDone
 from jobs.media.mp4 import Mp4Writer
 from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
 from taehv.model.whole_video import stream_frames
 from taehv.run.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
 
 
 class OccupiedError(Exception):
@@ -42,6 +48,37 @@ class DecodingTask:
     """Of what is written: H.264 or lossless pictures, by their form."""
 
 
+def plan_decoding(config: EncodeConfig, settings: Settings, shards: Sequence[str]) -> DecodingTask:
+    """The network, and what each video of these shards is called; the output folder is claimed.
+
+    Raises TrainingError for weights that do not serve, or a folder that holds something else.
+    """
+    weights = find_weights(config.checkpoint)
+    digest = digest_of(weights)
+    if digest != settings.weights_sha256:
+        log.warning(
+            "these latents were made by other weights (%s): what comes out may not be what went in",
+            settings.checkpoint,
+        )
+    model = load_network(config.model, weights)
+    if model.alignment.frame_step != 1 or model.space_upscale != model.space_downscale:
+        raise TrainingError(
+            f"{weights}: its decoder gives back fewer or smaller frames than went in; choose "
+            "weights with full upscaling"
+        )
+    claim_decoded(RunFolder(config.output_dir), settings, digest, config.decode_to)
+    summaries = read_summaries(RunFolder(config.decode), shards)
+    videos = (entry.video for _, summary in summaries for entry in summary.videos)
+    names = names_of(videos, settings.root, config.decode_to)
+    if names.contested:
+        log.warning(
+            "some videos would have the same name, or one that differs in case alone (%d names): "
+            "they get a digest of their path beside it (NAME~0123456789abcdef)",
+            len(names.contested),
+        )
+    return DecodingTask(model, config.decode, config.output_dir, config.precision, names)
+
+
 class DecodingWorker:
     """Decodes one shard after the other; see `jobs.cluster.fan_out.Worker`."""
 
@@ -54,15 +91,14 @@ class DecodingWorker:
         self._latents, self._output = RunFolder(task.latents), RunFolder(task.output)
 
     def __call__(self, number: int) -> ShardDone:
-        """Shard `number`; what is there already is left, what cannot be named or placed is told."""
-        start = time.perf_counter()
+        """Shard `number`, without what is there already and what cannot be named or placed."""
         frames = 0
         refused: list[dict[str, str]] = []
         with open_shard(self._latents, shard_name(number)) as (file, summary):
             for video in summary.videos:
                 try:
                     name = self._task.names.of(video.video)
-                    self._see_to(file, video, name)
+                    self._write_missing(file, video, name)
                 except (UnnamedVideoError, OccupiedError) as error:
                     refused.append({"video": video.video, "reason": str(error)})
                     continue
@@ -73,12 +109,12 @@ class DecodingWorker:
                     ) from error
                 frames += video.frames
         videos = len(summary.videos) - len(refused)
-        return ShardDone(number, videos, frames, refused, time.perf_counter() - start)
+        return ShardDone(videos, frames, refused)
 
     def close(self) -> None:
         pass
 
-    def _see_to(self, file: pq.ParquetFile, video: EncodedVideo, name: str) -> None:
+    def _write_missing(self, file: pq.ParquetFile, video: EncodedVideo, name: str) -> None:
         """Write the video, unless all of it is there. Raises OccupiedError."""
         if not self._pictures:
             if not self._output.exists(name):
@@ -100,52 +136,42 @@ class DecodingWorker:
         target.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own length might be too long.
         digest = blake2b(target.name.encode(), digest_size=8).hexdigest()
-        aside = target.with_name(f".{digest}.unfinished")
+        unfinished = target.with_name(f".{digest}.unfinished")
         frames = self._frames(file, video)
         try:
             names = [name]
             if self._pictures:
-                shutil.rmtree(aside, ignore_errors=True)
-                aside.mkdir()
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir()
                 files = _picture_names(video)
                 for picture, frame in zip(files, frames, strict=True):
-                    Image.fromarray(frame).save(aside / picture)
+                    Image.fromarray(frame).save(unfinished / picture)
                 names = [f"{name}/{picture}" for picture in files]
                 # What is left of a folder that lost some of its pictures.
                 shutil.rmtree(target, ignore_errors=True)
             else:
-                with Mp4Writer(aside, video.fps, smallest=1) as writer:
+                with Mp4Writer(unfinished, video.fps, smallest=1) as writer:
                     for frame in frames:
                         writer.add(frame)
-            aside.replace(target)
+            unfinished.replace(target)
             for written in names:
                 self._output.publish(written)
                 if self._output.is_remote:
                     (self._output.local / written).unlink()
         finally:
-            _remove(aside)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with suppress(OSError):
+                unfinished.unlink()
 
     def _frames(self, file: pq.ParquetFile, video: EncodedVideo) -> Iterator[NDArray[np.uint8]]:
         """HWC uint8, as many as the video had."""
         latents = (
             latent[None].to(self._device, torch.float32) for latent in read_latents(file, video)
         )
+        # [1, 3, H, W] in [0, 1].
         for frame in stream_frames(self._model, latents, video.frames, self._dtype):
-            yield to_picture(frame)
-
-
-def to_picture(frame: torch.Tensor) -> NDArray[np.uint8]:
-    """[1, 3, H, W] in [0, 1] -> HWC uint8."""
-    array: NDArray[np.uint8] = (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return array
+            yield (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
 def _picture_names(video: EncodedVideo) -> list[str]:
     return [f"{number:06d}.png" for number in range(video.frames)]
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

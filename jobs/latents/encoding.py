@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -15,23 +16,27 @@ from data_pipeline.decoding.sandbox import WindowReader, retry_dead_child
 from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
 from data_pipeline.errors import DataError, UnusableVideoError
 from data_pipeline.videos.index import open_index
-from data_pipeline.videos.storage import OutsideRootError, resolve
+from data_pipeline.videos.storage import OutsideRootError, is_s3, resolve
+from jobs.cli.errors import ConfigError
+from jobs.cli.weights import address_of, digest_of, find_weights
+from jobs.latents.config import EncodeConfig
+from jobs.latents.folder import Settings
 from jobs.latents.names import UnnamedVideoError, plain_name
 from jobs.latents.shards import (
     DTYPES,
     ROW_BYTES,
     EncodedVideo,
-    Settings,
     ShardWriter,
     Summary,
     new_shard,
     shard_name,
     to_bytes,
 )
+from jobs.latents.work import ShardDone
 from taehv import distributed
 from taehv.credentials import hide_credentials
 from taehv.errors import TrainingError
-from taehv.model import TAEHV
+from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.model.whole_video import stream_latents
 from taehv.run.run_folder import RunFolder
 
@@ -46,15 +51,43 @@ class EncodingTask:
     decode_seconds: float
 
 
-@dataclass(frozen=True)
-class ShardDone:
-    """What came of a shard."""
+def plan_encoding(config: EncodeConfig) -> EncodingTask:
+    """The network, and what all shards have in common.
 
-    number: int
-    videos: int
-    frames: int
-    unusable: list[dict[str, str]]
-    seconds: float
+    Raises TrainingError, DataError or ConfigError for weights, videos or a size that do not serve.
+    """
+    weights = find_weights(config.checkpoint)
+    model = load_network(config.model, weights)
+    data, index = config.data, open_index(config.data.annotations)
+    if not is_s3(data.root) and not Path(data.root).is_dir():
+        raise DataError(f"the data folder {data.root} does not exist; set data.root to another")
+    for name, size in (("height", data.height), ("width", data.width)):
+        if size % model.space_downscale:
+            raise ConfigError(
+                f"data.{name} is {size}: this network needs a multiple of {model.space_downscale}"
+            )
+    settings = Settings(
+        weights_sha256=digest_of(weights),
+        # As JSON gives it back.
+        model=json.loads(json.dumps(asdict(config.model) | {"pretrained": ""})),
+        precision=config.precision,
+        dtype=config.dtype,
+        height=data.height,
+        width=data.width,
+        annotations_fingerprint=index.fingerprint,
+        videos=len(index),
+        videos_per_shard=config.shard_size(len(index)),
+        checkpoint=address_of(weights, config.checkpoint),
+        annotations=data.annotations,
+        root=data.root,
+    )
+    return EncodingTask(model, settings, config.output_dir, data.decode_seconds)
+
+
+def load_network(config: ModelConfig, weights: Path) -> TAEHV:
+    """With these weights, for inference."""
+    model = build_model(replace(config, pretrained=str(weights)))
+    return model.eval().requires_grad_(False)
 
 
 class EncodingWorker:
@@ -78,19 +111,16 @@ class EncodingWorker:
 
     def __call__(self, number: int) -> ShardDone:
         """Shard `number`. Raises OSError as TrainingError: the disk or the store refuses."""
-        start = time.perf_counter()
         name = shard_name(number)
         try:
-            with new_shard(self._folder, name) as (writer, summaries):
-                summary = self._write(number, writer)
-                summaries.append(summary)
+            with new_shard(self._folder, name) as writer:
+                writer.summary = summary = self._write(number, writer)
         except OSError as error:
             raise TrainingError(
                 f"{self._folder.address_of(name)} cannot be written: {error.strerror or error}"
             ) from error
         frames = sum(video.frames for video in summary.videos)
-        seconds = time.perf_counter() - start
-        return ShardDone(number, len(summary.videos), frames, summary.unusable, seconds)
+        return ShardDone(len(summary.videos), frames, summary.unusable)
 
     def close(self) -> None:
         self._reader.close()
@@ -126,20 +156,12 @@ class EncodingWorker:
             raise
         finally:
             pieces.close()
-        return EncodedVideo(
-            path,
-            first_row,
-            writer.rows - first_row,
-            video.frames,
-            count,
-            video.height,
-            video.width,
-            video.facts.fps,
-        )
+        rows, size = writer.rows - first_row, (video.height, video.width)
+        return EncodedVideo(path, first_row, rows, video.frames, count, *size, video.facts.fps)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Of the network's arithmetic; None for float32."""
+    """The network's arithmetic; None for float32."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.bfloat16 if bf16 else None
 
@@ -157,12 +179,11 @@ def _stretches(latents: Iterable[Tensor], dtype: torch.dtype, video: str) -> Ite
     for latent in latents:
         kept = latent[0].to(dtype)
         if not torch.isfinite(kept).all():
-            remedy = "use --dtype bfloat16 or float32" if latent.isfinite().all() else ""
-            raise TrainingError(
-                f"{video}: its latents are too large for {dtype}; {remedy}"
-                if remedy
-                else f"{video}: the network gives latents that are not finite; the weights are bad"
-            )
+            if not latent.isfinite().all():
+                fault = "the network gives latents that are not finite; the weights are bad"
+            else:
+                fault = f"its latents are too large for {dtype}; use --dtype bfloat16 or float32"
+            raise TrainingError(f"{video}: {fault}")
         waiting.append(kept)
         if len(waiting) * kept.nbytes >= ROW_BYTES:
             yield torch.stack(waiting)
@@ -185,3 +206,20 @@ def _row(
         "dtype": str(latents.dtype).removeprefix("torch."),
         "latents": to_bytes(latents),
     }
+
+
+def check_unusable(
+    unusable: int, videos: int, max_fraction: float, last: Sequence[Mapping[str, str]] = ()
+) -> None:
+    """Raises DataError where more of the videos turned out to be unusable than may.
+
+    last: the latest of them.
+    """
+    if unusable <= max_fraction * videos:
+        return
+    latest = f"; the last of them is {last[-1]['video']}" if last else ""
+    raise DataError(
+        f"{unusable} of {videos} videos cannot be used, more than data.max_bad_fraction "
+        f"({max_fraction:g}){latest}. The shards that are finished stay: mend the list, or raise "
+        "--data.max-bad-fraction and start again"
+    )

@@ -12,12 +12,13 @@ import hashlib
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 
-MOST_BYTES = 255
+MAX_NAME_BYTES = 255
 """Of a file's or folder's name, in all common file systems."""
 
 SUFFIXES = {"mp4": ".mp4", "png": ".frames"}
@@ -45,9 +46,9 @@ class Names:
         """Where the video goes, from the output folder. Raises UnnamedVideoError."""
         name = plain_name(video, self.root, self.form)
         folder, last = posixpath.split(name)
-        if _key(name) in self.contested or _is_taken(last):
+        if _key(name) in self.contested or _needs_digest(last):
             stem = posixpath.basename(_path(video, self.root))
-            last = _fitted(stem, _identity(video), SUFFIXES[self.form])
+            last = _with_digest(stem, _identity(video), SUFFIXES[self.form])
         return posixpath.join(folder, last)
 
 
@@ -58,25 +59,25 @@ def names_of(videos: Iterable[str], root: str, form: str) -> Names:
 
     Memory is 16 bytes a video. Videos without a name are left out.
     """
-    found, parents = list[np.ndarray](), set[str]()
-    some: list[tuple[int, int]] = []
-    for video in videos:
-        try:
-            name = plain_name(video, root, form)
-        except UnnamedVideoError:
-            continue
-        some.append((_key(name), int(_digest(_identity(video)), 16)))
-        parents.add(posixpath.dirname(name))
-        if len(some) == 1 << 16:
-            found.append(np.array(some, np.uint64))
-            some.clear()
-    found.append(np.array(some, np.uint64).reshape(-1, 2))
+    folders = set[str]()
+
+    def keys() -> Iterator[tuple[int, int]]:
+        for video in videos:
+            try:
+                name = plain_name(video, root, form)
+            except UnnamedVideoError:
+                continue
+            folders.add(posixpath.dirname(name))
+            yield _key(name), int(_digest(_identity(video)), 16)
+
     # A video that is listed twice is one video.
-    names = np.unique(np.concatenate(found), axis=0)[:, 0]
+    pairs = np.unique(np.fromiter(keys(), np.dtype([("name", np.uint64), ("video", np.uint64)])))
+    names = pairs["name"]
     shared = names[1:][names[1:] == names[:-1]]
-    folders = {_key(above) for folder in parents for above in _with_parents(folder)}
-    kept = np.array(sorted(folders), np.uint64)
-    return Names(root, form, frozenset(shared.tolist()) | {*names[np.isin(names, kept)].tolist()})
+    folders |= {str(above) for folder in folders for above in PurePosixPath(folder).parents}
+    folder_keys = {_key(folder) for folder in folders}
+    taken = names[np.isin(names, np.array([*folder_keys], np.uint64))]
+    return Names(root, form, frozenset(shared.tolist()) | frozenset(taken.tolist()))
 
 
 def plain_name(video: str, root: str, form: str) -> str:
@@ -84,8 +85,7 @@ def plain_name(video: str, root: str, form: str) -> str:
     *folders, last = _path(video, root).split("/")
     suffix = SUFFIXES[form]
     named = last if form == "mp4" and last.endswith(suffix) else f"{last}{suffix}"
-    fitting = (_fitted(folder, folder, "") if _is_taken(folder) else folder for folder in folders)
-    return "/".join([*fitting, named])
+    return "/".join([*(_with_digest(f, f, "") if _needs_digest(f) else f for f in folders), named])
 
 
 def _path(video: str, root: str) -> str:
@@ -103,15 +103,15 @@ def _path(video: str, root: str) -> str:
     return path
 
 
-def _is_taken(name: str) -> bool:
-    """Whether it is too long, or looks like one that has been told apart from others."""
-    return len(name.encode()) > MOST_BYTES or _DIGEST.search(name) is not None
+def _needs_digest(name: str) -> bool:
+    """Whether it is too long, or ends like one that has a digest."""
+    return len(name.encode()) > MAX_NAME_BYTES or _DIGEST.search(name) is not None
 
 
-def _fitted(stem: str, identity: str, suffix: str) -> str:
-    """The stem, cut to what there is room for, and a digest."""
+def _with_digest(stem: str, identity: str, suffix: str) -> str:
+    """The stem, cut to what fits, and a digest that tells it apart."""
     tail = f"~{_digest(identity)}{suffix}"
-    cut = stem.encode()[: MOST_BYTES - len(tail)].decode(errors="ignore")
+    cut = stem.encode()[: MAX_NAME_BYTES - len(tail)].decode(errors="ignore")
     return cut + tail
 
 
@@ -130,9 +130,3 @@ def _key(name: str) -> int:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _with_parents(folder: str) -> Iterable[str]:
-    while folder:
-        yield folder
-        folder = posixpath.dirname(folder)

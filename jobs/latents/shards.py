@@ -1,11 +1,4 @@
-"""A folder of latents: what it holds, how it is written, and how it is read.
-
-    latents.json        what all of it has in common: `Settings`
-    shards/latents-00000000.parquet, ...
-                        the latents of `videos_per_shard` videos of the list, in its order
-    index.parquet       a row per video: video, shard, first_row, rows, frames, latents, height,
-                        width, fps; written when all shards are there
-    quarantine.jsonl    videos that could not be used, each with its reason
+"""A shard of latents: how it is written, and how it is read.
 
 A shard has a row per stretch of latents, of about `ROW_BYTES`, each a row group of its own:
 
@@ -27,7 +20,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,28 +30,19 @@ import torch
 from torch import Tensor
 
 from data_pipeline.videos.storage import open_media
-from taehv.atomic import replacing, write_atomically
-from taehv.credentials import in_all_texts, without_credentials
 from taehv.errors import TrainingError
 from taehv.run.run_folder import RunFolder
 
-FORMAT, VERSION = "taehv-latents", 1
-SETTINGS, INDEX, QUARANTINE = "latents.json", "index.parquet", "quarantine.jsonl"
 SHARDS = "shards"
-
-DECODED = "decoded.json"
-"""What a folder of decoded videos is, so that no other videos are taken for them."""
+"""The folder that they lie in."""
 
 ROW_BYTES = 8 * 2**20
 """About the size of a row: what is in memory of a video, however long it is."""
 
-INDEX_ROWS = 16384
-"""Of a row group of the index: what is in memory of a long list."""
-
 READERS = 16
 """Footers that are read at once: a store takes its time for each."""
 
-SUMMARY_KEY = b"taehv"
+SUMMARY_KEY = "taehv"
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -73,50 +57,6 @@ SHARD_SCHEMA = pa.schema(
         ("latents", pa.large_binary()),
     ]
 )
-
-INDEX_SCHEMA = pa.schema(
-    [
-        ("video", pa.string()),
-        ("shard", pa.string()),
-        ("first_row", pa.int64()),
-        ("rows", pa.int64()),
-        ("frames", pa.int64()),
-        ("latents", pa.int64()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float64()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all shards of a folder have in common; a job that goes on must have the same."""
-
-    weights_sha256: str
-    model: dict[str, Any]
-    """Section `model` of the configuration."""
-    precision: str
-    dtype: str
-    height: int
-    width: int
-    """Of `VideosConfig`."""
-    annotations_fingerprint: str
-    """Digest of the paths that the annotations list."""
-    videos: int
-    videos_per_shard: int
-    checkpoint: str = field(compare=False)
-    annotations: str = field(compare=False)
-    root: str = field(compare=False)
-
-    @property
-    def num_shards(self) -> int:
-        return -(-self.videos // self.videos_per_shard)
-
-    def rows_of(self, shard: int) -> range:
-        """The entries of the list that a shard holds."""
-        first = shard * self.videos_per_shard
-        return range(first, min(first + self.videos_per_shard, self.videos))
 
 
 @dataclass(frozen=True)
@@ -149,70 +89,11 @@ def shard_name(number: int) -> str:
     return f"{SHARDS}/latents-{number:08d}.parquet"
 
 
-def finished_shards(folder: RunFolder) -> set[str]:
-    """The shards that are there, each of them whole."""
-    return {f"{SHARDS}/{name}" for name in folder.entries(SHARDS) if name.endswith(".parquet")}
-
-
-def read_settings(folder: RunFolder) -> Settings | None:
-    """None where the folder holds no latents. Raises TrainingError where it is not to be read."""
-    if not folder.exists(SETTINGS):
-        return None
-    path = folder.retrieve(SETTINGS)
-    try:
-        content = json.loads(path.read_text())
-        if (content.pop("format"), content.pop("version")) != (FORMAT, VERSION):
-            raise ValueError("another format or version")
-        return Settings(**content)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingError(
-            f"{folder.address_of(SETTINGS)} cannot be read ({error}): it is not of a folder of "
-            "latents that this program wrote"
-        ) from error
-
-
-def write_settings(folder: RunFolder, settings: Settings) -> None:
-    """Raises OSError."""
-    shown = in_all_texts(without_credentials, asdict(settings))
-    content = {"format": FORMAT, "version": VERSION, **shown}
-    _write(folder, SETTINGS, json.dumps(content, indent=1) + "\n")
-
-
-def claim_decoded(folder: RunFolder, settings: Settings, weights_sha256: str, form: str) -> None:
-    """Make the folder one of the videos or pictures that these latents and weights give.
-
-    Raises TrainingError where it holds something else, or cannot be written.
-    """
-    latents = {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
-    content = {
-        "format": "taehv-decoded",
-        "latents": latents,
-        "weights": weights_sha256,
-        "form": form,
-    }
-    text = json.dumps(content, indent=1) + "\n"
-    try:
-        if folder.exists(DECODED):
-            if folder.retrieve(DECODED).read_text() != text:
-                raise TrainingError(
-                    f"--output-dir {folder} holds the videos of other latents or weights, or in "
-                    f"another form (see {DECODED} there): choose another"
-                )
-            return
-        held = [name for name in folder.entries("") if not name.startswith(".")]
-        if held:
-            raise TrainingError(
-                f"--output-dir {folder} holds something else already ({held[0]}): choose another"
-            )
-        _write(folder, DECODED, text)
-    except OSError as error:
-        raise TrainingError(
-            f"--output-dir {folder} cannot be written: {error.strerror or error}"
-        ) from error
-
-
 class ShardWriter:
     """Writes the rows of one shard, to the side; see `new_shard`."""
+
+    summary: Summary | None = None
+    """To be set when all rows are written: without it no shard appears."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -234,14 +115,11 @@ class ShardWriter:
         """Leave out the last so many rows: their video turned out to be unusable half-way."""
         self._given_up |= set(range(self._rows - rows, self._rows))
 
-    def close(self, summary: Summary | None = None) -> None:
-        """With a summary the file is whole."""
-        if summary is None:
-            self._writer.close()
-            return
-        if self._given_up:
-            self._copy_kept()
-        self._writer.add_key_value_metadata({SUMMARY_KEY.decode(): json.dumps(asdict(summary))})
+    def close(self) -> None:
+        if self.summary is not None:
+            if self._given_up:
+                self._copy_kept()
+            self._writer.add_key_value_metadata({SUMMARY_KEY: json.dumps(asdict(self.summary))})
         self._writer.close()
 
     def _copy_kept(self) -> None:
@@ -258,8 +136,9 @@ class ShardWriter:
 
 
 @contextmanager
-def new_shard(folder: RunFolder, name: str) -> Iterator[tuple[ShardWriter, list[Summary]]]:
-    """A writer, and a list that takes the summary: with it the shard appears, whole, at the end.
+def new_shard(folder: RunFolder, name: str) -> Iterator[ShardWriter]:
+    """A writer of a shard, which appears, whole, at the end, if the writer has been given its
+    summary by then.
 
     Raises OSError where the disk or the store refuses.
     """
@@ -268,22 +147,22 @@ def new_shard(folder: RunFolder, name: str) -> Iterator[tuple[ShardWriter, list[
     # What a killed job left of it.
     for old in target.parent.glob(f".{target.name}.*"):
         old.unlink(missing_ok=True)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
-    writer, summaries = ShardWriter(aside), list[Summary]()
+    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+    writer = ShardWriter(unfinished)
     try:
         try:
-            yield writer, summaries
+            yield writer
         finally:
-            writer.close(*summaries)
-        if summaries:
-            with aside.open("rb") as written:
+            writer.close()
+        if writer.summary is not None:
+            with unfinished.open("rb") as written:
                 os.fsync(written.fileno())
-            aside.replace(target)
+            unfinished.replace(target)
             folder.publish(name)
             if folder.is_remote:
                 target.unlink()
     finally:
-        aside.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -293,9 +172,8 @@ def open_shard(folder: RunFolder, name: str) -> Iterator[tuple[pq.ParquetFile, S
     try:
         media = open_media(address)
         file = pq.ParquetFile(media)
-        found = json.loads(file.metadata.metadata[SUMMARY_KEY])
-        videos = [EncodedVideo(**entry) for entry in found["videos"]]
-        summary = Summary(videos, found["unusable"])
+        found = json.loads(file.metadata.metadata[SUMMARY_KEY.encode()])
+        summary = Summary([EncodedVideo(**entry) for entry in found["videos"]], found["unusable"])
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"{address} cannot be read ({' '.join(str(error).split())}); remove it, and start the "
@@ -342,38 +220,8 @@ def to_bytes(latents: Tensor) -> bytes:
     return plain.view(torch.uint8).numpy().tobytes()
 
 
-def write_index(folder: RunFolder, names: Sequence[str]) -> tuple[int, int, int]:
-    """index.parquet and quarantine.jsonl, from the shards; how many videos, unusable, frames.
-
-    Raises TrainingError where a shard is damaged, OSError where they cannot be written.
-    """
-    videos = frames = 0
-    unusable: list[str] = []
-    rows: list[dict[str, Any]] = []
-    with replacing(folder.local / INDEX) as temporary:
-        with pq.ParquetWriter(temporary, INDEX_SCHEMA) as writer:
-            for name, summary in read_summaries(folder, names):
-                rows += [asdict(video) | {"shard": name} for video in summary.videos]
-                videos += len(summary.videos)
-                frames += sum(video.frames for video in summary.videos)
-                unusable += [json.dumps(entry) + "\n" for entry in summary.unusable]
-                if len(rows) >= INDEX_ROWS:
-                    writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-                    rows.clear()
-            writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
-        _write(folder, QUARANTINE, "".join(unusable))
-    folder.publish(INDEX)
-    return videos, len(unusable), frames
-
-
 def _writer(path: Path) -> pq.ParquetWriter:
     # Latents are close to noise: nothing is gained by compressing them.
     return pq.ParquetWriter(
         path, SHARD_SCHEMA, compression="none", use_dictionary=False, write_statistics=["video"]
     )
-
-
-def _write(folder: RunFolder, name: str, text: str) -> None:
-    folder.local.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.local / name, text)
-    folder.publish(name)

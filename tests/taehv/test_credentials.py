@@ -15,7 +15,7 @@ from jobs.cli.config import Config, flatten
 from jobs.cli.console import log_plainly, log_without_credentials, refuse
 from jobs.diagnosis import output
 from jobs.diagnosis.finding import Finding, Level
-from jobs.latents.shards import Settings, write_settings
+from jobs.latents.folder import Settings, write_settings
 from jobs.sweep.command_line import keep_definition
 from jobs.sweep.ledger import Ledger
 from jobs.sweep.results import write_csv
@@ -192,7 +192,10 @@ def test_data_takes_its_credentials_from_the_environment(user: str) -> None:
 def test_the_doctors_lines() -> None:
     values = {"run_dir": STORE % "run", "seen": [STORE % "data"]}
     finding = Finding(Level.WARNING, "store", "", STORE % "run", f"see {STORE % 'x'}", values)
-    for text in (output.line(finding, False), output.to_json([finding], "ray://u:SECRET@h:1")):
+    for text in (
+        output.format_finding(finding, False),
+        output.to_json([finding], "ray://u:SECRET@h:1"),
+    ):
         assert "SECRET" not in text
         assert "s3://bucket/run" in text
 

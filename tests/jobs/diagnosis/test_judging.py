@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,21 +10,22 @@ import pytest
 from data_pipeline.config import DataConfig
 from jobs.cli.config import ClusterConfig, Config
 from jobs.diagnosis.autoscaler import Autoscaler, Launch, NodeType, judge_autoscaler
-from jobs.diagnosis.capacity import count_workers, judge_workers
+from jobs.diagnosis.capacity import count_workers, judge_cost, judge_workers
 from jobs.diagnosis.collective import MESSAGE_BYTES, Reduction, judge_collective
-from jobs.diagnosis.cost import judge_cost
 from jobs.diagnosis.data import Sample, VideoList, judge_list, judge_sample
 from jobs.diagnosis.finding import Finding, Level, worst
 from jobs.diagnosis.gpus import judge_gpus
 from jobs.diagnosis.labels import judge_labels
 from jobs.diagnosis.machine import PROGRAM, Gpu, Machine, read_smi
-from jobs.diagnosis.memory import Estimate, judge_memory
-from jobs.diagnosis.nodes import Node
-from jobs.diagnosis.output import SCHEMA_VERSION, line, to_json, verdict
-from jobs.diagnosis.results import StoreTest, judge_shared, judge_store
-from jobs.diagnosis.shared_memory import judge_object_store, judge_shared_memory
-from jobs.diagnosis.tracking import judge_tracking
-from jobs.diagnosis.versions import judge_versions
+from jobs.diagnosis.memory import (
+    Estimate,
+    judge_memory,
+    judge_object_store,
+    judge_shared_memory,
+)
+from jobs.diagnosis.nodes import Node, judge_versions
+from jobs.diagnosis.output import SCHEMA_VERSION, format_finding, format_verdict, to_json
+from jobs.diagnosis.results import StoreTest, judge_shared, judge_store, judge_tracking
 from taehv.training.footprint import Footprint
 
 GIB = 2**30
@@ -60,7 +61,7 @@ NODES = [HEAD, TRAIN, DECODE]
 
 SPOT = NodeType("spot", "g6.12xlarge", {"CPU": 48, "GPU": 4}, {"role": "train"}, 4, priority=30)
 CPUS = NodeType("decode", "c6i.4xlarge", {"CPU": 16}, {"role": "decode"}, 4)
-CLOUD = Autoscaler("/root/ray_bootstrap_config.yaml", (SPOT, CPUS), most_nodes=12)
+CLOUD = Autoscaler("/root/ray_bootstrap_config.yaml", (SPOT, CPUS), max_nodes=12)
 
 
 def changed(node: Node, **facts: object) -> Node:
@@ -69,13 +70,13 @@ def changed(node: Node, **facts: object) -> Node:
     return dataclasses.replace(node, machine=dataclasses.replace(node.machine, **facts))  # type: ignore[arg-type]
 
 
-def only(findings: Sequence[Finding]) -> Finding:
+def only(findings: Iterable[Finding]) -> Finding:
     (finding,) = findings
     return finding
 
 
 def workers_finding(config: Config, nodes: Sequence[Node], cloud: Autoscaler) -> Finding:
-    return only(judge_workers(config, count_workers(config, nodes, cloud), nodes, cloud))
+    return only(judge_workers(config, count_workers(config, nodes, cloud), cloud))
 
 
 def test_a_healthy_cluster_is_all_green() -> None:
@@ -85,7 +86,7 @@ def test_a_healthy_cluster_is_all_green() -> None:
         *judge_versions(VERSIONS, NODES),
         *judge_autoscaler(CLOUD),
         *judge_labels(CONFIG, NODES, CLOUD),
-        *judge_workers(CONFIG, workers, NODES, CLOUD),
+        *judge_workers(CONFIG, workers, CLOUD),
         *judge_gpus(CONFIG, NODES),
         *judge_shared_memory(NODES),
         *judge_object_store(CONFIG, NODES, 4),
@@ -104,7 +105,7 @@ def test_a_healthy_cluster_is_all_green() -> None:
 def test_a_cluster_without_nodes_yet_is_not_called_checked() -> None:
     cloud = dataclasses.replace(CLOUD)
     workers = count_workers(CONFIG, [HEAD], cloud)
-    assert (workers.now, workers.most) == (0, 16)
+    assert (workers.now, workers.possible) == (0, 16)
     assert workers_finding(CONFIG, [HEAD], cloud).level == Level.OK
     for findings in (
         judge_gpus(CONFIG, [HEAD]),
@@ -144,14 +145,14 @@ def test_a_mistyped_instance_type_is_named() -> None:
     assert "g6.12xlagre (is g6.12xlarge meant?)" in workers_finding(CONFIG, [HEAD], cloud).advice
     # Beside a type that serves, it is a warning.
     both = dataclasses.replace(CLOUD, types=(SPOT, dataclasses.replace(mistyped, name="other")))
-    findings = judge_workers(CONFIG, count_workers(CONFIG, [HEAD], both), [HEAD], both)
+    findings = judge_workers(CONFIG, count_workers(CONFIG, [HEAD], both), both)
     assert [f.level for f in findings] == [Level.WARNING, Level.OK]
 
 
 def test_the_bounds_of_the_cluster_bound_the_workers() -> None:
     few = dataclasses.replace(CONFIG.cluster, workers="2-8")
     config = dataclasses.replace(CONFIG, cluster=few)
-    one_node = dataclasses.replace(CLOUD, most_nodes=1)
+    one_node = dataclasses.replace(CLOUD, max_nodes=1)
     finding = workers_finding(config, [HEAD], one_node)
     assert (finding.level, finding.figure) == (Level.WARNING, "4 of 2-8")
     nowhere = workers_finding(config, [HEAD], Autoscaler())
@@ -334,12 +335,12 @@ GOOD = Finding(Level.OK, "versions", "", "all the same")
 
 
 def test_lines_are_readable_without_colors() -> None:
-    text = line(BAD, colors=False)
+    text = format_finding(BAD, colors=False)
     assert text.splitlines()[0] == "FAILURE  workers              0 of 4: there is no room"
     assert text.splitlines()[1].strip() == "-> add nodes"
     assert "\x1b" not in text
-    assert line(BAD, colors=True).startswith("\x1b[31mFAILURE")
-    assert verdict([GOOD, BAD]).startswith("1 OK, 1 FAILURE; not ready")
+    assert format_finding(BAD, colors=True).startswith("\x1b[31mFAILURE")
+    assert format_verdict([GOOD, BAD]).startswith("1 OK, 1 FAILURE; not ready")
 
 
 def test_json_has_all_of_it(tmp_path: Path) -> None:

@@ -32,8 +32,8 @@ from jobs.diagnosis.autoscaler import (
 from jobs.diagnosis.data import take_sample
 from jobs.diagnosis.finding import Level
 from jobs.diagnosis.machine import PROGRAM, describe
+from jobs.diagnosis.plain_errors import plain_error
 from jobs.diagnosis.results import mark, try_store
-from jobs.diagnosis.words import plain_error
 from jobs.tracking.tracker import TrackingConfig, find_fault
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.jobs_run import REPOSITORY
@@ -270,7 +270,7 @@ def test_the_config_of_the_running_monitor_is_read(tmp_path: Path) -> None:
         elsewhere = read_head(tmp_path / "elsewhere")
         monitor.kill()
     assert facts.config_file == str(file)
-    assert [(kind.name, kind.gpus, kind.most) for kind in facts.types] == [("train", 4, 3)]
+    assert [(kind.name, kind.gpus, kind.max_nodes) for kind in facts.types] == [("train", 4, 3)]
     assert facts.crash == "KeyError: 'resources'"
     assert elsewhere.config_file == ""
 

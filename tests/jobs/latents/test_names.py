@@ -11,7 +11,7 @@ import torch
 from pyarrow import fs
 
 from jobs import encode
-from jobs.latents.names import MOST_BYTES, UnnamedVideoError, names_of, plain_name
+from jobs.latents.names import MAX_NAME_BYTES, UnnamedVideoError, names_of, plain_name
 from taehv.model import TAEHV
 from taehv.model.weights import export_weights
 from tests.helpers.data_videos import (
@@ -103,7 +103,7 @@ def test_any_videos_have_names_that_are_told_apart(form: str) -> None:
             parts = name.split("/")
             assert not folded & {"/".join(parts[:depth]) for depth in range(1, len(parts))}
         assert all(
-            len(part.encode()) <= MOST_BYTES for n in given.values() for part in n.split("/")
+            len(part.encode()) <= MAX_NAME_BYTES for n in given.values() for part in n.split("/")
         )
 
 
