@@ -186,36 +186,45 @@ def _gradients(network: nn.Module) -> list[Tensor]:
 
 
 def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
-    """The part of AdamW's state that this worker holds, by parameter, moment and offset.
+    """This worker's share of AdamW's state, by parameter, moment and offset. A collective.
 
-    ZeRO cuts the flattened parameters into one run of elements per worker. A piece is named
-    `decoder.3.weight.exp_avg@512`: the elements of that moment from 512 on. The pieces of all
-    workers make up the whole, whatever their number. Not a collective, and no copies: the tensors
-    are the optimizer's own.
+    A piece is named `decoder.3.weight.exp_avg@512`: the elements of that moment, flat, from 512 on.
+    The pieces of all workers make up the whole. Without ZeRO they are the main worker's alone, and
+    the optimizer's own tensors.
     """
+    from deepspeed.utils import safe_get_full_optimizer_state
+
     adamw = _adamw(engine)
     steps = [state["step"] for state in adamw.state.values() if "step" in state]
     pieces = {"step": torch.as_tensor(steps[0] if steps else 0.0).detach()}
-    whole_everywhere = engine.zero_optimization_stage() == 0
-    if not steps or (whole_everywhere and not distributed.is_main()):
+    # DeepSpeed cannot be asked for moments that no step has made yet.
+    if not steps:
         return pieces
     for name, parameter in network.named_parameters():
+        share = -(-parameter.numel() // distributed.world_size())
+        start = distributed.rank() * share
         for moment in MOMENTS:
-            held = _held(engine, parameter, moment)
-            if held is not None:
-                start, values = held
-                pieces[f"{name}.{moment}{_AT}{start}"] = values
+            if engine.zero_optimization_stage() > 0:
+                # All workers get the whole, and each keeps an equal share of it.
+                whole = safe_get_full_optimizer_state(parameter, moment)
+                piece = whole.flatten()[start : start + share].clone()
+                if len(piece):
+                    pieces[f"{name}.{moment}{_AT}{start}"] = piece
+            elif distributed.is_main():
+                pieces[f"{name}.{moment}{_AT}0"] = adamw.state[parameter][moment].detach().view(-1)
     return pieces
 
 
 def load_optimizer_pieces(
     engine: Engine, network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]
 ) -> None:
-    """Take over what `optimizer_pieces` gave on all workers, at this or another number of them.
+    """Load what `optimizer_pieces` gave on all workers, at this or another number of them.
 
     Raises:
         ValueError: where the pieces do not make up the state of `network`.
     """
+    from deepspeed.utils import safe_set_full_optimizer_state
+
     state = _merge_pieces(network, pieces)
     if not float(state["step"]):
         return
@@ -227,14 +236,16 @@ def load_optimizer_pieces(
                 **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
             }
     if engine.zero_optimization_stage() > 0:
-        # ZeRO ties its partitions to the parameters at the first step; here they are needed now.
+        # ZeRO ties its partitions to the parameters at the first step. They are needed before, and
+        # no public call of DeepSpeed 0.19.8 does it: `safe_set_full_optimizer_state` then fails.
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     for name, parameter in network.named_parameters():
         for moment in MOMENTS:
-            held = _held(engine, parameter, moment)
-            if held is not None:
-                start, values = held
-                values.copy_(state[f"{name}.{moment}"][start : start + values.numel()])
+            whole = state[f"{name}.{moment}"].view_as(parameter)
+            if engine.zero_optimization_stage() > 0:
+                safe_set_full_optimizer_state(parameter, whole, moment)
+            else:
+                adamw.state[parameter][moment].copy_(whole)
 
 
 def _merge_pieces(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -265,20 +276,6 @@ def _merge_pieces(network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]) ->
     if found:
         raise ValueError(f"the network has no {next(iter(found))}")
     return state
-
-
-def _held(engine: Engine, parameter: nn.Parameter, moment: str) -> tuple[int, Tensor] | None:
-    """Where this worker's part of a moment starts, and the part: flat, the optimizer's own memory.
-
-    Without ZeRO every worker holds the whole.
-    """
-    if engine.zero_optimization_stage() == 0:
-        return 0, engine.optimizer.state[parameter][moment].detach().view(-1)
-    fragment = parameter._hp_mapping  # type: ignore[attr-defined]
-    if fragment is None:
-        return None
-    values: Tensor = fragment.get_hp_fragment(optim_state_key=moment)
-    return fragment.lp_fragment_address.start, values.detach()
 
 
 def _adamw(engine: Engine) -> torch.optim.Optimizer:
