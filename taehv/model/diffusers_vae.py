@@ -12,6 +12,7 @@ network speaks those, times the `teacher.latent_scale` that it was trained with.
 Shape letters: N clips, C channels, T frames, H height, W width, t latents, h and w latent size.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,9 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         mine = (model.latent_channels, model.time_downscale, model.space_downscale)
         up = (model.latent_channels, model.time_upscale, model.space_upscale)
         if mine != tuple(theirs.values()) or up != mine:
-            told = ", ".join(f"{name} {value}" for name, value in theirs.items())
+            wanted = ", ".join(f"{name} {value}" for name, value in theirs.items())
             raise TrainingError(
-                f"this network cannot stand in for the teacher ({told}): its own are "
+                f"this network cannot stand in for the teacher ({wanted}): its own are "
                 f"{mine[0]}, {mine[1]} and {mine[2]}, and its decoder enlarges {up[1]} and {up[2]} "
                 "times; use weights that were trained against this teacher"
             )
@@ -80,8 +81,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         do not tell it (a run's `model` section). Raises TrainingError, naming the file.
         """
         network = config or infer_config(read_weights(weights))
-        fields = {f: getattr(network, f) for f in network.__dataclass_fields__}
-        model = build_model(ModelConfig(**fields | {"pretrained": str(weights)}))
+        model = build_model(dataclasses.replace(network, pretrained=str(weights)))
         return cls(model.to(dtype), read_teacher_config(teacher), latent_scale)
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -105,20 +105,14 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def enable_tiling(self, *_: Any, **__: Any) -> None:
-        """Take little memory. Nothing is cut into tiles: it works frame by frame, without seams."""
+        """Work frame by frame, in little memory. Nothing is cut into tiles: there are no seams."""
         self.parallel = False
 
     def disable_tiling(self) -> None:
-        """Fast again."""
+        """All frames at once again, which is fast."""
         self.parallel = True
 
-    def enable_slicing(self) -> None:
-        """As `enable_tiling`."""
-        self.parallel = False
-
-    def disable_slicing(self) -> None:
-        """Fast again."""
-        self.parallel = True
+    enable_slicing, disable_slicing = enable_tiling, disable_tiling
 
 
 def read_teacher_config(folder: str | Path) -> dict[str, Any]:

@@ -35,24 +35,15 @@ class ExportedProgram:
     """Largest absolute difference, over a random input, to the network run frame by frame."""
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: TAEHV) -> None:
+class _Part(nn.Module):
+    """One method of a network as a module of its own, which is what `torch.export` takes."""
+
+    def __init__(self, model: TAEHV, method: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.method = model, method
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """NTCHW in [0, 1] -> NtChw."""
-        return self.model.encode_video(frames)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, model: TAEHV) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """NtChw -> NTCHW in [0, 1]; frame k reconstructs frame k of what was encoded."""
-        return self.model.decode_video(latents)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.method(x)
 
 
 @torch.no_grad()
@@ -64,9 +55,10 @@ def export_programs(
 ) -> list[ExportedProgram]:
     """Write encoder.pt2 and decoder.pt2 for float32 clips of `shape` (N, T, H, W) on the CPU.
 
-    Each is read back from its file and compared with the network run the other way, frame by
-    frame, before it takes its name. Raises TrainingError where they differ by more than the
-    tolerance, ValueError for a shape that the network cannot take, OSError.
+    The encoder maps NTCHW in [0, 1] to NtChw, the decoder back: frame k of its result reconstructs
+    frame k of what was encoded. Each is read back from its file and compared with the network run
+    the other way, frame by frame, before it takes its name. Raises TrainingError where they differ
+    by more than the tolerance, ValueError for a shape that the network cannot take, OSError.
     """
     model = model.cpu().float().eval()
     n, t, height, width = shape
@@ -74,9 +66,10 @@ def export_programs(
     frames = torch.rand(n, t, 3, height, width, generator=generator)
     latents = model.encode_video(frames, parallel=False)
     decoded = model.decode_video(latents, parallel=False)
+    encoder, decoder = _Part(model, model.encode_video), _Part(model, model.decode_video)
     return [
-        _export(_Encoder(model), frames, latents, folder / "encoder.pt2", tolerance),
-        _export(_Decoder(model), latents, decoded, folder / "decoder.pt2", tolerance),
+        _export(encoder, frames, latents, folder / "encoder.pt2", tolerance),
+        _export(decoder, latents, decoded, folder / "decoder.pt2", tolerance),
     ]
 
 

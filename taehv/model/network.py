@@ -23,47 +23,18 @@ class TAEHV(nn.Module):
     def __init__(self, config: ModelConfig | None = None) -> None:
         super().__init__()
         self.config = config or ModelConfig()
-        self.architecture = self.config.architecture
-        self.encoder = build_encoder(self.architecture)
-        self.decoder = build_decoder(self.architecture)
+        self.architecture = a = self.config.architecture
+        self.encoder = build_encoder(a)
+        self.decoder = build_decoder(a)
+        # Input frames per latent, and raw decoded frames per latent.
+        self.time_downscale, self.time_upscale = a.time_downscale, a.time_upscale
+        # Pixels per latent position, along height and along width: input ones, and decoded ones.
+        self.space_downscale, self.space_upscale = a.space_downscale, a.space_upscale
+        self.latent_channels, self.patch_size = a.latent_channels, a.patch_size
+        self.alignment = FrameAlignment(a.time_downscale, a.time_upscale, a.trims_even)
+        """Which decoded frame belongs to which input frame."""
         self.gradient_checkpointing = False
         """Whether training computes activations again in the backward pass, to keep fewer."""
-
-    @property
-    def time_downscale(self) -> int:
-        """Input frames per latent."""
-        return self.architecture.time_downscale
-
-    @property
-    def time_upscale(self) -> int:
-        """Raw decoded frames per latent."""
-        return self.architecture.time_upscale
-
-    @property
-    def space_downscale(self) -> int:
-        """Input pixels per latent position, along height and along width."""
-        return self.architecture.space_downscale
-
-    @property
-    def space_upscale(self) -> int:
-        """Decoded pixels per latent position, along height and along width."""
-        return self.architecture.space_upscale
-
-    @property
-    def latent_channels(self) -> int:
-        """Channels of a latent."""
-        return self.architecture.latent_channels
-
-    @property
-    def patch_size(self) -> int:
-        """Side of the pixel blocks that are folded into channels."""
-        return self.architecture.patch_size
-
-    @property
-    def alignment(self) -> FrameAlignment:
-        """Which decoded frame belongs to which input frame."""
-        a = self.architecture
-        return FrameAlignment(a.time_downscale, a.time_upscale, a.trims_even)
 
     def forward(
         self, frames: Tensor, latents: Tensor | None = None, parallel: bool = True

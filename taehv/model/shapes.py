@@ -1,9 +1,9 @@
-"""What network a state dict belongs to, told from the shapes of its tensors alone.
+"""The network that a state dict belongs to, inferred from the shapes of its tensors alone.
 
-Not told by shapes: the names that share them (taecvx, taehv, taew2_1 and taeos1_3, which differ in
-whose latents they speak and in taecvx's frame rule; taeltx_2 and taeltx2_3), of which the first is
-guessed, so a caller who knows better names the variant; and spatial upscaling, which has no
-weights and is taken to be on.
+Shapes leave two things open. Some variants share them (taecvx, taehv, taew2_1 and taeos1_3, which
+differ in whose latents they use and in taecvx's frame rule; taeltx_2 and taeltx2_3): the first of
+them is guessed, and a caller who knows better names the variant. Spatial upscaling has no weights
+and is taken to be on.
 """
 
 import dataclasses
@@ -74,26 +74,17 @@ def _infer_architecture(shapes: Shapes) -> Architecture:
         first, conv, grow, stage_length, conv_rows = 1, 8, 7, 6, 1
     grows = [shapes[f"decoder.{grow + stage_length * stage}.conv.weight"] for stage in range(3)]
     ends = [shapes[f"decoder.{conv + stage_length * stage}.weight"][0] for stage in range(3)]
+    # Unpacked, so that the type checker sees their number.
+    width_1, width_2, width_3 = (rows // conv_rows for rows in ends)
+    down_1, down_2, down_3 = (n_in > n_out for n_out, n_in, *_ in pools)
+    up_1, up_2, up_3 = (n_out > n_in for n_out, n_in, *_ in grows)
     return Architecture(
         patch_size=math.isqrt(image_channels // IMAGE_CHANNELS),
         latent_channels=shapes["encoder.17.weight"][0],
         encoder_width=width,
-        decoder_widths=(
-            shapes[f"decoder.{first}.weight"][0],
-            ends[0] // conv_rows,
-            ends[1] // conv_rows,
-            ends[2] // conv_rows,
-        ),
-        encoder_time_downscale=(
-            pools[0][1] > pools[0][0],
-            pools[1][1] > pools[1][0],
-            pools[2][1] > pools[2][0],
-        ),
-        decoder_time_upscale=(
-            grows[0][0] > grows[0][1],
-            grows[1][0] > grows[1][1],
-            grows[2][0] > grows[2][1],
-        ),
+        decoder_widths=(shapes[f"decoder.{first}.weight"][0], width_1, width_2, width_3),
+        encoder_time_downscale=(down_1, down_2, down_3),
+        decoder_time_upscale=(up_1, up_2, up_3),
         super_decoder=super_decoder,
     )
 

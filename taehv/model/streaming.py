@@ -1,8 +1,8 @@
 """Encoding and decoding of frames that arrive live, one at a time.
 
-Each side keeps one past activation per memory layer and gives the very numbers of a whole clip.
-Both run without gradients. With `graphs`, and on a GPU, a step is a CUDA graph from the third
-time on: a frame is little work in many kernels.
+Each side keeps one past activation per memory layer and gives exactly the numbers of a whole clip.
+Both run without gradients. With `graphs`, a step on a GPU is a CUDA graph from its third time on,
+since a frame is little work in many kernels.
 """
 
 from functools import partial
@@ -16,11 +16,11 @@ from taehv.ops import cuda_graphs
 
 
 class _Stream:
-    """A stack that is fed one time step after the other.
+    """A stack that takes one time step after the other.
 
     Args:
         layers: the stack.
-        period: steps after which what happens repeats itself.
+        period: steps after which the same computations repeat.
         name: for the log.
         graphs: whether a phase becomes a CUDA graph, if there is a GPU.
     """
@@ -29,7 +29,7 @@ class _Stream:
         self._graphs = graphs
         self.stepper = TimeStepper(layers)
         self._taken = 0
-        self._after: list[list[tuple[nn.Module, str]]] = [[] for _ in range(period)]
+        self._after: list[list[nn.Module]] = [[] for _ in range(period)]
         """What is remembered after a step of each phase."""
         self._runs = [
             cuda_graphs.GraphedCallable(partial(self._run, phase), name) for phase in range(period)

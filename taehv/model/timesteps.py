@@ -30,32 +30,27 @@ from taehv.ops.fused import (
 Layers = Sequence[nn.Module]
 
 
-class _State:
-    """What a stack remembers from one call to the next."""
+Memory = dict[nn.Module, Tensor]
+"""What a stack remembers from one call to the next: of a memory layer its input of the step before,
+of a pool the steps that wait until it is full."""
 
-    def __init__(self) -> None:
-        self.past: dict[nn.Module, Tensor] = {}
-        self.waiting: dict[nn.Module, Tensor] = {}
 
-    def exchange_past(self, layer: nn.Module, x: Tensor, clips: int) -> Tensor | None:
-        """The step before x, [N, C, H, W], None at the start; x's last takes its place."""
-        past = self.past.get(layer)
-        # A view of a chunk would keep the whole chunk.
-        self.past[layer] = x if len(x) == clips else x[-clips:].clone()
-        return past
+def _exchange_past(memory: Memory, layer: MemoryLayer, x: Tensor, clips: int) -> Tensor | None:
+    """The step before x, [N, C, H, W], None at the start; x's last takes its place."""
+    past = memory.get(layer)
+    # A view of a chunk would keep the whole chunk.
+    memory[layer] = x if len(x) == clips else x[-clips:].clone()
+    return past
 
-    def waits(self, layer: TPool) -> bool:
-        """Whether steps wait for a pool to be filled."""
-        return layer in self.waiting
 
-    def fill(self, layer: TPool, x: Tensor, clips: int) -> Tensor:
-        """The steps that wait and x, as far as they fill the pool; the rest waits."""
-        if layer in self.waiting:
-            x = torch.cat([self.waiting.pop(layer), x])
-        whole = len(x) // (layer.stride * clips) * layer.stride * clips
-        if whole < len(x):
-            self.waiting[layer] = x[whole:]
-        return x[:whole]
+def _fill(memory: Memory, pool: TPool, x: Tensor, clips: int) -> Tensor:
+    """The steps that wait and x, as far as they fill the pool; the rest waits."""
+    if pool in memory:
+        x = torch.cat([memory.pop(pool), x])
+    whole = len(x) // (pool.stride * clips) * pool.stride * clips
+    if whole < len(x):
+        memory[pool] = x[whole:]
+    return x[:whole]
 
 
 def run_parallel(
@@ -86,38 +81,23 @@ def run_parallel(
     return _unfold(x, clips)
 
 
-Memory = dict[tuple[nn.Module, str], Tensor]
-"""What a `TimeStepper` remembers: by layer, its past activation, or the steps a pool waits with."""
-
-
 class TimeStepper:
-    """Runs a stack some time steps at a time and keeps the state in between.
-
-    The state is one past activation per memory layer and the frames that a TPool waits with, so
-    memory does not depend on how many frames have gone through.
-    """
+    """Runs a stack some time steps at a time and keeps a `Memory` in between, whose size does not
+    depend on how many frames have gone through."""
 
     def __init__(self, layers: nn.Sequential) -> None:
         self._layers = list(layers)
         self._segments = _segments(layers)
-        self._state = _State()
+        self._memory: Memory = {}
 
     @property
     def memory(self) -> Memory:
         """All that later steps depend on, in the order of the layers."""
-        kinds = (("past", self._state.past), ("waiting", self._state.waiting))
-        return {
-            (layer, kind): held[layer]
-            for layer in self._layers
-            for kind, held in kinds
-            if layer in held
-        }
+        return {layer: self._memory[layer] for layer in self._layers if layer in self._memory}
 
     @memory.setter
     def memory(self, memory: Memory) -> None:
-        self._state = _State()
-        for (layer, kind), x in memory.items():
-            (self._state.past if kind == "past" else self._state.waiting)[layer] = x
+        self._memory = dict(memory)
 
     def push(self, x: Tensor, trim: int = 0) -> Tensor | None:
         """Feed steps [N, T, C, H, W]; return those that came out, [N, T_out, C_out, ...].
@@ -128,7 +108,7 @@ class TimeStepper:
         clips, folded = len(x), _fold(x)
         for segment in self._segments:
             dropped = trim if segment is self._segments[-1] else 0
-            folded = _run(segment, folded, clips, dropped, self._state)
+            folded = _run(segment, folded, clips, dropped, self._memory)
             if len(folded) == 0:
                 return None
         return _unfold(folded, clips)
@@ -156,24 +136,25 @@ def _segments(layers: nn.Sequential) -> list[list[nn.Module]]:
 
 
 def _run(
-    layers: Layers, x: Tensor, clips: int, trim: int = 0, state: _State | None = None
+    layers: Layers, x: Tensor, clips: int, trim: int = 0, memory: Memory | None = None
 ) -> Tensor:
-    """Run a segment's layers on [T * N, C, H, W]."""
+    """Run a segment's layers on [T * N, C, H, W]; without a memory x is all that there is."""
     left = list(layers)
     while left:
         layer = left.pop(0)
         if isinstance(layer, MemoryLayer):
-            x = layer(x, state.exchange_past(layer, x, clips) if state else None, clips)
+            past = None if memory is None else _exchange_past(memory, layer, x, clips)
+            x = layer(x, past, clips)
         elif isinstance(layer, (nn.Upsample, TGrow)):
             return _grow([layer, *left], x, clips, trim)
         elif isinstance(layer, TPool):
-            x = state.fill(layer, x, clips) if state else x
+            x = x if memory is None else _fill(memory, layer, x, clips)
             if len(x) == 0:
                 return x
             x = _pool(layer, left.pop(0), stack_steps(x, clips, layer.stride))
         elif isinstance(layer, nn.Conv2d) and left and isinstance(left[0], nn.ReLU):
             left.pop(0)
-            if left and isinstance(pool := left[0], TPool) and _fills(pool, x, clips, state):
+            if left and isinstance(pool := left[0], TPool) and _fills(pool, x, clips, memory):
                 x = convolve_steps_together(layer, x, clips, pool.stride)
                 x = _pool(pool, left[1], x)
                 del left[:2]
@@ -190,9 +171,9 @@ def _pool(pool: TPool, conv: nn.Module, stacked: Tensor) -> Tensor:
     return pool_and_convolve(pool.conv, conv, stacked)
 
 
-def _fills(pool: TPool, x: Tensor, clips: int, state: _State | None) -> bool:
+def _fills(pool: TPool, x: Tensor, clips: int, memory: Memory | None) -> bool:
     """Whether these steps fill a pool, with none that waits before and none that waits after."""
-    return len(x) % (pool.stride * clips) == 0 and not (state and state.waits(pool))
+    return len(x) % (pool.stride * clips) == 0 and not (memory and pool in memory)
 
 
 def _grow(layers: Layers, x: Tensor, clips: int, trim: int) -> Tensor:

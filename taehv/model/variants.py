@@ -89,28 +89,20 @@ class ModelConfig:
     variant: str = "taecvx"
     """Public checkpoint whose shapes and frame rule to use: taecvx, taehv, taew2_1, taeos1_3,
     taew2_2, taehv1_5, taeltx_2, taeltx2_3, taew2_2_super or taehv1_5_super."""
-
     pretrained: str = ""
     """A .pth or .safetensors file in the public keys to start from; empty: from scratch."""
-
     patch_size: int | None = None
     """Side of the pixel blocks folded into channels before the encoder."""
-
     latent_channels: int | None = None
     """Channels of the latent."""
-
     encoder_width: int = 64
     """Channels throughout the encoder; 64 in every public checkpoint."""
-
     decoder_widths: Four | None = None
     """Channels of the decoder's three stages and of what the last one hands on."""
-
     encoder_time_downscale: Three | None = None
     """Per encoder stage: whether it halves the number of frames."""
-
     decoder_time_upscale: Three | None = None
     """Per decoder stage: whether it doubles the number of frames."""
-
     decoder_space_upscale: Three = (True, True, True)
     """Per decoder stage: whether it doubles height and width."""
 

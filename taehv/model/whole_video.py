@@ -8,6 +8,7 @@ Shape letters: N videos, C channels, H height, W width, h and w latent size.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -60,10 +61,8 @@ def stream_frames(
 def _extended(frames: Iterable[Tensor], length: int) -> Iterator[Tensor]:
     """The frames, the last one repeated up to `length`."""
     last: Tensor | None = None
-    count = 0
-    for frame in frames:
-        count, last = count + 1, frame
-        yield frame
-    for _ in range(length - count if last is not None else 0):
-        assert last is not None
+    for last in frames:
+        length -= 1
         yield last
+    if last is not None:
+        yield from repeat(last, length)

@@ -343,7 +343,5 @@ def test_a_stream_keeps_one_activation_per_memory_block() -> None:
     held = []
     for _ in range(4):
         decoder.decode(torch.randn(1, 16, 1, 1))
-        held.append(
-            [layer for layer in model.decoder if (layer, "past") in decoder._stream.stepper.memory]
-        )
+        held.append([layer for layer in model.decoder if layer in decoder._stream.stepper.memory])
     assert held == [[model.decoder[i] for i in (3, 4, 5, 9, 10, 11, 15, 16, 17)]] * 4
