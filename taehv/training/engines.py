@@ -165,7 +165,8 @@ def gradient_norm_before_step(engine: Engine, network: nn.Module) -> Tensor | No
     `step`, after the workers' gradients have been averaged."""
     if engine.zero_optimization_stage() > 0:
         return None
-    return torch.nn.utils.get_total_norm(_gradients(network))
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
 
 
 def clip_or_skip_update(engine: Engine, skip_update: Tensor, norm: Tensor, max_norm: float) -> None:
@@ -179,10 +180,6 @@ def clip_or_skip_update(engine: Engine, skip_update: Tensor, norm: Tensor, max_n
     adamw.found_inf = skip_update.to(dtype)  # type: ignore[attr-defined]
     scale = (norm / max_norm).clamp(min=1).to(dtype) if max_norm > 0 else None
     adamw.grad_scale = scale  # type: ignore[attr-defined]
-
-
-def _gradients(network: nn.Module) -> list[Tensor]:
-    return [p.grad for p in network.parameters() if p.grad is not None]
 
 
 def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
@@ -220,8 +217,7 @@ def load_optimizer_pieces(
 ) -> None:
     """Load what `optimizer_pieces` gave on all workers, at this or another number of them.
 
-    Raises:
-        ValueError: where the pieces do not make up the state of `network`.
+    Raises ValueError where the pieces do not make up the state of `network`.
     """
     from deepspeed.utils import safe_set_full_optimizer_state
 

@@ -8,9 +8,9 @@ and fragmentation are not counted: `memory.USABLE` leaves room for them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,14 +50,8 @@ class Footprint:
 def footprint(
     config: TrainingConfig, layout: SlotLayout, clip_shape: Sequence[int], bf16: bool
 ) -> Footprint:
-    """Estimate the memory of a run, without a teacher's.
-
-    Args:
-        config: the run's configuration.
-        layout: which slots each worker has.
-        clip_shape: [T, C, H, W] of a clip.
-        bf16: whether the networks compute in bf16 rather than in float32.
-    """
+    """Estimate the memory of a run, without a teacher's, for clips of [T, C, H, W]; the networks
+    compute in bf16 or in float32."""
     with FakeTensorMode():
         generator = TAEHV(config.model)
         generator.gradient_checkpointing = config.train.gradient_checkpointing
@@ -103,28 +97,24 @@ def _one_pass(
     """Allocate what one pass of `step.train_step` allocates."""
     clips = layout.slots_per_pass
     frames = torch.rand(clips, *clip_shape)
-    with _autocast(bf16):
+    # Fake tensors pretend to be on a CPU.
+    autocast = partial(torch.autocast, "cpu", torch.bfloat16, bf16)
+    with autocast():
         encoded, decoded = generator(frames)
     frames, decoded = generator.alignment.pair(frames, decoded)
     loss = squared_error(decoded, frames).sum()
     if adversary:
         groups = clips // layout.slots_per_group
-        with _autocast(bf16):
+        with autocast():
             target = corrected_targets(adversary, frames, decoded, encoded, config.seraena, groups)
         loss = loss + squared_error(decoded, target).sum()
     torch.autograd.backward(loss)
     if adversary:
         images = group_frames(decoded.detach().float(), config.seraena.frames_per_group)
         context = clip_context(encoded).repeat_interleave(len(images) // clips, 0)
-        with _autocast(bf16):
+        with autocast():
             scores = adversary(images, context)
         torch.autograd.backward(scores.square().mean())
-
-
-@contextmanager
-def _autocast(bf16: bool) -> Iterator[None]:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
-        yield
 
 
 class _AllocationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

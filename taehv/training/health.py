@@ -116,16 +116,9 @@ class Health:
                 # Divergence, which is checked first, would explain every other fault.
                 continue
             if episode.should_report(step, reading.fault):
-                found.append(
-                    Finding(
-                        step,
-                        check.name,
-                        reading.figure,
-                        reading.message,
-                        check.advice,
-                        check.diverged,
-                    )
-                )
+                figure, message = reading.figure, reading.message
+                finding = Finding(step, check.name, figure, message, check.advice, check.diverged)
+                found.append(finding)
         return found
 
     def restore(self, rows: Iterable[Mapping[str, Any]]) -> None:

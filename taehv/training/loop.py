@@ -60,11 +60,9 @@ def train(
     when finished, final_model.pth and .safetensors with the averaged weights.
 
     Args:
-        config: what to train, and how.
-        data: where clips come from.
-        hooks: callbacks for progress, and for a request to stop.
-        run: the run's folder, which all workers share.
-        resume_from: a valid checkpoint to resume from.
+        config, data, hooks: what to train and how, where clips come from, and what to call.
+        run: the folder, which all workers share.
+        resume_from: a valid checkpoint.
         retry: whether a single worker halves its passes by itself when a GPU's memory is short
             (`train.auto_micro_batch`). Several workers leave that to the process that started them.
 
@@ -84,9 +82,9 @@ def train(
         decoding = executor.submit(
             ValidationSet, data, config.train.validation_clips, layout.slots_per_pass
         )
-        teacher = (
-            Teacher.load(config.teacher, distributed.device()) if config.teacher.path else None
-        )
+        teacher = None
+        if config.teacher.path:
+            teacher = Teacher.load(config.teacher, distributed.device())
         state = _build_state(config, layout, run, resume_from)
         distributed.set_collective_timeouts()
         validation = decoding.result()
@@ -103,14 +101,14 @@ def train(
             with explain_memory_shortage(config, layout, attempt.clip_shape):
                 return attempt.run_steps(resume_from is not None)
         except DivergedError as error:
-            attempt.abandon()
+            attempt.close()
             resume_from = rollback_target(run, state, error)
             rollbacks, scale = rollbacks + 1, scale / 2
         except MemoryShortageError as error:
             if not retry or layout.workers > 1:
                 raise
             config = halve_passes(config, error)
-            attempt.abandon()
+            attempt.close()
             layout = config.train.layout(workers=1)
             validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
             newest = checkpoint.latest_valid(run)
@@ -134,7 +132,12 @@ def _build_state(
 
 
 class _Attempt:
-    """The steps from a state to the end of the run, to a stop, or to a failure."""
+    """The steps from a state to the end of the run, to a stop, or to a failure.
+
+    Args:
+        state, data, hooks, run, validation, teacher: as in `train`.
+        resumed_from: the step of the run's own checkpoint that the state is; None for another.
+    """
 
     def __init__(
         self,
@@ -289,9 +292,7 @@ class _Attempt:
         self.saver.begin(self.state.snapshot())
 
     def _end(self, finished: bool) -> None:
-        self.saver.finish()
-        self.saver.close()
-        self.supply.close()
+        self.close()
         if self.teacher and self.validation.batches:
             _warn_of_slope(self.state, self.teacher, self.validation)
         self._export_best()
@@ -300,18 +301,14 @@ class _Attempt:
         self.log.close()
         distributed.barrier()
 
-    def abandon(self) -> None:
-        """Clean up after a failure; a save that is under way, of an earlier step, is completed."""
+    def close(self) -> None:
+        """Complete the save that is under way, and end the threads and the decoding."""
         self.saver.finish()
         self.saver.close()
         self.supply.close()
 
     def _export_final(self) -> None:
-        """Write the final averaged weights. A collective.
-
-        Raises:
-            TrainingError: if they cannot be written.
-        """
+        """Write the final averaged weights. A collective. Raises TrainingError if that fails."""
         fault = ""
         if distributed.is_main():
             try:
@@ -345,12 +342,6 @@ def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSe
         log.warning(warning)
 
 
-def _own_memory() -> int:
-    """Resident bytes of this process without shared pages, such as those of Ray's object store."""
-    info = psutil.Process().memory_info()
-    return int(info.rss - getattr(info, "shared", 0))
-
-
 class _Meter:
     """Throughput since the last row."""
 
@@ -363,10 +354,11 @@ class _Meter:
 
     def row(self) -> dict[str, float]:
         seconds = time.perf_counter() - self._started
-        on_gpu = torch.cuda.is_available()
+        on_gpu, memory = torch.cuda.is_available(), psutil.Process().memory_info()
         row = {
             "train/gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
-            "train/host_memory_gb": _own_memory() / 1e9,
+            # Without shared pages, such as those of Ray's object store.
+            "train/host_memory_gb": (memory.rss - getattr(memory, "shared", 0)) / 1e9,
             "train/clips_per_second": self._steps * self.clips_per_step / seconds,
         }
         self._reset()

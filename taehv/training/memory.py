@@ -49,13 +49,8 @@ class DeviceMemory:
 def explain_memory_shortage(
     config: TrainingConfig, layout: SlotLayout, clip_shape: Callable[[], tuple[int, ...]]
 ) -> Iterator[None]:
-    """Turn PyTorch's out-of-memory error into a `MemoryShortageError` with advice.
-
-    Args:
-        config: the run's configuration.
-        layout: which slots each worker has.
-        clip_shape: returns [T, C, H, W] of the last batch.
-    """
+    """Turn PyTorch's out-of-memory error into a `MemoryShortageError` with advice. `clip_shape`
+    returns [T, C, H, W] of the last batch."""
     try:
         yield
     except torch.OutOfMemoryError as error:

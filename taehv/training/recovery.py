@@ -17,18 +17,13 @@ log = logging.getLogger(__name__)
 
 
 def rollback_target(run: RunFolder, state: TrainState, error: DivergedError) -> Path:
-    """The checkpoint to roll back to. A collective.
-
-    Raises:
-        TrainingError: if there is none, or the configuration allows no (further) rollback.
-    """
+    """The checkpoint to roll back to. A collective. Raises TrainingError if there is none, or the
+    configuration allows no (further) rollback."""
     train = state.config.train
     name = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
-    where = (
-        f"the last good checkpoint is {run.address_of(name)}"
-        if name
-        else "there is no checkpoint yet"
-    )
+    where = "there is no checkpoint yet"
+    if name:
+        where = f"the last good checkpoint is {run.address_of(name)}"
     if train.on_divergence != "rollback" or name is None:
         raise TrainingError(f"{error}; {where}") from error
     if state.rollbacks >= train.max_rollbacks:

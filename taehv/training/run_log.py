@@ -17,14 +17,8 @@ log = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Writes metrics.jsonl, on the main worker alone.
-
-    Args:
-        run: the run's folder.
-        state: gives the step of each row.
-        hooks: called with every row and finding.
-        keep_up_to: existing rows of later steps are dropped.
-    """
+    """Writes metrics.jsonl, on the main worker alone, and calls the hooks with every row and
+    finding. Existing rows of steps after `keep_up_to` are dropped."""
 
     def __init__(self, run: RunFolder, state: TrainState, hooks: Hooks, keep_up_to: int) -> None:
         self._state, self._hooks = state, hooks
@@ -46,18 +40,16 @@ class RunLog:
         self._health.restore(journal.read(run.local / journal.NAME))
         if state.rollbacks:
             # The rows before the rollback are dropped, and this row records it.
-            self._append({"train/rollbacks": state.rollbacks})
+            self._append({"step": state.step, "train/rollbacks": state.rollbacks})
 
     def write(self, metrics: dict[str, float]) -> None:
-        """Write a row for the step that the state is at. A collective.
-
-        Raises:
-            DivergedError: on all workers, if the row shows that the run has diverged.
-        """
+        """Write a row for the step that the state is at. A collective. Raises DivergedError on all
+        workers if the row shows that the run has diverged."""
         divergence = ""
         if self._journal is not None:
-            findings = self._health.observe({"step": self._state.step, **metrics})
-            self._append(metrics | {f"health/{f.name}": f.figure for f in findings})
+            row = {"step": self._state.step, **metrics}
+            findings = self._health.observe(row)
+            self._append(row | {f"health/{f.name}": f.figure for f in findings})
             for finding in findings:
                 log.warning("step %d: %s. %s", finding.step, finding.message, finding.advice)
                 self._hooks.on_finding(finding.name, finding.message)
@@ -79,8 +71,7 @@ class RunLog:
             self._journal.publish()
             self._journal.close()
 
-    def _append(self, metrics: dict[str, float]) -> None:
+    def _append(self, row: Row) -> None:
         assert self._journal is not None
-        row: Row = {"step": self._state.step, **metrics}
         self._journal.append(row)
         self._hooks.on_row(row)

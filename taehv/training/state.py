@@ -22,9 +22,8 @@ from taehv.interfaces import TransientFailure
 from taehv.losses.discriminator import Discriminator
 from taehv.losses.replay import ReplayBuffer
 from taehv.losses.seraena import corrected_targets
-from taehv.model import TAEHV, build_model
+from taehv.model import build_model
 from taehv.model.blocks import IMAGE_CHANNELS
-from taehv.model.weights import load_weights
 from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.precision import autocast
 from taehv.run import checkpoint
@@ -54,11 +53,7 @@ class TrainState:
 
     Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
     by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
-
-    Args:
-        config: the run's configuration.
-        layout: which slots each worker has.
-        resume_from: a valid checkpoint to resume from.
+    `resume_from` is a valid checkpoint to load; None begins at step 0.
     """
 
     def __init__(
@@ -74,7 +69,11 @@ class TrainState:
         """The best validation PSNR of the averaged weights, in dB, and its step."""
         self.transient_failures: set[TransientFailure] = set()
         self._copies: dict[str, dict[str, Tensor]] = {}
-        self.generator = _build_generator(config, resume_from).to(distributed.device())
+        model = config.model
+        if resume_from is not None:
+            saved = str(resume_from / "generator.safetensors")
+            model = dataclasses.replace(model, pretrained=saved)
+        self.generator = build_model(model).to(distributed.device())
         self.generator.gradient_checkpointing = config.train.gradient_checkpointing
         self.ema = Ema(self.generator, config.train.ema_decay)
         self.engine = build_engine(
@@ -109,7 +108,7 @@ class TrainState:
         adversary = self.adversary
         replay = adversary.replay.snapshot() if adversary else dict
         tensors: dict[str, Callable[[], Mapping[str, Tensor]]] = {
-            _with_rank("worker"): lambda: rng | _on_cpu(replay())
+            _with_rank("worker"): lambda: rng | replay()
         }
         parts: dict[str, Mapping[str, Tensor]] = {
             _with_rank("generator_optimizer"): optimizer_pieces(self.engine, self.generator)
@@ -193,9 +192,8 @@ class TrainState:
             with autocast(config.train.autocast_dtype()):
                 return corrected_targets(network, real, fake, latents, config.seraena, groups)
 
-        if config.train.cuda_graphs:
-            return Adversary(network, engine, replay, GraphedCallable(correct, "correction"))
-        return Adversary(network, engine, replay, correct)
+        graphed = GraphedCallable(correct, "correction") if config.train.cuda_graphs else correct
+        return Adversary(network, engine, replay, graphed)
 
     def _load(self, folder: Path) -> None:
         """Load everything but the weights, which the networks had before the engines were built."""
@@ -249,27 +247,7 @@ def _load_optimizer(folder: Path, name: str, engine: Engine, network: nn.Module)
         ) from error
 
 
-def _build_generator(config: TrainingConfig, resume_from: Path | None) -> TAEHV:
-    if resume_from is None:
-        return build_model(config.model)
-    generator = TAEHV(config.model)
-    load_weights(generator, resume_from / "generator.safetensors")
-    return generator
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.cpu().contiguous() for key, value in tensors.items()}
-
-
 def to_yaml(config: TrainingConfig) -> str:
     """The configuration as YAML that `--config` reads, its addresses without credentials."""
-    content = in_all_texts(without_credentials, _tuples_to_lists(dataclasses.asdict(config)))
+    content = in_all_texts(without_credentials, dataclasses.asdict(config))
     return yaml.safe_dump(content, sort_keys=False)
-
-
-def _tuples_to_lists(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _tuples_to_lists(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_tuples_to_lists(item) for item in value]
-    return value

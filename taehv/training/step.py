@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,9 +47,6 @@ class Signals:
     """This worker has written its part of a checkpoint."""
 
 
-NO_SIGNALS = Signals()
-
-
 @dataclass(frozen=True)
 class StepOutcome:
     """The results of one step, the same on every worker."""
@@ -74,24 +73,18 @@ def train_step(
     state: TrainState,
     batch: Batch,
     teacher: Teacher | None,
-    signals: Signals = NO_SIGNALS,
+    signals: Signals = Signals(),
     cpu_work: Callable[[], None] = lambda: None,
 ) -> StepOutcome:
-    """One step of both networks over the global batch. A collective.
+    """Train both networks for one step, on the worker's `batch` of the global batch. A collective.
 
     The corrected targets come from the discriminator as the last step left it, so that each pass
-    runs the generator forward and backward at once, however many passes a step has.
+    runs the generator forward and backward at once, however many passes a step has. `state` is
+    updated in place; `cpu_work` is called after the GPU's work has been queued, when the CPU would
+    only wait.
 
-    Args:
-        state: the networks, their engines and the position; updated in place.
-        batch: this worker's clips.
-        teacher: gives the encoder's target latents; None without a teacher.
-        signals: this worker's flags.
-        cpu_work: called after the GPU's work has been queued, when the CPU would only wait.
-
-    Raises:
-        DivergedError: on all workers, before any weight moves, if a loss is not finite or, at ZeRO
-            stage 0, a gradient norm (at other stages DeepSpeed skips such an update).
+    Raises DivergedError on all workers, before any weight moves, if a loss is not finite or, at
+    ZeRO stage 0, a gradient norm (at other stages DeepSpeed skips such an update).
     """
     config, layout, adversary = state.config, state.layout, state.adversary
     losses = torch.zeros(layout.global_batch_size, len(LOSSES), device=distributed.device())
@@ -116,28 +109,26 @@ def train_step(
     message = _exchange(losses, signals, known)
     # The device decides whether the networks are updated, so the CPU does not wait for it here.
     skip_update = 1.0 - message.isfinite().all().float()
-    results = None
+    read = partial(_read, message, losses.shape, batch, state.step, learning_rate)
+    outcome = None
     if known:
         for (engine, _, max_norm), norm in zip(trained, known, strict=True):
             clip_or_skip_update(engine, skip_update, norm, max_norm)
     else:
-        results = _wait_for(message, losses, batch, state.step)
+        outcome = read()
     for engine, _, _ in trained:
         engine.step()
     if adversary:
         commit_statistics(adversary.network, layout.groups, skip_update)
     state.ema.update(state.generator, state.step, skip_update)
     cpu_work()
-    results = results or _wait_for(message, losses, batch, state.step)
-    gradient_norm = results.norms[0] if results.norms else state.engine.get_global_grad_norm()
+    outcome = outcome or read()
+    if not known:
+        # ZeRO computes the norm in its own step.
+        by_zero = state.engine.get_global_grad_norm()
+        outcome = dataclasses.replace(outcome, gradient_norm=0.0 if by_zero is None else by_zero)
     state.step += 1
-    return StepOutcome(
-        results.losses,
-        learning_rate,
-        0.0 if gradient_norm is None else gradient_norm,
-        results.stop_wanted,
-        results.all_have_written,
-    )
+    return outcome
 
 
 def _one_pass(
@@ -193,18 +184,6 @@ def _one_pass(
     losses[own_slots[0] : own_slots[0] + real] = table[:real]
 
 
-@dataclass(frozen=True)
-class _GlobalResults:
-    """A step's results after the reduction over all workers."""
-
-    losses: Tensor
-    """Of all slots, on the CPU."""
-    norms: list[float]
-    """Of the networks' gradients, the generator's first; empty unless at ZeRO stage 0."""
-    stop_wanted: bool
-    all_have_written: bool
-
-
 def _exchange(losses: Tensor, signals: Signals, norms: list[Tensor]) -> Tensor:
     """Sum losses, flags and norms over all workers in one all-reduce, still on the device. A
     collective."""
@@ -215,36 +194,35 @@ def _exchange(losses: Tensor, signals: Signals, norms: list[Tensor]) -> Tensor:
     return distributed.sum_over_workers(torch.cat([losses.flatten(), own, *parts]))
 
 
-def _wait_for(message: Tensor, losses: Tensor, batch: Batch, step: int) -> _GlobalResults:
-    """Copy the message to the CPU, which is all that a step waits for.
+def _read(
+    message: Tensor, shape: torch.Size, batch: Batch, step: int, learning_rate: float
+) -> StepOutcome:
+    """Copy the message, with losses of `shape` in it, to the CPU: all that a step waits for.
 
-    Raises DivergedError where a loss or a norm in it is not finite.
+    Its norms, the generator's first, are there at ZeRO stage 0 alone. Raises DivergedError where a
+    loss or a norm is not finite.
     """
     message = message.cpu()
-    stop, written, *norms = message[losses.numel() :].tolist()
-    all_losses = message[: losses.numel()].view_as(losses)
-    _raise_if_not_finite(all_losses, batch, step)
-    _raise_if_gradients_not_finite(norms, step)
-    return _GlobalResults(all_losses, norms, stop > 0, written == distributed.world_size())
-
-
-def _raise_if_gradients_not_finite(norms: list[float], step: int) -> None:
+    stop, written, *norms = message[shape.numel() :].tolist()
+    losses = message[: shape.numel()].view(shape)
+    _raise_if_not_finite(losses, batch, step)
     if not all(map(math.isfinite, norms)):
         raise DivergedError(
             f"the gradient is not finite at step {step}, though the losses are; the weights were "
             "not moved. Go on from the last checkpoint with a lower --optim.learning-rate"
         )
+    all_have_written = written == distributed.world_size()
+    return StepOutcome(
+        losses, learning_rate, norms[0] if norms else 0.0, stop > 0, all_have_written
+    )
 
 
 def _raise_if_not_finite(losses: Tensor, batch: Batch, step: int) -> None:
     bad = (~losses.isfinite().all(1)).nonzero().flatten().tolist()
     if not bad:
         return
-    videos: dict[int, str] = {}
-    for part in distributed.gather_objects(
-        dict(zip(batch["sample"].tolist(), batch["video"], strict=True))
-    ):
-        videos |= part
+    own = dict(zip(batch["sample"].tolist(), batch["video"], strict=True))
+    videos = {key: video for part in distributed.gather_objects(own) for key, video in part.items()}
     samples = [step * len(losses) + slot for slot in bad]
     named = ", ".join(f"{sample} ({videos[sample]})" for sample in samples[:8])
     raise DivergedError(

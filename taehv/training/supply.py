@@ -18,13 +18,8 @@ from taehv.slots import SURPLUS, SlotLayout
 class Supply:
     """This worker's batches of the steps from `start` to `stop`, and statistics over all workers.
 
-    Args:
-        data: where clips come from.
-        layout: which samples each worker has.
-        start, stop: the range of steps.
-        transient_failures: those of the run so far; new ones are added to this set.
-        run: the folder with the list of unusable videos.
-        hooks: called with every video that is added to the list.
+    New transient failures are added to `transient_failures`, those of the run so far, and unusable
+    videos to the list in the run's folder; the hooks are called with each of them.
     """
 
     def __init__(
