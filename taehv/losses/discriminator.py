@@ -97,8 +97,7 @@ class Discriminator(nn.Module):
             context: [N, context_channels, h, w]; resized (nearest) to the images.
             group_weights: one weight per equal group of the batch; see `GroupBatchNorm2d`.
 
-        Returns:
-            [N, 6, H/8, W/8], one map per block, at least float32.
+        Returns [N, 6, H/8, W/8], one map per block, at least float32.
         """
         if not self.training:
             return self.frozen()(images, context)

@@ -57,10 +57,6 @@ class LatentCache:
 
 @lru_cache(maxsize=1)
 def process_cache(teacher: str, max_bytes: int) -> LatentCache:
-    """The cache of all runs of this process with the same teacher.
-
-    Args:
-        teacher: a text of everything that the teacher's latents depend on.
-        max_bytes: see `LatentCache`.
-    """
+    """The cache of all runs of this process with the same teacher, identified by a text of
+    everything that its latents depend on."""
     return LatentCache(max_bytes)

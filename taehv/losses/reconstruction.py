@@ -40,14 +40,7 @@ class LossConfig:
 
 
 def squared_error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error per clip, in float32.
-
-    Args:
-        output, target: [N, ...], the same shape.
-
-    Returns:
-        [N]
-    """
+    """Mean squared error per clip, in float32: two [N, ...] of the same shape to [N]."""
     if output.shape != target.shape:
         raise ValueError(f"shapes differ: {tuple(output.shape)} and {tuple(target.shape)}")
     return (output.float() - target.float()).square().flatten(1).mean(1)

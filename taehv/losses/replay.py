@@ -40,17 +40,24 @@ class ReplayBuffer:
     def insert(self, step: int, slot: int, images: Tensor, context: Tensor) -> None:
         """Store one clip; once the slot's memory is full, it replaces a random one.
 
+        Raises TrainingError if the slot's memory is too small for a single clip.
+
         Args:
+            step, slot: the clip's, which key the random choice.
             images: [groups, channels, H, W], the clip's grouped frames.
             context: [channels, h, w].
-
-        Raises:
-            TrainingError: if the slot's memory is too small for a single clip.
         """
         entry = (images.detach().half(), context.detach().half())
         memory = self.memory.setdefault(slot, [])
-        if memory and _shapes(memory[0]) != _shapes(entry):
-            self._warn_of_another_shape(memory[0][0], images)
+        if memory and [x.shape for x in memory[0]] != [x.shape for x in entry]:
+            if not self._has_warned:
+                log.warning(
+                    "the replay buffer holds clips of %s, but the run now trains on %s: the old "
+                    "clips are dropped, and the buffer fills again",
+                    _format_shape(memory[0][0]),
+                    _format_shape(images),
+                )
+            self._has_warned = True
             memory.clear()
         capacity = self._capacity(entry)
         if capacity == 0:
@@ -98,25 +105,10 @@ class ReplayBuffer:
         """Entries of this size that fit into a slot's memory."""
         return self.max_bytes_per_slot // _size(entry)
 
-    def _warn_of_another_shape(self, old: Tensor, new: Tensor) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "the replay buffer holds clips of %s, but the run now trains on %s: the old clips "
-                "are dropped, and the buffer fills again",
-                _format_shape(old),
-                _format_shape(new),
-            )
-
 
 def _size(entry: tuple[Tensor, Tensor]) -> int:
     """In bytes."""
     return sum(tensor.nbytes for tensor in entry)
-
-
-def _shapes(entry: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:
-    images, context = entry
-    return images.shape, context.shape
 
 
 def _format_shape(images: Tensor) -> str:

@@ -49,15 +49,10 @@ class SeraenaConfig:
 
 
 def group_frames(frames: Tensor, size: int) -> Tensor:
-    """Stack each `size` consecutive frames on channels.
+    """Stack each `size` consecutive frames on channels: [N, T, C, H, W] to
+    [N * ceil(T / size), size * C, H, W], the groups of a clip side by side.
 
     Where `size` does not divide T, the clip is extended by repeating it from its start.
-
-    Args:
-        frames: [N, T, C, H, W].
-
-    Returns:
-        [N * ceil(T / size), size * C, H, W], the groups of a clip side by side.
     """
     n, t, c, h, w = frames.shape
     groups = -(-t // size)
@@ -73,14 +68,8 @@ def ungroup_frames(images: Tensor, clips: int, num_frames: int, size: int) -> Te
 
 
 def clip_context(latents: Tensor) -> Tensor:
-    """A clip's context, the same for each of its groups: its latents' mean over time.
-
-    Args:
-        latents: [N, t, C, h, w].
-
-    Returns:
-        float32 [N, C, h, w].
-    """
+    """A clip's context, the same for each of its groups: its latents' mean over time, without
+    gradients. [N, t, C, h, w] to float32 [N, C, h, w]."""
     return latents.detach().float().mean(1)
 
 
@@ -104,13 +93,12 @@ def corrected_targets(
         real, fake: [N, T, 3, H, W] around [0, 1]; neither receives a gradient.
         latents: [N, t, C, h, w], the decoder's input.
 
-    Returns:
-        float32, the shape of `fake`, no gradient.
+    Returns float32 of the shape of `fake`, without gradients.
     """
     clips, num_frames = fake.shape[:2]
     real_images = group_frames(real.float(), config.frames_per_group)
     fake_images = group_frames(fake.detach().float(), config.frames_per_group).requires_grad_()
-    context = _repeat_context(latents, len(fake_images))
+    context = clip_context(latents).repeat_interleave(len(fake_images) // clips, 0)
     score = discriminator.frozen()
     with torch.no_grad():
         real_scores = score(real_images, context)
@@ -183,18 +171,7 @@ def sample_discriminator_batch(
 
 
 def discriminator_loss(scores: Tensor, target: Tensor, clips: int) -> Tensor:
-    """Squared error of the score maps, one value per clip.
-
-    Args:
-        scores: [N * G, maps, h, w].
-        target: [N * G].
-
-    Returns:
-        [N]
-    """
+    """Squared error of the score maps, one value per clip: scores [N * G, maps, h, w] and target
+    [N * G] to [N]."""
     error = (scores - target.view(-1, 1, 1, 1)).square().flatten(1).mean(1)
     return error.view(clips, -1).mean(1)
-
-
-def _repeat_context(latents: Tensor, images: int) -> Tensor:
-    return clip_context(latents).repeat_interleave(images // len(latents), 0)

@@ -37,11 +37,9 @@ class TeacherConfig:
 
     path: str = ""
     """Folder made by `save_pretrained`, holding `vae/`. Empty: no teacher."""
-
     latent_scale: float = 1.0
     """Factor on the teacher's raw latents. 1 is right for students that decode raw latents, as the
     public ones do; it is not the pipeline's `scaling_factor`."""
-
     cache_gigabytes: float = 0.0
     """Latents, in 10^9 bytes of a worker's host memory, that are remembered for clips that come
     again: those of a sweep's next trial, and those after a rollback. Within a run no clip recurs.
@@ -99,12 +97,8 @@ class Teacher:
     def __init__(
         self, vae: Any, latent_scale: float = 1.0, cache: LatentCache | None = None
     ) -> None:
-        """
-        Args:
-            vae: an `AutoencoderKLCogVideoX`, on its device and in its dtype. It is frozen here.
-            latent_scale: see `TeacherConfig`.
-            cache: for `targets`.
-        """
+        """vae: an `AutoencoderKLCogVideoX`, on its device and in its dtype. It is frozen here.
+        latent_scale: see `TeacherConfig`. cache: for `targets`."""
         self._vae = vae.eval().requires_grad_(False)
         self._latent_scale = latent_scale
         self._cache = cache
@@ -157,10 +151,6 @@ class Teacher:
         """The teacher on `device`, in the dtype that `load` would give it there."""
         vae, dtype = self._vae.to(device), _dtype_on(device)
         return Teacher(vae if vae.dtype == dtype else vae.to(dtype), self._latent_scale)
-
-    def num_latents(self, num_frames: int) -> int:
-        """Latents of T frames: T over the time factor, rounded up."""
-        return -(-num_frames // self.time_factor)
 
     @torch.no_grad()
     def encode(self, frames: Tensor) -> Tensor:
@@ -255,13 +245,9 @@ def frame_rule_warning(num_frames: int) -> str | None:
 
 
 def slope_to_student(student_latents: Tensor, teacher_latents: Tensor) -> float:
-    """Least-squares slope of student on teacher latents, with an intercept; 1 is right.
+    """Least-squares slope, with an intercept, of student on teacher latents of the same shape.
 
-    Args:
-        student_latents, teacher_latents: of the same shape.
-
-    Returns:
-        NaN if the teacher's latents are all equal.
+    1 is right; NaN if the teacher's latents are all equal.
     """
     if student_latents.shape != teacher_latents.shape:
         raise ValueError(

@@ -150,10 +150,9 @@ def is_finished(run: RunFolder, name: str) -> bool:
 
 def step_in_run(run: RunFolder, folder: Path | None) -> int | None:
     """The step of the checkpoint at a local path, if it lies in this run's folder."""
-    match = _NAME.fullmatch(folder.name) if folder else None
-    if folder is None or match is None:
+    if folder is None or not _NAME.fullmatch(folder.name):
         return None
-    step = int(match[1])
+    step = step_of(folder)
     return step if folder.resolve() == step_folder(run.local, step).resolve() else None
 
 

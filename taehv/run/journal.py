@@ -56,9 +56,7 @@ def copy(run: RunFolder, folder: str) -> None:
 class Journal:
     """Appends rows. A row that cannot be written is kept, and written with the next row.
 
-    Args:
-        run: the run's folder.
-        keep_up_to: existing rows of later steps are dropped: the run writes them again.
+    Existing rows of steps after `keep_up_to` are dropped: the run writes them again.
     """
 
     def __init__(self, run: RunFolder, keep_up_to: int) -> None:

@@ -19,11 +19,8 @@ NAME = "quarantine.jsonl"
 
 
 class Quarantine:
-    """The list of a run, including videos from before a resume, on the main worker alone.
-
-    Args:
-        run: the run's folder; the file is created when the first video is added.
-    """
+    """The list of a run, including videos from before a resume, on the main worker alone. The file
+    is created when the first video is added."""
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run

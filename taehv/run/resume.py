@@ -36,12 +36,8 @@ def prepare_resume(run: RunFolder, address: str) -> str:
     and the MLflow run of their history. Another run's checkpoint is used only while the run has
     none itself.
 
-    Returns:
-        The value for `train.resume` from then on.
-
-    Raises:
-        TrainingError: if the checkpoint is not valid.
-        OSError: if the disk or the store fails.
+    Returns the value for `train.resume` from then on. Raises TrainingError if the checkpoint is not
+    valid, and OSError if the disk or the store fails.
     """
     holder, name = checkpoint.locate(address)
     own = is_own(run, address)
@@ -55,10 +51,16 @@ def prepare_resume(run: RunFolder, address: str) -> str:
     if later:
         log.warning("going back to %s", address)
         set_aside = new_set_aside_folder()
-        _set_results_aside(run, set_aside)
+        journal.copy(run, set_aside)
+        for file in filter(run.exists, RESULTS):
+            run.move(file, f"{set_aside}/{file}")
         _restore_best(run, folder)
         # Last, so that after an interruption the same command does all of this again.
-        _set_checkpoints_aside(run, set_aside, later)
+        for entry in later:
+            if checkpoint.is_finished(run, entry):
+                run.move(entry, f"{set_aside}/{Path(entry).name}")
+            else:
+                checkpoint.remove(run, entry)
         log.warning("what %s had after it is now in %s", run, run.address_of(set_aside))
     return "latest"
 
@@ -72,21 +74,6 @@ def is_own(run: RunFolder, address: str) -> bool:
 def new_set_aside_folder() -> str:
     """A new name for a folder in SET_ASIDE."""
     return f"{SET_ASIDE}/{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
-
-
-def _set_results_aside(run: RunFolder, folder: str) -> None:
-    journal.copy(run, folder)
-    for name in RESULTS:
-        if run.exists(name):
-            run.move(name, f"{folder}/{name}")
-
-
-def _set_checkpoints_aside(run: RunFolder, folder: str, checkpoints: list[str]) -> None:
-    for name in checkpoints:
-        if checkpoint.is_finished(run, name):
-            run.move(name, f"{folder}/{Path(name).name}")
-        else:
-            checkpoint.remove(run, name)
 
 
 def _restore_best(run: RunFolder, folder: Path) -> None:

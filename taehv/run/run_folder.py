@@ -110,11 +110,8 @@ class RunFolder:
         remote = self._remote(name)
         selector = fs.FileSelector(remote, allow_not_found=True, recursive=True)
         found = self._store.get_file_info(selector)
-        return {
-            info.path[len(remote) + 1 :]: info.size
-            for info in found
-            if info.type == fs.FileType.File
-        }
+        stored = [info for info in found if info.type == fs.FileType.File]
+        return {info.path[len(remote) + 1 :]: info.size for info in stored}
 
     def exists(self, name: str) -> bool:
         """Whether there is a file `name`."""
@@ -151,17 +148,7 @@ class RunFolder:
 
     def _files(self, name: str) -> list[str]:
         """`name` itself if it is a file, else all files in it, as paths in this folder."""
-        remote = self._remote(name)
-        info = self._store.get_file_info(remote)
-        if info.type == fs.FileType.File:
-            return [name]
-        selector = fs.FileSelector(remote, allow_not_found=True, recursive=True)
-        found = self._store.get_file_info(selector)
-        return [
-            name + "/" + entry.path[len(remote) + 1 :]
-            for entry in found
-            if entry.type == fs.FileType.File
-        ]
+        return [name] if self.exists(name) else [f"{name}/{file}" for file in self.sizes(name)]
 
 
 def send(store: fs.FileSystem, path: str, source: IO[bytes]) -> None:
@@ -228,20 +215,21 @@ def _open(address: str) -> tuple[fs.FileSystem, str]:
     netloc, _, key = place.partition("/")
     credentials, _, bucket = netloc.rpartition("@")
     access_key, _, secret_key = map(unquote, credentials.partition(":"))
-    known = [
-        options.get("region"),
-        os.environ.get("AWS_REGION"),
-        os.environ.get("AWS_DEFAULT_REGION"),
-    ]
-    endpoints = [options.get("endpoint_override"), os.environ.get("AWS_ENDPOINT_URL")]
-    if not any(known) and not any(endpoints):
-        known = [fs.resolve_s3_region(bucket)]
+    environment = os.environ
+    region = (
+        options.get("region")
+        or environment.get("AWS_REGION")
+        or environment.get("AWS_DEFAULT_REGION")
+    )
+    endpoint = options.get("endpoint_override")
+    if not region and not endpoint and not environment.get("AWS_ENDPOINT_URL"):
+        region = fs.resolve_s3_region(bucket)
     store = fs.S3FileSystem(
         access_key=access_key or None,
         secret_key=secret_key or None,
-        region=next(filter(None, known), None),
+        region=region or None,
         scheme=options.get("scheme"),
-        endpoint_override=options.get("endpoint_override"),
+        endpoint_override=endpoint,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
     return store, f"{bucket}/{unquote(key)}"

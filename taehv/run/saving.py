@@ -77,11 +77,8 @@ class Saver:
     def begin(self, snapshot: Snapshot) -> None:
         """Start a save, after waiting for the one before.
 
-        Args:
-            snapshot: of a later step than all before, or of `last_good`, which is saved already.
-
-        Raises:
-            TrainingError: if too many saves in a row have failed.
+        The snapshot is of a later step than all before, or of `last_good`, which is saved already.
+        Raises TrainingError if too many saves in a row have failed.
         """
         self.finish()
         if snapshot.step == self.last_good:
@@ -116,11 +113,8 @@ class Saver:
         save.manifest = self._thread.submit(self._commit, save, records)
 
     def finish(self) -> None:
-        """Wait for the save that is under way, if there is one.
-
-        Raises:
-            TrainingError: if too many saves in a row have failed.
-        """
+        """Wait for the save that is under way, if there is one. Raises TrainingError if too many
+        saves in a row have failed."""
         if self._save is not None and self._save.manifest is None:
             _ = self._save.files.exception()
             self.conclude()

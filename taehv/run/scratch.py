@@ -18,11 +18,8 @@ _LOCK = ".in_use"
 
 
 class ScratchFolder:
-    """A new, empty folder at `path`, removed with this object or at the end of this process.
-
-    Args:
-        kind: the beginning of its name.
-    """
+    """A new, empty folder at `path`, removed with this object or at the end of this process. Its
+    name begins with `kind`."""
 
     def __init__(self, kind: str) -> None:
         _remove_abandoned(kind)
