@@ -84,19 +84,17 @@ def judge_broken(label: str, clips: Sequence[BrokenClip], level: Level) -> list[
     """
     if not clips:
         return []
-    named = [
-        f"{clip.video} from frame {clip.first_frame}{_scores_named(clip)}"
-        for clip in clips[:MOST_NAMED]
-    ]
-    more = len(clips) - len(named)
-    told = "; ".join(named) + (f"; and {more} more" if more else "")
-    return [Finding(f"clips not a number, {label}", len(clips), f"none; they are {told}", level)]
+    listed = "; ".join(map(_format_clip, clips[:MOST_NAMED]))
+    if len(clips) > MOST_NAMED:
+        listed += f"; and {len(clips) - MOST_NAMED} more"
+    return [Finding(f"clips not a number, {label}", len(clips), f"none; they are {listed}", level)]
 
 
-def _scores_named(clip: BrokenClip) -> str:
-    """In brackets; empty where the frames themselves are broken, and with them every score."""
-    labels = [METRICS[name].label for name in clip.scores]
-    return "" if "mse" in clip.scores else f" ({', '.join(labels)})"
+def _format_clip(clip: BrokenClip) -> str:
+    """Where it is and which scores are broken, unless the frames are, and with them every score."""
+    labels = ", ".join(METRICS[name].label for name in clip.scores)
+    scores = "" if "mse" in clip.scores else f" ({labels})"
+    return f"{clip.video} from frame {clip.first_frame}{scores}"
 
 
 def _judge_seconds(name: str, seconds: float, success: float, limits: Thresholds) -> Finding:

@@ -39,6 +39,7 @@ class Lpips:
 
     def __init__(self, state: dict[str, Tensor], device: torch.device | str = "cpu") -> None:
         """state: the public package's keys. Raises KeyError where one is missing."""
+        self._state = state
         self._layers = [
             (state[f"{key}.weight"].to(device), state[f"{key}.bias"].to(device), stride, padding)
             for key, stride, padding in CONVOLUTIONS
@@ -61,10 +62,7 @@ class Lpips:
 
     def to(self, device: torch.device | str) -> "Lpips":
         """The same weights on another device."""
-        moved = object.__new__(Lpips)
-        moved._layers = [(w.to(device), b.to(device), s, p) for w, b, s, p in self._layers]
-        moved._weights = [weight.to(device) for weight in self._weights]
-        return moved
+        return Lpips(self._state, device)
 
     @torch.no_grad()
     def __call__(self, original: Tensor, reconstructed: Tensor) -> Tensor:

@@ -93,14 +93,10 @@ def score_clips(original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
 
     original, reconstructed: NTCHW RGB in [0, 1], one shape, at least 11x11 pixels.
     """
-    metrics = {
-        "mse": mse,
-        "psnr": psnr,
-        "ssim": ssim,
-        "temporal": temporal,
-        "sharpness": sharpness,
+    return {
+        metric.__name__: metric(original, reconstructed)
+        for metric in (mse, psnr, ssim, temporal, sharpness)
     }
-    return {name: metric(original, reconstructed) for name, metric in metrics.items()}
 
 
 def _pair(original: Tensor, reconstructed: Tensor) -> tuple[Tensor, Tensor]:

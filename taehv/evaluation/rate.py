@@ -29,11 +29,6 @@ def int8_round_trip(latents: Tensor) -> Tensor:
     return ((latents - low) / step).round().clamp(0, 255) * step + low
 
 
-def half_round_trip(latents: Tensor) -> Tensor:
-    """Latents as they come back from half precision."""
-    return latents.half().to(latents.dtype)
-
-
 @dataclass(frozen=True)
 class Rate:
     """Bits per pixel of the original's frames."""
@@ -64,11 +59,11 @@ class LatentStatistics:
     def observe(self, latents: Tensor) -> Tensor:
         """Look at NtChw latents, and hand them on as they are."""
         channels = latents.detach().double().cpu().transpose(0, 2).flatten(1)
-        self._count += channels.shape[1]
-        self._sums = self._sums + channels.sum(dim=1)
-        self._squares = self._squares + channels.square().sum(dim=1)
-        self._low = torch.minimum(self._low, channels.amin(dim=1))
-        self._high = torch.maximum(self._high, channels.amax(dim=1))
+        seen = LatentStatistics()
+        seen._count = channels.shape[1]
+        seen._sums, seen._squares = channels.sum(dim=1), channels.square().sum(dim=1)
+        seen._low, seen._high = channels.amin(dim=1), channels.amax(dim=1)
+        self.merge(seen)
         return latents
 
     def merge(self, other: "LatentStatistics") -> None:

@@ -31,12 +31,6 @@ class Metric:
     """Which clips lack it by its definition, in words. Empty: every clip has it, and NaN is the
     mark of a broken reconstruction. No score is infinite: PSNR ends at 100 dB."""
 
-    def badness(self, value: float) -> float:
-        """The value on a scale on which less is better."""
-        if self.better == "nearer 1":
-            return abs(value - 1)
-        return -value if self.better == "higher" else value
-
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric("PSNR", "higher", "dB"),

@@ -43,49 +43,34 @@ class Thresholds:
 
     mse_success: float = 0.005
     """MSE below this is a success."""
-
     mse_failure: float = 0.01
     """MSE above this is a failure."""
-
     psnr_success: float = 25.0
     """PSNR above this is a success, dB."""
-
     psnr_failure: float = 20.0
     """PSNR below this is a failure, dB."""
-
     ssim_success: float = 0.85
     """SSIM above this is a success."""
-
     gradient_norm_notable: float = 2.0
     """Mean gradient norm above this is worth a look."""
-
     gradient_norm_unstable: float = 3.0
     """Mean gradient norm above this marks unstable training."""
-
     gradient_norm_spread: float = 1.0
     """The standard deviation of the gradient norm should stay below this."""
-
     gradient_norm_steps: int = 1000
     """Steps at the end of the run over which the gradient norm is judged."""
-
     trend_steps: int = 100
     """Steps of the loss's moving average, and of the stretch at the end whose slope is taken."""
-
     divergence: float = 2.0
     """A moving average that ends this many times above its lowest value has diverged."""
-
     encode_seconds: float = 0.12
     """Encoding a clip of 12x128x128 on a GPU in less is a success, s."""
-
     decode_seconds: float = 0.15
     """Decoding it in less is a success, s."""
-
     seconds_failure: float = 0.5
     """Either of the two above this is a failure, s."""
-
     teacher_gap: float = 0.05
     """PSNR may lie below the teacher's by this part of it."""
-
     teacher_speed_gain: float = 2.0
     """Encoding and decoding should be faster than the teacher's by more than this many times its
     speed: 2, or 200 %, is three times as fast."""
@@ -108,13 +93,10 @@ class Finding:
 
     name: str
     """What was judged."""
-
     figure: float
     """Its value; not a number where there was too little to tell."""
-
     threshold: str
     """What was wanted, in words."""
-
     level: Level
     """How it came out."""
 

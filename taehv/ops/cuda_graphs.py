@@ -147,8 +147,7 @@ class _GraphFunction(torch.autograd.Function):
 def capture(work: Callable[[], T], pool: Pool = None) -> tuple[T, Replay, Pool]:
     """Capture the kernels of `work` without running them.
 
-    Returns:
-        What `work` returned, whose memory each replay fills; the replay; and the graph's pool.
+    Returns what `work` returned, whose memory each replay fills; the replay; and the graph's pool.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:

@@ -81,8 +81,7 @@ def grow_kernels(grow: nn.Conv2d, conv: nn.Conv2d, stride: int, doubles: bool) -
         grow: 1x1, C to stride * C channels, the earliest step's first.
         conv: 3x3, C to C' channels.
 
-    Returns:
-        `stride` kernels for `apply_kernel`.
+    Returns `stride` kernels for `apply_kernel`.
     """
     channels = conv.in_channels
     with torch.autocast(conv.weight.device.type, enabled=False):
