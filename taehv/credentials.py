@@ -1,8 +1,8 @@
-"""Addresses without the passwords in them: what may be written down, shown and sent.
+"""Removes credentials from addresses that are written, shown or sent.
 
-A credential stands in an address before the host (`http://user:password@host`,
+An address has its credentials before the host (`http://user:password@host`,
 `s3://KEY:SECRET@bucket/run`) or among its options (`?password=...`, `?secret_key=...`). A run keeps
-the whole address in memory, to open it, and nothing but the rest of it leaves the process.
+the whole address in memory, to open it; only the rest leaves the process.
 """
 
 import re
@@ -25,11 +25,11 @@ _SECRET_NAME = re.compile(
 
 
 def without_credentials(address: str) -> str:
-    """An address without user name, password and secret options; all else stays.
+    """An address without user name, password and secret options; the rest is unchanged.
 
-    What has no `scheme://` is a path, and stays. A user name alone goes too: it may be a token. Of
-    an address that is damaged, for instance by a slash in its password, too much goes rather than
-    too little.
+    A text without `scheme://` is a path, and is returned as it is. A user name alone is removed
+    too: it may be a token. From an address that is damaged, for instance by a slash in its
+    password, rather too much is removed than too little.
     """
     found = _ADDRESS.fullmatch(address)
     if found is None:
@@ -41,13 +41,13 @@ def without_credentials(address: str) -> str:
 
 
 def hide_credentials(text: str) -> str:
-    """A text, such as a message of an error, without the credentials of the addresses in it."""
+    """A text, such as an error's message, without the credentials of the addresses in it."""
     return _IN_TEXT.sub(lambda found: without_credentials(found[0]), text)
 
 
 def in_all_texts(clean: Callable[[str], str], value: Any) -> Any:
-    """What JSON or YAML will hold, with `clean` done to every text in it: `without_credentials` for
-    settings, `hide_credentials` for messages."""
+    """A value of the kinds that JSON and YAML have, with `clean` applied to every text in it:
+    `without_credentials` for settings, `hide_credentials` for messages."""
     if isinstance(value, str):
         return clean(value)
     if isinstance(value, dict):
@@ -59,30 +59,30 @@ def in_all_texts(clean: Callable[[str], str], value: Any) -> Any:
     return value
 
 
-def _without_user(rest: str, sound: "re.Pattern[str]") -> str:
-    """What follows `scheme://`, from the host on.
+def _without_user(rest: str, valid_host: "re.Pattern[str]") -> str:
+    """The part of an address after `scheme://`, without user name and password.
 
-    sound: what a host can be. Databases and stores take passwords with a slash, so there a colon
-    before the path is the beginning of one where an `@` comes later.
+    Databases and stores take passwords with a slash: what stands before the path is then no valid
+    host, and there is an `@` further on.
     """
     host, tail = _split(rest)
     if "@" in host:
         rest = rest[host.rindex("@") + 1 :]
         host, tail = _split(rest)
-    if "@" in tail and not sound.fullmatch(host):
+    if "@" in tail and not valid_host.fullmatch(host):
         rest = tail.rpartition("@")[2]
     return rest
 
 
 def _split(rest: str) -> tuple[str, str]:
-    """The host, with what stands before it, and the rest from the path on."""
+    """The host, with any user name and password, and the rest from the path on."""
     end = re.search(r"[/?#]|\Z", rest)
     assert end is not None
     return rest[: end.start()], rest[end.start() :]
 
 
 def _without_secrets(mark: str, options: str) -> str:
-    """The options of an address, `mark` being the `?` or `#` before them."""
+    """The options of an address that are not secret; `mark` is the `?` or `#` before them."""
     kept = ""
     for sign, option in re.findall(r"(^|[?#&;])([^?#&;]*)", options):
         name, equals, value = option.partition("=")

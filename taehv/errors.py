@@ -1,14 +1,15 @@
-"""The exceptions of this package that are meant for the user rather than the programmer."""
+"""The exceptions of this package that are meant for the user, not for the programmer."""
 
 from taehv.credentials import hide_credentials
 
 
 class TrainingError(RuntimeError):
-    """Something the user can mend: a wrong file, a missing teacher, weights of another variant.
+    """An error that the user can correct: a wrong file, a missing teacher, weights of another
+    variant.
 
-    The message is one clear statement of what is wrong and what to do; an entry point prints it
-    without a traceback and exits with code 1. Addresses in it have no credentials, wherever Ray may
-    write it down.
+    The message says what is wrong and what to do; an entry point prints it without a traceback and
+    exits with code 1. The credentials of addresses in it are removed, since Ray may write it to a
+    log.
     """
 
     def __str__(self) -> str:
@@ -16,15 +17,15 @@ class TrainingError(RuntimeError):
 
 
 class DivergedError(TrainingError):
-    """The run has diverged: raised on all workers alike, and met by a rollback where that is on."""
+    """The run has diverged. Raised on all workers; `train.on_divergence` may roll the run back."""
 
 
 class MemoryShortageError(TrainingError):
     """A pass was too large for a GPU: raised on the worker where it happens.
 
     Args:
-        message: what was tried, and the settings that would fit.
-        shortage: the first half of that.
+        message: the pass that failed, and the settings that would fit.
+        shortage: the part of the message about the pass.
         halved_pass: half of the clips per pass; 0 where a pass cannot be smaller.
     """
 

@@ -1,4 +1,4 @@
-"""Slots: positions in the global batch, and how they are shared out among the workers.
+"""Slots: positions in the global batch, and their distribution over the workers.
 
 Position j of the global batch is slot j. What a slot holds at a step, and every random draw made
 for it, depends on (seed, step, slot) alone. A *group* is a fixed run of slots over which the
@@ -15,11 +15,11 @@ from enum import IntEnum
 import numpy as np
 
 SURPLUS = -1
-"""In place of a slot or a sample where a worker has nothing to do: it weighs 0."""
+"""Stands for a slot or a sample where a worker has none. Its weight in the losses is 0."""
 
 
 class Purpose(IntEnum):
-    """What a draw is for, so that two draws for the same slot are independent."""
+    """The purpose of a random draw, so that two draws for the same slot are independent."""
 
     REPLAY_INSERT = 1
     REPLAY_SAMPLE = 2
@@ -33,7 +33,7 @@ def keyed_generator(seed: int, step: int, slot: int, purpose: Purpose) -> np.ran
 
 @dataclass(frozen=True)
 class SlotLayout:
-    """Which slots each of `workers` workers holds, and in how many passes it works through them."""
+    """Which slots each of `workers` workers has, and in how many passes it processes them."""
 
     global_batch_size: int
     slots_per_group: int

@@ -91,7 +91,7 @@ def score_video(
     Raises UnusableVideoError where it cannot give its clips.
     """
     latents = LatentStatistics()
-    methods = replace(methods, all=[methods.network.passing(latents.observe), *methods.all[1:]])
+    methods = replace(methods, all=[methods.network.with_transform(latents.observe), *methods.all[1:]])
     if sampling.whole:
         facts, clip = _score_whole(video, sampling, methods, read)
         return VideoResult(video.name, facts, [clip], latents)

@@ -12,7 +12,7 @@ from jobs.cli.weights import address_of, find_weights, network_of
 from jobs.evaluation.config import EvaluateConfig
 from taehv import distributed
 from taehv.evaluation.lpips import Lpips
-from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, no_network
+from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, baseline_methods
 from taehv.evaluation.rate import int8_round_trip
 from taehv.losses.teacher import Teacher, check_teacher
 from taehv.model import TAEHV, build_model
@@ -77,7 +77,7 @@ def load_methods(config: EvaluateConfig) -> Methods:
     if config.teacher.path:
         check_teacher(config.teacher.path)
         methods.append(TeacherMethod(Teacher.load(config.teacher, device)))
-    methods += no_network()
+    methods += baseline_methods()
     lpips = Lpips.load(config.lpips, device) if config.lpips else None
     return Methods(network, methods, lpips, device, config.precision, weights, files)
 

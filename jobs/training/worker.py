@@ -117,7 +117,7 @@ def _resume_from(config: Config, run: RunFolder) -> tuple[RunFolder, Path | None
     if config.train.resume in ("", "latest"):
         return run, None
     holder, name = checkpoint.locate(config.train.resume)
-    return holder, checkpoint.retrieve_whole(holder, name)
+    return holder, checkpoint.retrieve_valid(holder, name)
 
 
 def _set_up_process(mailbox: Any) -> None:

@@ -1,1 +1,1 @@
-"""Judging a network: scores, what its latents cost, and how sure one can be of a difference."""
+"""Evaluation of a network: scores, the size of its latents, and confidence intervals."""

@@ -1,6 +1,6 @@
-"""Two reconstructions that need no network: they keep every other figure in proportion.
+"""Two reconstructions that need no network, with which every score can be compared.
 
-A network that scores under `down_and_up` has learned little; one that scores under `mean_colour`
+A network that scores below `down_and_up` has learned little; one that scores below `mean_colour`
 has learned nothing.
 
 Shape letters: N clips, T frames, C channels, H height, W width.
@@ -18,8 +18,8 @@ def mean_colour(frames: Tensor) -> Tensor:
 def down_and_up(frames: Tensor, factor: int = 8) -> Tensor:
     """Each frame averaged over factor x factor pixels and enlarged again by bicubic interpolation.
 
-    8 is the space compression of the smallest public networks: what is left when nothing but
-    the resolution of the latents is used. NTCHW in [0, 1] -> NTCHW in [0, 1].
+    8 is the space compression of the smallest public networks, so the result shows what the
+    resolution of their latents alone can hold. NTCHW in [0, 1] -> NTCHW in [0, 1].
 
     Raises ValueError where H or W is not a multiple of factor.
     """

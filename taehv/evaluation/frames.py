@@ -1,7 +1,7 @@
-"""The frame table: everything that is measured of a clip or video, frame by frame.
+"""The frame table: all measurements of a clip or video, frame by frame.
 
-All other figures are means over this table, so that a clip of nine frames and a video of an hour
-are scored by one rule, and the hour takes no more memory than the nine frames.
+All other figures are means over this table. So a clip of nine frames and a video of an hour are
+scored by one rule, and the hour takes no more memory for frames than the clip.
 
 Shape letters: T frames, C channels, H height, W width.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taehv.evaluation import metrics
-from taehv.evaluation.structure import fits, ms_ssim, ssim
+from taehv.evaluation.structure import has_five_scales, ms_ssim, ssim
 
 FrameTable = dict[str, NDArray[np.float64]]
 """Column -> [T]. A value that a frame does not have (a difference, for the first) is NaN."""
@@ -24,8 +24,8 @@ Perceptual = Callable[[Tensor, Tensor], Tensor]
 """[T, 3, H, W] twice, in [0, 1] -> [T], 0 is right: see `taehv.evaluation.lpips`."""
 
 STILL = 2.5 / 255
-"""A pixel none of whose channels moved by more than two grey levels of 255 stands still: what the
-rounding of a video codec moves by itself."""
+"""A pixel stands still if no channel changes by more than two grey levels of 255, which is what the
+rounding of a video codec may change."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of R, G, B in brightness (BT.601)."""
@@ -67,7 +67,9 @@ class FrameScorer:
         columns = {
             "mse": metrics.mse(*pair),
             "ssim": ssim(x, y),
-            "ms_ssim": ms_ssim(x, y) if fits(*x.shape[-2:]) else x.new_full((len(x),), torch.nan),
+            "ms_ssim": ms_ssim(x, y)
+            if has_five_scales(*x.shape[-2:])
+            else x.new_full((len(x),), torch.nan),
             "detail_original": metrics.laplacian_energy(pair[0]),
             "detail": metrics.laplacian_energy(pair[1]),
             "brightness": (x * x.new_tensor(LUMA)[:, None, None]).sum(1).mean(dim=(1, 2)),
@@ -86,7 +88,7 @@ class FrameScorer:
         return {name: torch.cat(parts).numpy() for name, parts in self._columns.items()}
 
     def _differences(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """What compares a frame with the one before it; the very first has none."""
+        """The columns that compare a frame with the one before it: NaN for the very first."""
         lead = 0 if self._last is None else 1
         if self._last is not None:
             x, y = torch.cat([self._last[0], x]), torch.cat([self._last[1], y])

@@ -1,7 +1,7 @@
-"""How sure a mean over videos is: seeded bootstrap intervals.
+"""Confidence intervals of a mean over videos, by a seeded bootstrap.
 
-The clips of one video resemble each other, so whole videos are drawn, not clips: many clips of few
-videos say little about the next video, and the interval says so.
+The clips of one video resemble each other, so whole videos are drawn, not clips: the interval is
+wide for many clips of few videos, which say little about the next video.
 """
 
 import math

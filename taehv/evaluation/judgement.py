@@ -1,4 +1,4 @@
-"""The verdict on an evaluation: that on the run's figures, and what only an evaluation knows."""
+"""The verdict on an evaluation: that on the run's figures, and on speed and the teacher."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -61,7 +61,7 @@ def judge_evaluation(
     """All findings.
 
     scores: mean scores of the network. baselines: PSNR of `mean_colour` and `down_and_up`.
-    rows: the run's training rows; without any, nothing is said about its training.
+    rows: the run's training rows; without any, its training is not judged.
     Speed is judged on a GPU alone, since the limits are for one.
     """
     findings = judge_scores(scores, baselines, limits)
@@ -78,10 +78,7 @@ def judge_evaluation(
 
 
 def judge_broken(label: str, clips: Sequence[BrokenClip], level: Level) -> list[Finding]:
-    """A finding that names the broken clips of a method, the first `MOST_NAMED`; none without any.
-
-    label: of the method. level: how bad that is.
-    """
+    """A finding that lists the first `MOST_NAMED` broken clips of the method `label`, if any."""
     if not clips:
         return []
     listed = "; ".join(map(_format_clip, clips[:MOST_NAMED]))

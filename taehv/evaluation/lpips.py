@@ -22,7 +22,7 @@ POOLED = (1, 2)
 """Convolutions that a 3x3 max-pooling with stride 2 stands before."""
 
 SMALLEST_SIDE = 32
-"""Pixels; below it nothing is left for the last convolutions."""
+"""Pixels; smaller pictures leave nothing for the last convolutions."""
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """What the images, in [-1, 1], are normalised by."""

@@ -1,7 +1,7 @@
-"""What is scored: networks, the teacher, and what needs no network, all behind one face.
+"""The methods that are scored, behind one interface: networks, the teacher, and baselines.
 
-Each gives back as many frames as went in, frame t belonging to frame t, so that the same clips are
-scored on the same frames whoever made them.
+Each returns as many frames as it is given, frame t for frame t, so that all methods are scored on
+the same frames of the same clips.
 
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
@@ -24,8 +24,7 @@ TEACHER_STRETCH = 49
 """Frames of a long video that the teacher is given at once: 8k + 1, and what its pipeline makes."""
 
 
-def unchanged(latents: Tensor) -> Tensor:
-    """Latents as they are."""
+def identity(latents: Tensor) -> Tensor:
     return latents
 
 
@@ -47,7 +46,7 @@ class Method(Protocol):
 
 
 class NetworkMethod:
-    """A TAEHV, and what is done to its latents on their way."""
+    """A TAEHV, with a transform of its latents between the encoder and the decoder."""
 
     def __init__(
         self,
@@ -55,11 +54,11 @@ class NetworkMethod:
         key: str,
         label: str,
         dtype: torch.dtype | None = None,
-        through: Callable[[Tensor], Tensor] = unchanged,
+        transform: Callable[[Tensor], Tensor] = identity,
     ) -> None:
-        """dtype: of autocast, None for float32. through: NtChw latents -> NtChw latents.
+        """dtype: of autocast, None for float32. transform: NtChw latents -> NtChw latents.
 
-        Raises TrainingError for a decoder that does not give back each frame in its size.
+        Raises TrainingError for a decoder that does not return each frame at its size.
         """
         if model.alignment.frame_step != 1 or model.space_upscale != model.space_downscale:
             raise TrainingError(
@@ -67,17 +66,17 @@ class NetworkMethod:
                 "cannot be scored frame by frame; choose weights with full upscaling"
             )
         self.model, self.key, self.label, self.dtype = model.eval(), key, label, dtype
-        self.through = through
+        self.transform = transform
 
-    def passing(self, through: Callable[[Tensor], Tensor]) -> "NetworkMethod":
-        """The same network, its latents going through `through`."""
-        return NetworkMethod(self.model, self.key, self.label, self.dtype, through)
+    def with_transform(self, transform: Callable[[Tensor], Tensor]) -> "NetworkMethod":
+        """The same network with another transform of its latents."""
+        return NetworkMethod(self.model, self.key, self.label, self.dtype, transform)
 
     @torch.no_grad()
     def clip(self, frames: Tensor) -> Tensor:
         """See `Method.clip`. The alignment is that of `TAEHV.reconstruct_video`."""
         num_frames = frames.shape[1]
-        decoded = self.decode(self.through(self.encode(frames)))
+        decoded = self.decode(self.transform(self.encode(frames)))
         return self.model.alignment.pair(frames, decoded.float())[1][:, :num_frames]
 
     def encode(self, frames: Tensor) -> Tensor:
@@ -105,12 +104,12 @@ class NetworkMethod:
     def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
         """See `Method.stream`."""
         latents = stream_latents(self.model, frames, num_frames, self.dtype)
-        passed = (self.through(latent[:, None])[:, 0] for latent in latents)
-        return stream_frames(self.model, passed, num_frames, self.dtype)
+        transformed = (self.transform(latent[:, None])[:, 0] for latent in latents)
+        return stream_frames(self.model, transformed, num_frames, self.dtype)
 
 
 class TeacherMethod:
-    """The reference VAE, as a yardstick."""
+    """The reference VAE."""
 
     key = "teacher"
     label = "teacher (reference VAE)"
@@ -123,14 +122,14 @@ class TeacherMethod:
         return self.teacher.reconstruct(frames).to(frames.device)
 
     def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
-        """See `Method.stream`; in stretches, each of which the teacher sees for itself."""
+        """See `Method.stream`. The teacher gets one stretch of the video after the other."""
         source = iter(frames)
         while stretch := list(islice(source, TEACHER_STRETCH)):
             yield from self.clip(torch.stack(stretch, dim=1)).unbind(1)
 
 
 class FrameMethod:
-    """Something that needs no network and knows no time."""
+    """A baseline that treats each frame by itself, without a network."""
 
     def __init__(self, key: str, label: str, work: Callable[[Tensor], Tensor]) -> None:
         self.key, self.label = key, label
@@ -146,8 +145,8 @@ class FrameMethod:
             yield self._work(frame[:, None])[:, 0]
 
 
-def no_network() -> list[FrameMethod]:
-    """What always stands beside a network."""
+def baseline_methods() -> list[FrameMethod]:
+    """The baselines that every network is compared with."""
     return [
         FrameMethod("down_and_up", "8x down and up, bicubic", baselines.down_and_up),
         FrameMethod("mean_colour", "mean colour of each frame", baselines.mean_colour),

@@ -1,4 +1,4 @@
-"""What latents cost to keep: their bits, in half precision and in 8 bits, and their statistics.
+"""The size of latents in bits, in half precision and in 8 bits, and their statistics.
 
 Shape letters: N clips, t latents in time, C channels, h and w latent size.
 """
@@ -18,10 +18,10 @@ RANGE_BITS = 2 * HALF_BITS
 
 
 def int8_round_trip(latents: Tensor) -> Tensor:
-    """Latents as they come back from 8 bits. NtChw -> NtChw, in their own dtype.
+    """Quantise latents to 8 bits and back. NtChw -> NtChw, in their own dtype.
 
-    Each channel of each latent is spread over its own range, min to max in 255 steps: nothing has
-    to be known of the rest of a video, so a stream can be stored as it comes.
+    Each channel of each latent has its own range, min to max in 255 steps. So nothing has to be
+    known of the rest of a video, and a stream can be stored frame by frame.
     """
     low = latents.amin(dim=(-2, -1), keepdim=True).half().to(latents.dtype)
     high = latents.amax(dim=(-2, -1), keepdim=True).half().to(latents.dtype)
@@ -46,7 +46,7 @@ class Rate:
 
 
 class LatentStatistics:
-    """Mean, spread and per-channel range of all latents that were looked at, in constant memory."""
+    """Mean, standard deviation and range of all observed latents, in constant memory."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -57,7 +57,7 @@ class LatentStatistics:
         self._high = torch.tensor(-math.inf, dtype=torch.float64)
 
     def observe(self, latents: Tensor) -> Tensor:
-        """Look at NtChw latents, and hand them on as they are."""
+        """Add NtChw latents, and return them unchanged."""
         channels = latents.detach().double().cpu().transpose(0, 2).flatten(1)
         seen = LatentStatistics()
         seen._count = channels.shape[1]
@@ -67,7 +67,7 @@ class LatentStatistics:
         return latents
 
     def merge(self, other: "LatentStatistics") -> None:
-        """Add what another has seen."""
+        """Add the latents that another object has observed."""
         self._count += other._count
         self._sums = self._sums + other._sums
         self._squares = self._squares + other._squares

@@ -20,7 +20,7 @@ Better = Literal["higher", "lower", "nearer 1"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A score, for people."""
+    """How a score is shown and compared."""
 
     label: str
     better: Better

@@ -1,7 +1,7 @@
 """Structural similarity frame by frame: SSIM, and over five scales where pictures are large enough.
 
-By hand, since the window separates into two lines, which torchmetrics does not use: it takes
-several times as long, and of a whole video SSIM is most of the work.
+Not torchmetrics', which does not use that the window separates into two lines. It takes several
+times as long, and SSIM is most of the work on a whole video.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ SMALLEST_SIDE = SSIM_WINDOW * 2 ** (len(WEIGHTS) - 1)
 C1, C2 = 0.01**2, 0.03**2
 
 
-def fits(height: int, width: int) -> bool:
-    """Whether pictures of this size have five scales."""
+def has_five_scales(height: int, width: int) -> bool:
+    """Whether pictures of this size are large enough for `ms_ssim`."""
     return bool(min(height, width) >= SMALLEST_SIDE)
 
 
@@ -66,7 +66,7 @@ def ms_ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
 
     Raises ValueError for pictures smaller than 176 pixels.
     """
-    if not fits(*original.shape[-2:]):
+    if not has_five_scales(*original.shape[-2:]):
         raise ValueError(
             f"MS-SSIM needs {SMALLEST_SIDE} pixels a side, got {tuple(original.shape)}"
         )

@@ -1,4 +1,4 @@
-"""Seconds and memory of a piece of work: warmed up, synchronised, measured by itself."""
+"""Measures the seconds and the memory of a computation."""
 
 import os
 import time
@@ -12,21 +12,21 @@ import psutil
 import torch
 
 REPEATS = 5
-"""The median of so many is given."""
+"""Measurements, of which the median is taken."""
 
-PATIENCE_SECONDS = 6.0
-"""On a slow machine fewer are made: none is begun after so long."""
+MAX_SECONDS = 6.0
+"""No measurement is begun after this time, so a slow machine makes fewer."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run of some work takes."""
+    """What a computation takes."""
 
     seconds: float
     """Median."""
     peak_bytes: int | None
-    """Most memory over what was there before: of the GPU, or of this process on a CPU. None where
-    the system does not tell."""
+    """Peak memory beyond what was in use before: of the GPU, or of this process on a CPU. None
+    where the system does not report it."""
     repeats: int
 
 
@@ -38,7 +38,7 @@ def measure(work: Callable[[], Any], device: torch.device) -> Cost:
     before = _reset_peak(device)
     taken: list[float] = []
     begin = time.perf_counter()
-    while len(taken) < REPEATS and (not taken or time.perf_counter() - begin < PATIENCE_SECONDS):
+    while len(taken) < REPEATS and (not taken or time.perf_counter() - begin < MAX_SECONDS):
         start = time.perf_counter()
         work()
         _synchronise(device)
@@ -49,7 +49,7 @@ def measure(work: Callable[[], Any], device: torch.device) -> Cost:
 
 
 def device_name(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """A name for the device in reports."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} of {os.cpu_count()} threads"
@@ -61,7 +61,7 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _reset_peak(device: torch.device) -> int | None:
-    """Bytes in use now, from where the peak is counted."""
+    """Reset the peak to the bytes in use now, and return those."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)

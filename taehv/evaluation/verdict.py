@@ -13,9 +13,8 @@
   short to tell, failure where it diverges.
 - against the trivial baselines: warning below 8x down and up, failure below the mean colour.
 
-What only an evaluation knows, speed and the teacher, is judged in `taehv.evaluation.judgement`.
-
-A figure that is not finite is a failure, whatever it measures.
+A figure that is not finite is a failure, whatever it measures. Speed, and the comparison with the
+teacher, are judged in `taehv.evaluation.judgement`.
 """
 
 import dataclasses
@@ -89,16 +88,16 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Finding:
-    """One figure, held against its limit."""
+    """One figure, compared with its limit."""
 
     name: str
     """What was judged."""
     figure: float
-    """Its value; not a number where there was too little to tell."""
+    """Its value; NaN where there was too little data."""
     threshold: str
     """What was wanted, in words."""
     level: Level
-    """How it came out."""
+    """The result of the comparison."""
 
 
 def judge(
@@ -107,7 +106,7 @@ def judge(
     rows: Sequence[Mapping[str, float]],
     limits: Thresholds = Thresholds(),
 ) -> list[Finding]:
-    """Hold a run's figures against the limits.
+    """Compare a run's figures with the limits.
 
     validation: mean scores on held-out clips under the names of
     `taehv.evaluation.metrics.score_clips` ("mse", "psnr", "ssim"; others are ignored).
@@ -123,7 +122,7 @@ def judge(
 def judge_scores(
     validation: Mapping[str, float], baselines: Mapping[str, float], limits: Thresholds
 ) -> list[Finding]:
-    """What `judge` says of the scores."""
+    """The findings about the scores; see `judge`."""
     mse, psnr, ssim = (float(validation[name]) for name in ("mse", "psnr", "ssim"))
     return [
         Finding(
@@ -149,7 +148,7 @@ def judge_scores(
 
 
 def judge_training(rows: Sequence[Mapping[str, float]], limits: Thresholds) -> list[Finding]:
-    """What `judge` says of the training."""
+    """The findings about the training; see `judge`."""
     return [*_judge_gradient_norm(rows, limits), _judge_trend(rows, limits)]
 
 

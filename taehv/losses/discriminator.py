@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taehv import distributed
-from taehv.ops.convolutions import in_precision, relu_convolution
+from taehv.ops.convolutions import relu_convolution, to_autocast_dtype
 from taehv.ops.group_norm import relu_group_norm
 
 SCORE_STRIDE = 8
@@ -56,7 +56,7 @@ class GroupBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             bias = torch.addcmul(self.bias, self.running_mean, scale, value=-1)
-            return in_precision(conv.weight * scale.view(-1, 1, 1, 1)), in_precision(bias)
+            return to_autocast_dtype(conv.weight * scale.view(-1, 1, 1, 1)), to_autocast_dtype(bias)
 
 
 Block = tuple[nn.Conv2d, GroupBatchNorm2d]
@@ -146,7 +146,7 @@ class Discriminator(nn.Module):
 def _concatenate(images: Tensor, context: Tensor) -> Tensor:
     """Both along channels, the context resized, in the dtype and the memory format that
     convolutions take."""
-    images = in_precision(images)
+    images = to_autocast_dtype(images)
     resized = F.interpolate(context.to(images.dtype), size=images.shape[-2:], mode="nearest")
     parts = [part.contiguous(memory_format=torch.channels_last) for part in (images, resized)]
     return torch.cat(parts, 1)

@@ -20,7 +20,7 @@ class LossConfig:
     seraena: float = 0.1
     """Weight of the error against the adversary's corrected targets; 0 trains without one."""
     decoder_input: Literal["student", "teacher"] = "student"
-    """Whose latents the decoder is fed: the student's (an autoencoder) or the teacher's
+    """Whose latents the decoder decodes: the student's (an autoencoder) or the teacher's
     (distillation)."""
 
     def __post_init__(self) -> None:

@@ -1,5 +1,4 @@
-"""A trained TAEHV in the place of a diffusers pipeline's VAE: `AutoencoderKLCogVideoX` by another
-engine.
+"""A trained TAEHV in the place of a diffusers pipeline's VAE, `AutoencoderKLCogVideoX`.
 
     vae = DiffusersVAE.from_weights("final_model.safetensors", teacher="CogVideoX-2b")
     pipe = CogVideoXPipeline.from_pretrained("CogVideoX-2b", vae=vae)
@@ -7,7 +6,7 @@ engine.
 Three conventions meet here. A pipeline's video is NCTHW in [-1, 1]; the network's is NTCHW in
 [0, 1]. A pipeline keeps latents multiplied by `config.scaling_factor`, and divides before it calls
 `decode`; so what `encode` gives and `decode` takes are the teacher's raw latents, unscaled. The
-network speaks those, times the `teacher.latent_scale` that it was trained with.
+network uses those, times the `teacher.latent_scale` that it was trained with.
 
 Shape letters: N clips, C channels, T frames, H height, W width, t latents, h and w latent size.
 """
@@ -77,8 +76,9 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
     ) -> "DiffusersVAE":
         """From a weights file in the public keys, and the folder of the pipeline or the teacher.
 
-        Of the teacher only `vae/config.json` is read. config: the network, where the shapes alone
-        do not tell it (a run's `model` section). Raises TrainingError, naming the file.
+        Of the teacher only `vae/config.json` is read. config: the network's (a run's `model`
+        section), where the shapes of the weights leave it open. Raises TrainingError, naming the
+        file.
         """
         network = config or infer_config(read_weights(weights))
         model = build_model(dataclasses.replace(network, pretrained=str(weights)))
@@ -87,7 +87,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """NCTHW in [-1, 1] -> an output whose `latent_dist` has `sample()` and `mode()`, NCthw.
 
-        The network knows no spread: a sample is the mode. The end is padded to whole latents.
+        The posterior has no variance: a sample is the mode. The end is padded to whole latents.
         """
         frames = x.transpose(1, 2).add(1).div(2)
         latents = self.model.encode_video(frames, self.parallel) / self.latent_scale

@@ -1,15 +1,15 @@
-"""Weights to start from when there is no checkpoint: a network that already shows the picture.
+"""Initial weights without a checkpoint: a network that already reconstructs a faint picture.
 
-Most channels are drawn at random (He) and wait to be used. The first few carry the picture itself
-through every layer: averaged over blocks of 8x8 on the way down, copied on the way up. At step 0
-the network is thus a faint 8x thumbnail on grey, and training adds contrast and detail instead of
-spending its first hundreds of steps on finding the mean colour.
+Most channels are drawn at random (He). The first few carry the picture itself through every layer:
+averaged over blocks of 8x8 by the encoder, copied by the decoder. At step 0 the output is thus a
+faint 8x thumbnail on grey, and training adds contrast and detail instead of spending its first
+hundreds of steps on finding the mean colour.
 
 What makes that path exact:
 - Frames are never negative, so the ReLUs let the picture through. Latents are centred on 0 and
   small, where the Clamp is straight; the first decoder convolution moves them back above 0.
-- A memory block ends in zeros and so hands on its input. Its earlier layers are small, since the
-  first gradient of that last one is proportional to what they feed it.
+- A memory block's last convolution is zero, so the block returns its input. The earlier ones are
+  small, since the first gradient of the last one is proportional to their output.
 - TPool takes the first of its frames for the picture (after the trim, a latent's last raw frame
   shows the first of the frames it was made of) and the mean for the rest. TGrow copies.
 - Random channels look at frames - 0.5, for otherwise they all see mostly the brightness, and have
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _LATENT_SCALE = 2.0
 _MEMORY_GAIN = 0.5
 _OUTPUT_GAIN = 0.01
-# Contrast of the picture that comes out at step 0. At full contrast the layers before the last
-# would have little to gain at first; this small, all of them move, and it is back within 50 steps.
+# Contrast of the output at step 0. At full contrast the layers before the last would have little to
+# gain at first; with this little all of them move, and it is full again within 50 steps.
 _OUTPUT_CONTRAST = 0.1
 
 
@@ -45,7 +45,7 @@ def initialise_near_identity(model: "TAEHV", seed: int = 0) -> None:
             _draw(module, generator)
     for module in model.modules():
         if isinstance(module, MemoryLayer):
-            _silence(module)
+            _make_identity(module)
         elif isinstance(module, TPool):
             eye = torch.eye(module.conv.out_channels).repeat(1, module.stride)
             module.conv.weight.copy_(eye[..., None, None] / module.stride)
@@ -69,8 +69,8 @@ def _draw(conv: nn.Conv2d, generator: torch.Generator) -> None:
         conv.bias.zero_()
 
 
-def _silence(block: MemoryLayer) -> None:
-    """Let a memory block hand on its input: its last convolution is zero, the others small."""
+def _make_identity(block: MemoryLayer) -> None:
+    """Make a memory block return its input: its last convolution is zero, the others small."""
     *earlier, last = (layer for layer in block.modules() if isinstance(layer, nn.Conv2d))
     for conv in earlier:
         conv.weight.mul_(_MEMORY_GAIN)

@@ -7,8 +7,8 @@ import dataclasses
 import difflib
 from dataclasses import dataclass
 
-Three = tuple[bool, bool, bool]
-Four = tuple[int, int, int, int]
+PerStage = tuple[bool, bool, bool]
+Widths = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Architecture:
     patch_size: int = 1
     latent_channels: int = 16
     encoder_width: int = 64
-    decoder_widths: Four = (256, 128, 64, 64)
-    encoder_time_downscale: Three = (True, True, False)
-    decoder_time_upscale: Three = (False, True, True)
-    decoder_space_upscale: Three = (True, True, True)
+    decoder_widths: Widths = (256, 128, 64, 64)
+    encoder_time_downscale: PerStage = (True, True, False)
+    decoder_time_upscale: PerStage = (False, True, True)
+    decoder_space_upscale: PerStage = (True, True, True)
     super_decoder: bool = False
     """The decoder of the `_super` checkpoints: large depthwise kernels and PixelShuffle."""
     trims_even: bool = True
@@ -48,8 +48,8 @@ class Architecture:
         return self.patch_size << sum(self.decoder_space_upscale)
 
 
-_ALL_TIME: Three = (True, True, True)
-_SUPER_WIDTHS: Four = (512, 256, 128, 64)
+_ALL_TIME: PerStage = (True, True, True)
+_SUPER_WIDTHS: Widths = (512, 256, 128, 64)
 _LTX = Architecture(
     patch_size=4,
     latent_channels=128,
@@ -97,13 +97,13 @@ class ModelConfig:
     """Channels of the latent."""
     encoder_width: int = 64
     """Channels throughout the encoder; 64 in every public checkpoint."""
-    decoder_widths: Four | None = None
-    """Channels of the decoder's three stages and of what the last one hands on."""
-    encoder_time_downscale: Three | None = None
+    decoder_widths: Widths | None = None
+    """Channels of the decoder's three stages, and of the last one's output."""
+    encoder_time_downscale: PerStage | None = None
     """Per encoder stage: whether it halves the number of frames."""
-    decoder_time_upscale: Three | None = None
+    decoder_time_upscale: PerStage | None = None
     """Per decoder stage: whether it doubles the number of frames."""
-    decoder_space_upscale: Three = (True, True, True)
+    decoder_space_upscale: PerStage = (True, True, True)
     """Per decoder stage: whether it doubles height and width."""
 
     def __post_init__(self) -> None:

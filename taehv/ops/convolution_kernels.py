@@ -1,7 +1,7 @@
 """A convolution, the sum and the ReLU that follow it, in one pass over memory as far as a library
 can: cuDNN does all three on a GPU, oneDNN the first two on a CPU. The rest is done in place.
 
-Nothing here knows of gradients; `convolutions` does.
+Gradients are computed in `convolutions`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def relu_convolution_kernel(
         if added is None:
             # cudnn_convolution_relu would add what lies in fresh memory, times 0: a NaN there, as
             # white pixels are one in bf16, might stay one.
-            added = _room(x, weight, stride, padding).zero_()
+            added = _empty_output(x, weight, stride, padding).zero_()
         return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
     if added is not None and _has_onednn(x, added):
         geometry = ([padding, padding], [stride, stride], _ONE, 1)
@@ -66,7 +66,7 @@ def two_steps_kernel(
         padding: keeps height and width.
     """
     if _has_cudnn(x, present):
-        of_past = _room(x, present, 1, padding)
+        of_past = _empty_output(x, present, 1, padding)
         if past is None:
             of_past[:clips].zero_()
         else:
@@ -91,8 +91,8 @@ def _add_convolution(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> No
         out.add_(F.conv2d(x, weight, padding=padding))
 
 
-def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    """Memory for a convolution's result, channels last, as it comes."""
+def _empty_output(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    """Uninitialised memory for a convolution's result, channels last."""
     height, width = (
         (size + 2 * padding - kernel) // stride + 1
         for size, kernel in zip(x.shape[2:], weight.shape[2:], strict=True)
@@ -103,7 +103,7 @@ def _room(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
 
 
 def _convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
-    """By cuDNN, to where the result is wanted."""
+    """Write the convolution into `out`, by cuDNN."""
     cudnn = torch.backends.cudnn
     torch.ops.aten.cudnn_convolution.out(
         x,
@@ -120,8 +120,8 @@ def _convolve_into(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None
 
 
 def _has_cudnn(x: Tensor, weight: Tensor) -> bool:
-    """Whether cuDNN's fused convolutions take this; what they refuse goes to PyTorch's own."""
-    # A compiler fuses by itself, and does not know them.
+    """Whether cuDNN's fused convolutions take this; otherwise PyTorch's own are used."""
+    # A compiler fuses by itself, and does not know these operators.
     if not x.is_cuda or torch.compiler.is_compiling():
         return False
     cudnn = torch.backends.cudnn

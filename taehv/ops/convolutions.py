@@ -41,7 +41,7 @@ def relu_convolution(
         bias: [C'].
         added: the shape of the result.
     """
-    x = in_precision(x)
+    x = to_autocast_dtype(x)
     added = None if added is None else added.to(x.dtype)
     if torch.is_grad_enabled():
         out: Tensor = _ReluConvolution.apply(x, weight, bias, added, stride, padding)  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ def relu_convolution_of_two_steps(
         past: [N, C, H, W], the step before the first; None stands for zeros.
         clips: N.
     """
-    x = in_precision(x)
+    x = to_autocast_dtype(x)
     past = None if past is None else past.to(x.dtype)
     padding = conv.kernel_size[0] // 2
     if torch.is_grad_enabled():
@@ -72,7 +72,7 @@ def relu_convolution_of_two_steps(
     return two_steps_kernel(x, *_halves(x, conv.weight, conv.bias), past, clips, padding)
 
 
-def in_precision(x: Tensor) -> Tensor:
+def to_autocast_dtype(x: Tensor) -> Tensor:
     """`x` in autocast's precision, where that is on."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
@@ -98,12 +98,13 @@ class _ReluConvolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, kernel, out = ctx.saved_tensors
-        g = _through_relu(gradients[0], out)
-        to_x, to_weight, to_bias = _through_convolution(
+        g = _relu_backward(gradients[0], out)
+        grad_x, grad_weight, grad_bias = _conv_backward(
             g, x, kernel, ctx.stride, ctx.padding, ctx.needs_input_grad[:3]
         )
-        to_added = g if ctx.needs_input_grad[3] else None
-        return to_x, _to(to_weight, ctx.dtype), _to(to_bias, ctx.dtype), to_added, None, None
+        grad_added = g if ctx.needs_input_grad[3] else None
+        grad_weight, grad_bias = _to(grad_weight, ctx.dtype), _to(grad_bias, ctx.dtype)
+        return grad_x, grad_weight, grad_bias, grad_added, None, None
 
 
 class _TwoSteps(torch.autograd.Function):
@@ -129,20 +130,20 @@ class _TwoSteps(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, present, earlier, past, out = ctx.saved_tensors
         clips, padding = ctx.clips, ctx.padding
-        g = _through_relu(gradients[0], out)
+        g = _relu_backward(gradients[0], out)
         both, with_bias = (True, True, False), (True, True, ctx.needs_input_grad[2])
-        to_x, to_present, to_bias = _through_convolution(g, x, present, 1, padding, with_bias)
-        to_earlier, to_past = torch.zeros_like(to_present), None
+        grad_x, grad_present, grad_bias = _conv_backward(g, x, present, 1, padding, with_bias)
+        grad_earlier, grad_past = torch.zeros_like(grad_present), None
         if len(x) > clips:
-            later, to_earlier, _ = _through_convolution(
+            later, grad_earlier, _ = _conv_backward(
                 g[clips:], x[:-clips], earlier, 1, padding, both
             )
-            to_x[:-clips] += later
+            grad_x[:-clips] += later
         if past is not None:
-            to_past, from_past, _ = _through_convolution(g[:clips], past, earlier, 1, padding, both)
-            to_earlier = to_earlier + from_past
-        to_weight = torch.cat([to_present, to_earlier], 1).to(ctx.dtype)
-        return to_x, to_weight, _to(to_bias, ctx.dtype), to_past, None, None
+            grad_past, from_past, _ = _conv_backward(g[:clips], past, earlier, 1, padding, both)
+            grad_earlier = grad_earlier + from_past
+        grad_weight = torch.cat([grad_present, grad_earlier], 1).to(ctx.dtype)
+        return grad_x, grad_weight, _to(grad_bias, ctx.dtype), grad_past, None, None
 
 
 def _parameters(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -161,12 +162,12 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _through_relu(g: Tensor, out: Tensor) -> Tensor:
+def _relu_backward(g: Tensor, out: Tensor) -> Tensor:
     masked: Tensor = torch.ops.aten.threshold_backward(g, out, 0)
     return masked
 
 
-def _through_convolution(
+def _conv_backward(
     g: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -175,7 +176,7 @@ def _through_convolution(
     wanted: tuple[bool, bool, bool],
 ) -> tuple[Any, Any, Tensor | None]:
     """Gradients with respect to a convolution's input, weight and bias, as far as wanted."""
-    to_x, to_weight, to_bias = torch.ops.aten.convolution_backward(
+    grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
         g,
         x,
         weight,
@@ -188,4 +189,4 @@ def _through_convolution(
         1,
         wanted,
     )
-    return to_x, to_weight, to_bias
+    return grad_x, grad_weight, grad_bias

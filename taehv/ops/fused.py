@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from taehv.ops.convolutions import in_precision, relu_convolution
+from taehv.ops.convolutions import relu_convolution, to_autocast_dtype
 
 
 def one_step_earlier(x: Tensor, past: Tensor | None, clips: int) -> Tensor:
@@ -47,7 +47,7 @@ def convolve_steps_together(conv: nn.Conv2d, x: Tensor, clips: int, stride: int)
         x: [T * N, C, H, W], T a multiple of the stride.
     """
     missing = -(stride * conv.in_channels) % 8
-    stacked = F.pad(stack_steps(in_precision(x), clips, stride), (0, 0, 0, 0, 0, missing))
+    stacked = F.pad(stack_steps(to_autocast_dtype(x), clips, stride), (0, 0, 0, 0, 0, missing))
     own = torch.eye(stride, dtype=conv.weight.dtype, device=x.device)
     weight = torch.einsum("st,oiyx->sotiyx", own, conv.weight).flatten(0, 1).flatten(1, 2)
     weight = F.pad(weight, (0, 0, 0, 0, 0, missing))

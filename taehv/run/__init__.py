@@ -1,1 +1,1 @@
-"""The folder of a run: checkpoints, metrics, and going on from them."""
+"""The folder of a run: its checkpoints and metrics, and how a run is resumed."""

@@ -87,7 +87,7 @@ def locate(address: str) -> tuple[RunFolder, str]:
     return RunFolder(f"{folder}{question}{options}"), name
 
 
-def retrieve_whole(holder: RunFolder, name: str) -> Path:
+def retrieve_valid(holder: RunFolder, name: str) -> Path:
     """The local path of the checkpoint that `train.resume` names.
 
     Raises TrainingError if it is not valid.

@@ -44,7 +44,7 @@ def prepare_resume(run: RunFolder, address: str) -> str:
     if not own and checkpoint.latest_valid(run):
         log.warning("%s goes on from its own newest checkpoint, not from %s", run, address)
         return "latest"
-    folder = checkpoint.retrieve_whole(holder, name)
+    folder = checkpoint.retrieve_valid(holder, name)
     if not own:
         return address
     later = [entry for entry in checkpoint.names(run) if entry > f"{checkpoint.FOLDER}/{name}"]

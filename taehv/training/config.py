@@ -24,8 +24,8 @@ class TrainConfig:
     """`latest`: go on from this run folder's newest whole checkpoint, or from the start where
     there is none yet. Or the address of a checkpoint: an older one of this run, to which this
     command goes back, setting aside what came after it; or one of another run, from which this one
-    begins. A run that is gone on with has the settings of its own config.yaml, as far as neither
-    --config nor the command line says otherwise; what differs is told."""
+    begins. A resumed run has the settings of its own config.yaml, unless --config or the command
+    line says otherwise; the differences are logged."""
     resume_changed: bool = False
     """Go on also where other videos, another split into training and validation, or another frame
     rule of the network is asked for than the run had: each would otherwise be refused. It holds for
@@ -57,7 +57,7 @@ class TrainConfig:
     some one by one than the GPU to run them. Each pass then keeps its memory for itself; where that
     is short, a line in the log says so, and the run goes on without."""
     ema_decay: float = 0.999
-    """Of the averaged weights, which are what a run hands on."""
+    """Of the averaged weights, which a run exports."""
     log_every: int = 10
     """Steps between rows of metrics."""
     validation_every: int = 500
@@ -80,7 +80,7 @@ class TrainConfig:
     max_rollbacks: int = 3
     """Rollbacks after which a diverging run stops after all."""
     sample_clips: int = 4
-    """Validation clips that are handed on as pictures and video."""
+    """Validation clips that are logged as pictures and video."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -123,7 +123,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What `taehv.training.train` is told."""
+    """The configuration of `taehv.training.train`."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)

@@ -186,8 +186,8 @@ class _FractionOfBest:
 
 
 def _gradient_levels(log_every: int, settling: int, scale: float) -> tuple[Level, ...]:
-    """Facts: above 2.0 notable, above 3.0 unstable, deviation over 1,000 steps below 1.0. The
-    first two are held against 100 steps, long enough that single batches do not matter."""
+    """Users' limits: above 2.0 notable, above 3.0 unstable, deviation over 1,000 steps below 1.0.
+    The first two are compared with 100 steps, long enough that single batches do not matter."""
     notable, unstable, spread = 2.0 * scale, 3.0 * scale, 1.0 * scale
     level = partial(Level, metric="train/gradient_norm", settling=settling)
     rows = _rows(log_every, 100, fewest=20)
@@ -256,7 +256,7 @@ def _adversary_levels(log_every: int, settling: int) -> tuple[Level, ...]:
     equally often. It is 0 for a discriminator that is always right and 1 for one that always scores
     0 because it cannot tell them apart. Small runs stay at 0.5 to 0.9.
 
-    The two networks take turns in being ahead, so the median is taken over 1,000 steps.
+    Now one and now the other network is ahead, so the median is taken over 1,000 steps.
     """
     level = partial(Level, rows=_rows(log_every, 1000, fewest=20), settling=settling)
     return (

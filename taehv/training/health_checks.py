@@ -1,8 +1,8 @@
 """The checks that `taehv.training.health.Health` runs over a run's rows.
 
 Each check remembers a bounded number of rows. For a row it returns a `Reading`, or None if the row
-lacks its metric or there are too few rows yet. "Facts" are the figures by which the users judge a
-run; a limit that is not theirs has its reason beside it.
+lacks its metric or there are too few rows yet. "Users' limit" marks a figure by which the users
+judge a run; any other limit has its reason beside it.
 """
 
 from __future__ import annotations
@@ -119,11 +119,11 @@ class Exploding:
 class Stagnating:
     """The reconstruction loss does not fall, though it is not low enough yet.
 
-    Facts: the slope of its moving average should be negative. Where progress is slow, noise decides
-    that sign, so the fall is fitted (least squares on the logarithm) over the last third of the run
-    so far, and it is a fault only if the fall plus three standard errors stays below `MIN_FALL`:
-    noise delays a report and causes none. Since the stretch grows with the run, a loss that falls
-    ever more slowly, as a power of the step, is healthy at any age.
+    Users' limit: the slope of its moving average should be negative. Where progress is slow, noise
+    decides that sign, so the fall is fitted (least squares on the logarithm) over the last third of
+    the run so far, and it is a fault only if the fall plus three standard errors stays below
+    `MIN_FALL`: noise delays a report and causes none. Since the stretch grows with the run, a loss
+    that falls ever more slowly, as a power of the step, is healthy at any age.
     """
 
     name = "stagnating-loss"
@@ -134,7 +134,7 @@ class Stagnating:
     diverged = False
 
     GOOD_ENOUGH = 0.005
-    """Facts: an MSE below this is a success. A plateau there is convergence."""
+    """Users' limit: an MSE below this is a success. A plateau there is convergence."""
     MIN_FALL = 0.05
     """Over the stretch; about 1.2 dB for ten times as many steps. Runs that go well gain 3 dB."""
     ERRORS = 3.0

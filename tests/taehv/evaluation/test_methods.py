@@ -6,7 +6,7 @@ import torch
 
 from taehv.errors import TrainingError
 from taehv.evaluation.judgement import AgainstTeacher, Speed, judge_evaluation
-from taehv.evaluation.methods import NetworkMethod, TeacherMethod, no_network
+from taehv.evaluation.methods import NetworkMethod, TeacherMethod, baseline_methods
 from taehv.evaluation.rate import LatentStatistics, Rate, int8_round_trip
 from taehv.evaluation.timing import measure
 from taehv.evaluation.verdict import Thresholds
@@ -40,7 +40,7 @@ def test_a_network_gives_every_frame_back(variant: str, frames: int) -> None:
 
 
 def test_what_needs_no_network_streams_too() -> None:
-    for method in no_network():
+    for method in baseline_methods():
         video = clip(3)
         streamed = torch.stack([*method.stream(video.unbind(1), 3)], dim=1)
         torch.testing.assert_close(streamed, method.clip(video))

@@ -42,11 +42,11 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     def dirty_room(*arguments: Any) -> Tensor:
         return room(*arguments).fill_(torch.nan)
 
-    room = convolution_kernels._room
+    room = convolution_kernels._empty_output
     monkeypatch.setattr(convolution_kernels, "_has_cudnn", lambda x, weight: True)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", add_relu)
     monkeypatch.setattr(convolution_kernels, "_convolve_into", convolve_into)
-    monkeypatch.setattr(convolution_kernels, "_room", dirty_room)
+    monkeypatch.setattr(convolution_kernels, "_empty_output", dirty_room)
 
 
 def draw(*shape: int) -> Tensor:
