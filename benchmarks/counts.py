@@ -30,20 +30,13 @@ class Operation:
     """Of all that it reads and writes, each once."""
 
 
-# Convolutions with what follows them, which PyTorch's own table lacks: the place of their weight
-# among their arguments.
-_WEIGHT_AT: Mapping[str, int] = {
-    "aten::cudnn_convolution.out": 1,
-    "aten::cudnn_convolution_add_relu": 1,
-    "mkldnn::_convolution_pointwise.binary": 2,
-    "mkldnn::_convolution_pointwise_.binary": 2,
-}
+# cuDNN's convolutions, which PyTorch's own table lacks; their second argument is the weight.
+_CONVOLUTIONS = ("aten::cudnn_convolution.out", "aten::cudnn_convolution_add_relu")
 
 
 def _flops(func: Any, args: Any, kwargs: Mapping[str, Any], out: Any) -> int:
-    if func.name() in _WEIGHT_AT:
-        weight = args[_WEIGHT_AT[func.name()]]
-        return int(2 * out.numel() * weight[0].numel())
+    if func.name() in _CONVOLUTIONS:
+        return int(2 * out.numel() * args[1][0].numel())
     count = flop_registry.get(func.overloadpacket)
     return int(count(*args, **kwargs, out_val=out)) if count else 0
 

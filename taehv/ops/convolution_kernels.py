@@ -1,22 +1,16 @@
-"""A convolution, the sum and the ReLU that follow it, in one pass over memory as far as a library
-can: cuDNN does all three on a GPU, oneDNN the first two on a CPU. The rest is done in place.
+"""A convolution, the sum and the ReLU that follow it: by cuDNN in one pass over memory on a GPU,
+elsewhere in place.
 
 Gradients are computed in `convolutions`.
 """
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _ONE = [1, 1]
-# oneDNN's ReLU would make 0 of a NaN, which everybody who looks for bad weights or a divergence is
-# to see.
-_SUM: tuple[Any, ...] = ("add", 1.0, None, [], "")
 
 
 def relu_convolution_kernel(
@@ -35,14 +29,9 @@ def relu_convolution_kernel(
             # white pixels are one in bf16, might stay one.
             added = _empty_output(x, weight, stride, padding).zero_()
         return torch.cudnn_convolution_add_relu(x, weight, added, 1.0, bias, *geometry)
-    if added is not None and _has_onednn(x, added):
-        geometry = ([padding, padding], [stride, stride], _ONE, 1)
-        fused: Any = torch.ops.mkldnn._convolution_pointwise
-        out: Tensor = fused.binary(x, added, weight, bias, *geometry, *_SUM)
-    else:
-        out = F.conv2d(x, weight, bias, stride, padding)
-        if added is not None:
-            out.add_(added)
+    out = F.conv2d(x, weight, bias, stride, padding)
+    if added is not None:
+        out.add_(added)
     return torch.relu_(out)
 
 
@@ -76,19 +65,10 @@ def two_steps_kernel(
         return relu_convolution_kernel(x, present, bias, of_past, 1, padding)
     out = F.conv2d(x, present, bias, padding=padding)
     if past is not None:
-        _add_convolution(out[:clips], past, earlier, padding)
+        out[:clips].add_(F.conv2d(past, earlier, padding=padding))
     if len(x) > clips:
-        _add_convolution(out[clips:], x[:-clips], earlier, padding)
+        out[clips:].add_(F.conv2d(x[:-clips], earlier, padding=padding))
     return torch.relu_(out)
-
-
-def _add_convolution(out: Tensor, x: Tensor, weight: Tensor, padding: int) -> None:
-    """In place, `out` becomes out + conv(x)."""
-    if _has_onednn(x, out):
-        fused: Any = torch.ops.mkldnn._convolution_pointwise_
-        fused.binary(out, x, weight, None, [padding, padding], _ONE, _ONE, 1, *_SUM)
-    else:
-        out.add_(F.conv2d(x, weight, padding=padding))
 
 
 def _empty_output(x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
@@ -136,35 +116,4 @@ def _has_cudnn(x: Tensor, weight: Tensor) -> bool:
         and not cudnn.deterministic
         and x.dtype in dtypes
         and pixels * max(x.shape[1], len(weight)) < 2**31
-    )
-
-
-def _has_onednn(*tensors: Tensor) -> bool:
-    """Whether oneDNN's convolution and sum take these; what they refuse goes to PyTorch's own."""
-    first = tensors[0]
-    # Neither compilers nor tensors that only pretend to be ones know it.
-    known = not torch.compiler.is_compiling() and not torch.jit.is_tracing()  # type: ignore
-    known = known and all(type(tensor) is Tensor for tensor in tensors)
-    if not known or first.device.type != "cpu" or not torch.backends.mkldnn.enabled:
-        return False
-    return first.dtype in _onednn_dtypes() and all(map(_has_channels_last, tensors))
-
-
-@cache
-def _onednn_dtypes() -> tuple[torch.dtype, ...]:
-    onednn: Any = torch.backends.mkldnn
-    if not onednn.is_available():
-        return ()
-    has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return (torch.float32, torch.bfloat16) if has_bf16 else (torch.float32,)
-
-
-def _has_channels_last(x: Tensor) -> bool:
-    """Stricter than `is_contiguous`, which where sizes are 1 says so of more than oneDNN takes."""
-    _, channels, height, width = x.shape
-    row, *image = x.stride()
-    return (
-        channels > 1
-        and row >= height * width * channels
-        and image == [1, width * channels, channels]
     )

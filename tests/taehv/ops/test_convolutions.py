@@ -156,7 +156,7 @@ def test_what_libraries_fuse_is_what_float64_says(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("learns", [True, False])
 def test_what_is_not_a_number_stays_so(dtype: torch.dtype, learns: bool) -> None:
-    """oneDNN's own ReLU would make 0 of it."""
+    """Some libraries' fused ReLU would make 0 of it."""
     conv = nn.Conv2d(16, 8, 3, padding=1)
     x = torch.randn(4, 8, 6, 6).to(memory_format=torch.channels_last)
     x[0, 0, 2, 2] = torch.nan
