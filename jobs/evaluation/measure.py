@@ -91,7 +91,8 @@ def score_video(
     Raises UnusableVideoError where it cannot give its clips.
     """
     latents = LatentStatistics()
-    methods = replace(methods, all=[methods.network.with_transform(latents.observe), *methods.all[1:]])
+    network = methods.network.with_transform(latents.observe)
+    methods = replace(methods, all=[network, *methods.all[1:]])
     if sampling.whole:
         facts, clip = _score_whole(video, sampling, methods, read)
         return VideoResult(video.name, facts, [clip], latents)
