@@ -1,6 +1,7 @@
 """Batches of clips: which windows they need, their assembly, and a plain sequential way to make
 them in this process."""
 
+import logging
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -21,6 +22,8 @@ from data_pipeline.clips import (
 from data_pipeline.config import DataConfig
 from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.plan import SampleOrder, WindowKey
+
+logger = logging.getLogger(__name__)
 
 SURPLUS = -1
 """In place of a sample index: the slot pads a batch that the workers do not divide."""
@@ -115,9 +118,17 @@ class BatchAssembler:
         self._waiting: dict[int, tuple[Window, int]] = {}
         self._decoded = 0
         self._rejected: list[Rejection] = []
+        self._warns_of_interlacing = not config.deinterlace
 
     def add(self, window: Window) -> None:
-        """Add the clips of a window."""
+        """Add the clips of a window. The first of an interlaced video is told."""
+        if window.is_interlaced and self._warns_of_interlacing:
+            self._warns_of_interlacing = False
+            logger.warning(
+                "%s is interlaced: its frames are of two half-pictures, whose combs are taken for "
+                "detail; --data.deinterlace rebuilds whole frames (others are not named)",
+                window.video,
+            )
         for index, sample in enumerate(window.samples):
             self._waiting[sample] = (window, index)
         self._decoded += window.decoded

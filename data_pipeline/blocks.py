@@ -56,6 +56,7 @@ def decode_block(source: ClipSource, tasks: list[WindowTask]) -> dict[str, Any]:
             fact = {
                 "video": window.video,
                 "decoded": window.decoded,
+                "is_interlaced": window.is_interlaced,
                 "rejected": [[r.video, r.reason] for r in window.rejected],
                 "transient_failures": window.transient_failures,
             }
@@ -88,6 +89,7 @@ def windows_of(tasks: list[WindowTask], block: pa.Table | None) -> Iterator[Wind
             frames=frames[first : first + len(task.samples)],
             video=fact["video"],
             decoded=fact["decoded"],
+            is_interlaced=fact["is_interlaced"],
             rejected=tuple(Rejection(*rejection) for rejection in fact["rejected"]),
             transient_failures=tuple(tuple(attempt) for attempt in fact["transient_failures"]),
         )

@@ -81,6 +81,9 @@ class Window:
     decoded: int
     """Frames that were decoded for the clips."""
 
+    is_interlaced: bool
+    """Whether the video's frames are of two half-pictures."""
+
     rejected: tuple[Rejection, ...]
     """The videos that were tried first and could not be used."""
 
@@ -97,12 +100,18 @@ def open_sources(config: DataConfig, seed: int, batch: int) -> tuple[ClipSource,
     """
     split_seed = config.split_seed if config.split_seed >= 0 else seed
     training, validation = open_videos(
-        config.annotations, config.root, config.validation_fraction, split_seed
+        config.annotations,
+        config.root,
+        config.validation_fraction,
+        split_seed,
+        config.split_by,
+        config.validation_annotations,
     )
     return (
         ClipSource(training, SampleOrder(seed, len(training), batch, config, augment=True)),
         ClipSource(
-            validation, SampleOrder(split_seed, len(validation), batch, config, augment=False)
+            validation,
+            SampleOrder(split_seed, len(validation), batch, config.of_validation(), augment=False),
         ),
     )
 
@@ -130,7 +139,13 @@ def load_window(source: ClipSource, task: WindowTask, read: Reader) -> Window:
                 failures.append(failure)
             continue
         return Window(
-            task.samples, clips.frames, video, clips.decoded, tuple(rejected), tuple(failures)
+            task.samples,
+            clips.frames,
+            video,
+            clips.decoded,
+            clips.is_interlaced,
+            tuple(rejected),
+            tuple(failures),
         )
 
     examples = "".join(f"\n  {rejection.video}: {rejection.reason}" for rejection in rejected[:3])
@@ -154,4 +169,6 @@ def _request(source: ClipSource, task: WindowTask, attempt: int) -> WindowReques
         num_frames=config.num_frames,
         height=config.height,
         width=config.width,
+        stream=config.stream,
+        deinterlace=config.deinterlace,
     )

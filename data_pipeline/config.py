@@ -1,7 +1,10 @@
 """The data section of the configuration."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from data_pipeline.crops import ALLOWED, is_setting
+from data_pipeline.split_by import is_split_by
 
 
 @dataclass(frozen=True)
@@ -12,16 +15,39 @@ class DataConfig:
     """
 
     annotations: str = ""
-    """MiniDataset file: JSON {"total": N, "list": [{"path": "x.mp4"}, ...]}."""
+    """The videos: a folder, with all videos below it; a MiniDataset file, JSON {"total": N, "list":
+    [{"path": "x.mp4"}, ...]}; a JSON list of paths or of such objects, or one of them a line; a
+    Parquet file or a table (.csv, .tsv) with a column `path`; or a text with a path a line."""
 
     root: str = ""
-    """Folder that the relative paths start at; empty means the folder of the annotations."""
+    """Folder that the relative paths start at; empty: the folder that the list lies in, or is."""
+
+    validation_annotations: str = ""
+    """List of the videos to hold out, in any of these forms; what it names is never trained on.
+    Empty: they are drawn from data.annotations."""
+
+    split_by: str = ""
+    """What makes several files one drive, all of which is trained on or held out: a number n, for
+    the first n folders of the path; or a regular expression, whose group, or whole match, names the
+    drive. Empty: every file is one by itself."""
+
+    stream: int = -1
+    """Which of a file's video streams is read, from 0; -1: the one that FFmpeg calls the best."""
+
+    deinterlace: bool = False
+    """Rebuild whole frames from the half-pictures of interlaced video, each by itself."""
 
     height: int = 128
     """Rows of a clip, in pixels."""
 
     width: int = 128
     """Columns of a clip, in pixels."""
+
+    validation_height: int = 0
+    """Rows of a clip of validation, at best more than a training clip has; 0: data.height."""
+
+    validation_width: int = 0
+    """Columns of a clip of validation; 0: data.width."""
 
     num_frames: int = 9
     """Frames of a clip. 8k + 1 suits the CogVideoX teacher, 4k + 1 the network."""
@@ -35,11 +61,13 @@ class DataConfig:
     clips_per_window: int = 4
     """Clips that are cut from one stretch of a video, which is decoded once. More cost less."""
 
-    min_crop_scale: float = 0.8
-    """Smallest crop, as a part of the largest one of the clip's aspect ratio that fits."""
-
-    max_crop_scale: float = 1.0
-    """Largest crop, as a part of the largest one of the clip's aspect ratio that fits."""
+    crops: str = "mixed"
+    """How large a part of the frame a clip shows: from a crop of the clip's own size, whose pixels
+    are the video's, to the largest that fits, scaled down. mixed: the scale at which the video is
+    shown is drawn evenly between those two, so that about half of the clips are shrunk to less than
+    half. uniform: the side of the crop is drawn evenly, so that most clips of large videos are
+    shrunk far. native: always the clip's own size. 0.8-1.0: always whole pictures scaled down, the
+    side being drawn between these parts of the largest crop's."""
 
     flip_probability: float = 0.5
     """Probability that a clip is mirrored left to right."""
@@ -86,19 +114,22 @@ class DataConfig:
             "clips_per_window",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("validation_height", "validation_width"):
+            _require(getattr(self, name) >= 0, name, "at least 0", getattr(self, name))
         _require(
             self.max_frame_step >= self.min_frame_step,
             "max_frame_step",
             f"at least data.min_frame_step ({self.min_frame_step})",
             self.max_frame_step,
         )
-        _require(0 < self.min_crop_scale <= 1, "min_crop_scale", "in (0, 1]", self.min_crop_scale)
+        _require(self.stream >= -1, "stream", "-1 or more", self.stream)
         _require(
-            self.min_crop_scale <= self.max_crop_scale <= 1,
-            "max_crop_scale",
-            f"between data.min_crop_scale ({self.min_crop_scale}) and 1",
-            self.max_crop_scale,
+            not self.split_by or is_split_by(self.split_by),
+            "split_by",
+            "a number of folders from 1, or a regular expression with at most one group",
+            self.split_by,
         )
+        _require(is_setting(self.crops), "crops", ALLOWED, self.crops)
         _require(
             0 <= self.flip_probability <= 1, "flip_probability", "in [0, 1]", self.flip_probability
         )
@@ -124,12 +155,22 @@ class DataConfig:
                 "a finite number above 0",
                 getattr(self, name),
             )
+        if self.split_by and self.validation_annotations:
+            raise ValueError("data.split_by has no part in data.validation_annotations: give one")
         key, equals, value = self.decode_nodes.partition("=")
         _require(
             not self.decode_nodes or bool(key and equals and value),
             "decode_nodes",
             "of the form KEY=VALUE",
             self.decode_nodes,
+        )
+
+    def of_validation(self) -> "DataConfig":
+        """The same, with clips of validation's size."""
+        return replace(
+            self,
+            height=self.validation_height or self.height,
+            width=self.validation_width or self.width,
         )
 
     @property

@@ -68,7 +68,7 @@ def fixed_clips(
     requests = [_request(video, config, (k + 0.5) / clips) for k in range(clips)]
     frames = [read(request).frames[0] for request in requests]
     # In this process, and so after the guarded reads, which a file that hangs does not pass.
-    facts = read_facts(video.location)
+    facts = read_facts(video.location, config.stream)
     places = [place_clips(request, facts.frames)[0][0] for request in requests]
     # A short video has fewer different clips than were asked for.
     distinct = dict(zip(places, frames, strict=True))
@@ -85,4 +85,6 @@ def _request(video: HeldOutVideo, config: DataConfig, start: float) -> WindowReq
         num_frames=config.num_frames,
         height=config.height,
         width=config.width,
+        stream=config.stream,
+        deinterlace=config.deinterlace,
     )

@@ -24,13 +24,14 @@ so what is learned about a file never changes the plan of another sample.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipeline.config import DataConfig
+from data_pipeline.crops import LARGEST, NATIVE, CropSize, drawn
 
 GROUP_BYTES = 256 * 2**20
 """About the clips of a group: decoded and not yet trained on, they wait in memory."""
@@ -43,6 +44,9 @@ ROUNDS = 8
 
 MASK_64 = 2**64 - 1
 GOLDEN_RATIO = 0.6180339887498949
+R2_STEPS = (0.7548776662466927, 0.5698402909980532)
+"""Multiples of both, modulo 1, fill the unit square evenly (Roberts 2018, "The unreasonable
+effectiveness of quasirandom sequences"), as those of the golden ratio fill the unit interval."""
 ORDER, CLIP, WINDOW, SHIFT = 0, 1, 2, 3
 """What a random stream is for: part of its key."""
 
@@ -84,8 +88,8 @@ class ClipPlan:
     step: int
     """Distance between the frames, in frames of the video."""
 
-    crop_scale: float
-    """Size of the crop, as a part of the largest that fits."""
+    crop: CropSize
+    """Size of the crop."""
 
     crop_x: float
     """Place of the crop, from 0 (left) to 1 (right)."""
@@ -109,15 +113,20 @@ class ClipPlan:
     """Angle by which the hue is turned, in full turns."""
 
 
-CENTRE = ClipPlan(offset=0.0, step=1, crop_scale=1.0, crop_x=0.5, crop_y=0.5)
-"""The clip of validation: the window itself, and the largest crop, in the middle."""
+CENTRE = ClipPlan(offset=0.0, step=1, crop=LARGEST, crop_x=0.5, crop_y=0.5)
+"""A window itself, and the largest crop, in the middle."""
+
+VALIDATION_KINDS = ("native", "shrunk")
+"""The two clips of a validation window: a crop of the clip's own size, and `CENTRE`, scaled down.
+Sample n is of the kind n mod 2."""
 
 
 @dataclass(frozen=True)
 class SampleOrder:
     """The plan of a whole training, or, without `augment`, of validation.
 
-    Validation takes one clip per window, with starts that spread evenly over the samples.
+    Validation takes the clips of `VALIDATION_KINDS` from each window, with starts and places of
+    crops that spread evenly over the windows.
     """
 
     seed: int
@@ -135,7 +144,7 @@ class SampleOrder:
     @property
     def clips_per_window(self) -> int:
         """C."""
-        return self.config.clips_per_window if self.augment else 1
+        return self.config.clips_per_window if self.augment else len(VALIDATION_KINDS)
 
     @property
     def window_frames(self) -> int:
@@ -151,8 +160,9 @@ class SampleOrder:
 
     @property
     def group_windows(self) -> int:
-        """Windows of a group: R * B, or 1 where a window has one clip: nothing to keep apart."""
-        if self.clips_per_window == 1:
+        """Windows of a group: R * B, or 1 where nothing is to be kept apart: in validation, or
+        where a window has one clip."""
+        if self.clips_per_window == 1 or not self.augment:
             return 1
         row_bytes = self.batch * self.clips_per_window * self.config.clip_bytes
         return self.batch * max(1, min(MAX_ROWS, GROUP_BYTES // row_bytes))
@@ -189,7 +199,7 @@ class SampleOrder:
         Attempts 0 to V - 1 name each video once. A replacement is drawn anew, since another
         video has other frames.
         """
-        visit = key.epoch * self.epoch_windows + key.position
+        visit = self._visit(key)
         visiting_round, position = divmod(visit, self.num_videos)
         order = visiting_order(self.seed, visiting_round, self.num_videos)
         video = order((position + attempt) % self.num_videos)
@@ -200,7 +210,10 @@ class SampleOrder:
     def clip(self, place: Place, attempt: int) -> ClipPlan:
         """The plan of a clip."""
         if not self.augment:
-            return CENTRE
+            if VALIDATION_KINDS[place.clip] == "shrunk":
+                return CENTRE
+            across, down = ((self._visit(place.window) + 0.5) * step % 1.0 for step in R2_STEPS)
+            return replace(CENTRE, crop=NATIVE, crop_x=across, crop_y=down)
         config = self.config
         rng = self._rng(CLIP, *place.window, place.clip, attempt)
 
@@ -211,7 +224,7 @@ class SampleOrder:
         return ClipPlan(
             offset=float(rng.random()),
             step=int(rng.integers(config.min_frame_step, config.max_frame_step + 1)),
-            crop_scale=float(rng.uniform(config.min_crop_scale, config.max_crop_scale)),
+            crop=drawn(config.crops, float(rng.random())),
             crop_x=float(rng.random()),
             crop_y=float(rng.random()),
             flip=bool(rng.random() < config.flip_probability),
@@ -220,6 +233,10 @@ class SampleOrder:
             saturation=around(1.0, config.saturation),
             hue=around(0.0, config.hue),
         )
+
+    def _visit(self, key: WindowKey) -> int:
+        """The number of a window among all of the training."""
+        return key.epoch * self.epoch_windows + key.position
 
     def _shift(self, epoch: int, group: int, clip: int, column: int) -> int:
         """By how many rows a column is turned in a round."""

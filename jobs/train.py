@@ -83,7 +83,7 @@ def run(config: Config) -> int:
     finally:
         progress.close()
     limits = Thresholds().with_gradient_scale(config.loss.gradient_scale)
-    return _conclude(run_folder, summary, driver.stopped_by, tracking().result(), limits)
+    return _conclude(config, run_folder, summary, driver.stopped_by, tracking().result(), limits)
 
 
 def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
@@ -95,6 +95,7 @@ def _start_tracking(config: Config, run_folder: RunFolder) -> Tracker:
 
 
 def _conclude(
+    config: Config,
     run_folder: RunFolder,
     summary: Mapping[str, Any] | None,
     stopped_by: signal.Signals | None,
@@ -112,7 +113,8 @@ def _conclude(
     rows = journal.read_run(run_folder)
     print()
     hint = tracker.open_hint()
-    print(closing_summary(rows, summary["baselines"], run_folder, finished, hint, limits))
+    baselines = summary["baselines"]
+    print(closing_summary(config, rows, baselines, run_folder, finished, hint, limits))
     if finished or stopped_by is None:
         return DONE
     print(f"stopped at step {summary['step']}; {go_on}")

@@ -50,7 +50,8 @@ class Data(Protocol):
         """Clips of the training videos, augmented. `transient_failures` are the run's so far."""
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
-        """Clips of the held-out videos, never augmented."""
+        """Clips of the held-out videos, never augmented: sample 2v is a crop of the video's own
+        pixels, sample 2v + 1 the whole picture of the same frames, scaled down."""
 
 
 class Hooks:

@@ -8,13 +8,12 @@ limited or full. A file that states none, HD or not, is taken for BT.601 and lim
 FFmpeg does by default. Transfer curves and primaries are left as they are.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 from av.filter import Graph
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from data_pipeline.crops import crop_box
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import ClipPlan
 
@@ -32,55 +31,38 @@ UNSPECIFIED = 2
 RESERVED = 3
 """One that the standard leaves undefined: some cameras write it and mean nothing by it."""
 
+MARGIN = 16
+"""Pixels about a crop of the clip's own size that are converted with it: the colours of a pixel
+depend on those of its neighbours, which have half the resolution."""
+
 MATRICES = frozenset({0, 1, UNSPECIFIED, 4, 5, 6, 7, 9})
 """Those that the scaler knows (ITU-T H.273): RGB itself, BT.709, FCC, 601, 240M and 2020."""
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A rectangle of a frame, in pixels. All even: chroma has half the resolution."""
-
-    x: int
-    y: int
-    width: int
-    height: int
-
-    def turned(self, size: tuple[int, int]) -> "Crop":
-        """The same rectangle in the picture of `size` (height, width) turned against the clock."""
-        return Crop(self.y, size[1] - self.x - self.width, self.height, self.width)
-
-
-def crop_box(
-    frame_size: tuple[int, int], clip_size: tuple[int, int], plan: ClipPlan, pixel_aspect: float
-) -> Crop:
-    """The plan's crop of a frame; both sizes are (height, width).
-
-    It has the clip's aspect ratio as seen, so with pixels that are not square its sides differ
-    by `pixel_aspect` (width of a pixel over its height).
-    """
-    height, width = frame_size
-    aspect = clip_size[1] / clip_size[0] / pixel_aspect
-    largest = min(height, width / aspect)
-    crop_height = _even(plan.crop_scale * largest, height)
-    crop_width = _even(plan.crop_scale * largest * aspect, width)
-    return Crop(
-        x=int(plan.crop_x * (width - crop_width)) // 2 * 2,
-        y=int(plan.crop_y * (height - crop_height)) // 2 * 2,
-        width=crop_width,
-        height=crop_height,
-    )
 
 
 class ClipMaker:
     """Makes a clip of decoded frames, which may come one by one and in any order."""
 
-    def __init__(self, plan: ClipPlan, clip: Frames, pixel_aspect: float = 1.0) -> None:
-        """Fill `clip`, uint8 [T, C, H, W], from frames with pixels of the given aspect ratio."""
+    is_interlaced: bool
+    """Whether a frame so far was of two half-pictures of different times."""
+
+    def __init__(
+        self,
+        plan: ClipPlan,
+        clip: Frames,
+        pixel_aspect: float = 1.0,
+        deinterlace: bool = False,
+    ) -> None:
+        """Fill `clip`, uint8 [T, C, H, W], from frames with pixels of the given aspect ratio.
+
+        deinterlace: make whole frames of interlaced ones: their even lines, enlarged to both.
+        """
         self._plan = plan
         self._clip = clip
         self._pixel_aspect = pixel_aspect
-        self._graph: Graph | None = None
+        self._deinterlace = deinterlace
+        self._graphs: dict[bool, Graph] = {}
         self._source = ("", 0, 0)
+        self.is_interlaced = False
 
     def put(self, place: int, frame: VideoFrame) -> None:
         """Crop, scale and mirror `frame` to be the clip's frame `place`.
@@ -90,12 +72,17 @@ class ClipMaker:
         """
         settle_colours(frame)
         source = (frame.format.name, frame.width, frame.height)
-        if self._graph is None:
-            self._graph, self._source = self._build_graph(frame), source
+        if not self._graphs:
+            self._source = source
         if source != self._source:
             raise UnusableVideoError("changes its frame size or pixel format within a clip")
-        self._graph.vpush(frame)
-        picture = self._graph.vpull()
+        self.is_interlaced |= frame.interlaced_frame
+        combed = frame.interlaced_frame and self._deinterlace
+        graph = self._graphs.get(combed)
+        if graph is None:
+            graph = self._graphs[combed] = self._build_graph(frame, combed)
+        graph.vpush(frame)
+        picture = graph.vpull()
         height, width = self._clip.shape[2:]
         # The planes of FFmpeg's planar RGB are G, B and R.
         for channel, plane in zip((1, 2, 0), picture.planes, strict=True):
@@ -106,7 +93,7 @@ class ClipMaker:
         """Jitter the colours, once all frames are there."""
         jitter_colours(self._clip, self._plan)
 
-    def _build_graph(self, frame: VideoFrame) -> Graph:
+    def _build_graph(self, frame: VideoFrame, combed: bool) -> Graph:
         """A graph from frames like this one to small upright pictures, in planar RGB.
 
         The crop is taken from the frame as it lies in the file, and only the small picture is
@@ -118,7 +105,8 @@ class ClipMaker:
         height, width = self._clip.shape[2:]
         if turns % 2:
             size, aspect = (frame.width, frame.height), 1 / aspect
-        box = crop_box(size, (height, width), self._plan, aspect)
+        plan = self._plan
+        box = crop_box(size, (height, width), plan.crop, (plan.crop_x, plan.crop_y), aspect)
         for _ in range(-turns % 4):
             box, size = box.turned(size), (size[1], size[0])
         if turns % 2:
@@ -129,17 +117,26 @@ class ClipMaker:
         # Averaging when shrinking; `area` would repeat pixels when enlarging. The other flags
         # make the result the same on every CPU and keep colour at full resolution.
         method = "area" if box.height >= height else "bicubic"
+        is_native = plan.crop.measure != "part" and (box.height, box.width) == (height, width)
+        # The video's own pixels are cut out after the conversion, with their neighbours in it.
+        read = box.with_margin(MARGIN, (frame.height, frame.width)) if is_native else box
+        if is_native:
+            height, width = read.height, read.width
+        whole = f"{frame.width}:{frame.height}:flags=bicubic+accurate_rnd+bitexact"
+        inner = f"{box.width}:{box.height}:{box.x - read.x}:{box.y - read.y}:exact=1"
         nodes = [
             graph.add(
                 "buffer",
                 f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
                 f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}:time_base=1/1",
             ),
-            graph.add("crop", f"{box.width}:{box.height}:{box.x}:{box.y}"),
+            *(graph.add(*step) for step in (("field", "top"), ("scale", whole)) if combed),
+            graph.add("crop", f"{read.width}:{read.height}:{read.x}:{read.y}"),
             graph.add(
                 "scale", f"{width}:{height}:flags={method}+full_chroma_int+accurate_rnd+bitexact"
             ),
             graph.add("format", "gbrp"),
+            *(graph.add("crop", inner) for _ in range(is_native)),
             *(graph.add("transpose", "cclock") for _ in range(turns)),
             *(graph.add("hflip") for _ in range(self._plan.flip)),
             graph.add("buffersink"),
@@ -198,8 +195,3 @@ def _colour_matrix(saturation: float, hue: float) -> NDArray[np.float64]:
     turn = np.array([[1, 0, 0], [0, cosine, sine], [0, -sine, cosine]])
     matrix: NDArray[np.float64] = np.linalg.inv(RGB_TO_YIQ) @ turn @ RGB_TO_YIQ
     return matrix
-
-
-def _even(size: float, limit: int) -> int:
-    """The even number nearest to `size`, at least 2, at most `limit`."""
-    return max(2, min(2 * round(size / 2), limit // 2 * 2))

@@ -10,12 +10,19 @@ from av.container import Flags
 from data_pipeline.errors import TransientVideoError, UnusableVideoError
 from data_pipeline.videos.storage import NotAFileError
 
+BEST = -1
+"""In place of a stream's number: the one that FFmpeg takes by default."""
+
 MAX_PIXELS = 2**26
 """Largest frame, twice 8K. A damaged header may claim any size."""
 
 
-def open_video(media: str | io.IOBase) -> tuple[av.container.InputContainer, av.VideoStream]:
+def open_video(
+    media: str | io.IOBase, stream: int = BEST
+) -> tuple[av.container.InputContainer, av.VideoStream]:
     """Open a path, or a seekable file, at its first frame. The caller closes the container.
+
+    stream: which of the video streams, from 0, or `BEST`.
 
     Raises UnusableVideoError if the file is missing, has no video stream, or one that cannot or
     should not be decoded.
@@ -30,16 +37,16 @@ def open_video(media: str | io.IOBase) -> tuple[av.container.InputContainer, av.
             metadata_errors="replace",
         )
         try:
-            stream = _video_stream(container)
+            chosen = _video_stream(container, stream)
             # Some decoders ignore changes of `skip_frame` unless opened first.
-            stream.codec_context.open()
+            chosen.codec_context.open()
         except (UnusableVideoError, av.FFmpegError):
             container.close()
             raise
     # For files without timestamps FFmpeg invents some, which are wrong if the order of display is
     # not that of decoding.
     container.flags &= ~Flags.gen_pts.value
-    return container, stream
+    return container, chosen
 
 
 @contextmanager
@@ -59,7 +66,7 @@ def translate_errors(fault: str) -> Iterator[None]:
         raise TransientVideoError(f"{fault}: {error.strerror or error}") from error
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+def _video_stream(container: av.container.InputContainer, number: int) -> av.VideoStream:
     streams = [
         stream
         for stream in container.streams.video
@@ -67,7 +74,15 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     ]
     if not streams:
         raise UnusableVideoError("has no video stream")
-    stream = streams[0]
+    if number == BEST:
+        # As `av_find_best_stream` says: by its disposition, then by the length and rate of what is
+        # in it. It may name a picture of the cover, which is no video.
+        best = container.streams.best("video")
+        stream = next((one for one in streams if best and one.index == best.index), streams[0])
+    elif number < len(streams):
+        stream = streams[number]
+    else:
+        raise UnusableVideoError(f"has {len(streams)} video streams, and none of number {number}")
     context = stream.codec_context
     if context is None:
         raise UnusableVideoError("has no codec that is known")

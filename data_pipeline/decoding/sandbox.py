@@ -25,6 +25,7 @@ from data_pipeline.decoding.cores import core_times, time_waiting
 from data_pipeline.decoding.sandbox_process import (
     BUG,
     CLIPS,
+    INTERLACED_CLIPS,
     PIECE,
     REPLY,
     REQUEST,
@@ -134,14 +135,14 @@ class WindowReader:
 
     def _whole(self, request: WholeRequest, seconds: float) -> Generator[WholeVideo | Frames]:
         with self._send(request, seconds, "frame") as pipes:
-            _, length = _receive_header(pipes, request, WHOLE)
+            _, _, length = _receive_header(pipes, request, WHOLE)
             video: WholeVideo = pickle.loads(pipes.receive(bytearray(length)))
             yield video
             left = video.frames
             while left:
                 # The caller's time between two pieces does not count.
                 pipes.restart_limit(seconds)
-                number, _ = _receive_header(pipes, request, PIECE)
+                _, number, _ = _receive_header(pipes, request, PIECE)
                 piece = np.empty((number, 3, video.height, video.width), np.uint8)
                 pipes.receive(piece.reshape(-1).data)
                 left -= number
@@ -149,10 +150,10 @@ class WindowReader:
 
     def _read(self, request: WindowRequest, seconds: float) -> WindowClips:
         with self._send(request, seconds, "clip") as pipes:
-            decoded, _ = _receive_header(pipes, request, CLIPS)
+            kind, decoded, _ = _receive_header(pipes, request, CLIPS, INTERLACED_CLIPS)
             frames = np.empty(request.shape, np.uint8)
             pipes.receive(frames.reshape(-1).data)
-        return WindowClips(frames, decoded)
+        return WindowClips(frames, decoded, kind == INTERLACED_CLIPS)
 
     @contextmanager
     def _send(
@@ -265,12 +266,12 @@ class _Pipes:
 
 
 def _receive_header(
-    pipes: _Pipes, request: WindowRequest | WholeRequest, wanted: bytes
-) -> tuple[int, int]:
-    """The next reply's number and length; raises the error that it holds instead, if any."""
+    pipes: _Pipes, request: WindowRequest | WholeRequest, *wanted: bytes
+) -> tuple[bytes, int, int]:
+    """The next reply's kind, number and length; raises the error that it holds, if any."""
     kind, number, length = REPLY.unpack(pipes.receive(bytearray(REPLY.size)))
-    if kind == wanted:
-        return number, length
+    if kind in wanted:
+        return kind, number, length
     text = pipes.receive(bytearray(length)).tobytes().decode()
     if kind == BUG:
         raise RuntimeError(f"reading {request.location} failed:\n{text}")

@@ -20,7 +20,8 @@ from data_pipeline.errors import TransientVideoError, UnusableVideoError
 
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
-CLIPS, WHOLE, PIECE, UNUSABLE, TRANSIENT, BUG = b"C", b"W", b"P", b"U", b"M", b"B"
+CLIPS, INTERLACED_CLIPS, WHOLE, PIECE = b"C", b"I", b"W", b"P"
+UNUSABLE, TRANSIENT, BUG = b"U", b"M", b"B"
 """Kinds of replies. The number is that of decoded frames for clips, that of frames for a piece of
 a whole video, and 0 for others."""
 
@@ -54,7 +55,8 @@ def main() -> None:
 def _answer(pipe: int, request: WindowRequest | WholeRequest) -> None:
     if isinstance(request, WindowRequest):
         clips = read_window(request)
-        _reply(pipe, CLIPS, clips.decoded, clips.frames.reshape(-1).data)
+        kind = INTERLACED_CLIPS if clips.is_interlaced else CLIPS
+        _reply(pipe, kind, clips.decoded, clips.frames.reshape(-1).data)
         return
     video = plan_whole(request)
     _reply(pipe, WHOLE, 0, pickle.dumps(video))

@@ -17,7 +17,7 @@ from typing import Self
 
 import av
 
-from data_pipeline.decoding.media import open_video, translate_errors
+from data_pipeline.decoding.media import BEST, open_video, translate_errors
 from data_pipeline.decoding.timeline import Timeline, header_timeline, scan_timeline
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.videos.storage import open_media
@@ -47,13 +47,14 @@ class VideoFile:
     decoded: int
     """Frames that came out of the decoder so far, wanted or not."""
 
-    def __init__(self, location: str) -> None:
-        """Open a path or s3://bucket/key."""
+    def __init__(self, location: str, stream: int = BEST) -> None:
+        """Open a path or s3://bucket/key. stream: see `open_video`."""
         self.decoded = 0
+        self._number = stream
         with translate_errors("cannot be opened"):
             self._media = open_media(location)
         try:
-            self._container, self._stream = open_video(self._media)
+            self._container, self._stream = open_video(self._media, self._number)
         except UnusableVideoError:
             self._close_media()
             raise
@@ -112,7 +113,7 @@ class VideoFile:
     def _reopen(self) -> None:
         """Return to the first frame, also in formats that cannot seek."""
         self._container.close()
-        self._container, self._stream = open_video(self._media)
+        self._container, self._stream = open_video(self._media, self._number)
 
     def _close_media(self) -> None:
         if not isinstance(self._media, str):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.crops import CropSize
 from data_pipeline.decoding.augment import ClipMaker, Frames
-from data_pipeline.decoding.media import open_video, translate_errors
+from data_pipeline.decoding.media import BEST, open_video, translate_errors
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.decoding.window import span_frames
 from data_pipeline.errors import UnusableVideoError
@@ -56,6 +57,12 @@ class WholeRequest:
     limit: int = 0
     """At most so many frames; 0: all."""
 
+    stream: int = BEST
+    """Which of the file's video streams."""
+
+    deinterlace: bool = False
+    """Whether interlaced frames are rebuilt."""
+
 
 @dataclass(frozen=True)
 class WholeVideo:
@@ -72,7 +79,7 @@ class WholeVideo:
 
 def plan_whole(request: WholeRequest, facts: VideoFacts | None = None) -> WholeVideo:
     """Which frames a request means, and their size. Raises UnusableVideoError."""
-    facts = facts or read_facts(request.location)
+    facts = facts or read_facts(request.location, request.stream)
     begin, end = span_frames(request.span, facts.frames)
     end = min(end, begin + request.limit) if request.limit else end
     shown = (facts.height, facts.width)
@@ -97,37 +104,37 @@ def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
     if not (request.height and request.width):
         # `crop_box` scales by the largest crop of the wanted aspect ratio.
         largest = min(facts.height, facts.width * height / width)
-        plan = replace(CENTRE, crop_scale=min(1.0, height / largest))
+        plan = replace(CENTRE, crop=CropSize("part", min(1.0, height / largest)))
     length = max(1, PIECE_BYTES // (3 * height * width))
-    with VideoFile(request.location) as file:
+    with VideoFile(request.location, request.stream) as file:
         frames = file.walk(range(video.first_frame, video.first_frame + video.frames))
         for first in range(0, video.frames, length):
             piece = np.empty((min(length, video.frames - first), 3, height, width), np.uint8)
-            maker = ClipMaker(plan, piece, file.pixel_aspect)
+            maker = ClipMaker(plan, piece, file.pixel_aspect, request.deinterlace)
             for place in range(len(piece)):
                 maker.put(place, next(frames))
             yield piece
 
 
-def read_facts(location: str) -> VideoFacts:
+def read_facts(location: str, stream: int = BEST) -> VideoFacts:
     """Size, rate and length. The first frame is decoded. Raises UnusableVideoError."""
     with translate_errors("cannot be opened"):
         media = open_media(location)
     try:
-        container, stream = open_video(media)
+        container, chosen = open_video(media, stream)
         with translate_errors("cannot be decoded"), container:
-            first = next(container.decode(stream), None)
+            first = next(container.decode(chosen), None)
             if first is None:
                 raise UnusableVideoError("has no frame")
             height, width = first.height, first.width
-            width = round(width * float(stream.sample_aspect_ratio or 1))
+            width = round(width * float(chosen.sample_aspect_ratio or 1))
             if round(first.rotation / 90) % 2:
                 height, width = width, height
-            rate = stream.average_rate or stream.guessed_rate or Fraction(24)
+            rate = chosen.average_rate or chosen.guessed_rate or Fraction(24)
     finally:
         if not isinstance(media, str):
             media.close()
-    with VideoFile(location) as video:
+    with VideoFile(location, stream) as video:
         frames = video.num_frames
     return VideoFacts(frames, height, width, float(rate), _size(location))
 

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from data_pipeline.decoding.augment import ClipMaker, Frames
+from data_pipeline.decoding.media import BEST
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import ClipPlan
@@ -47,6 +48,12 @@ class WindowRequest:
     width: int
     """W, columns of a clip."""
 
+    stream: int = BEST
+    """Which of the file's video streams."""
+
+    deinterlace: bool = False
+    """Whether interlaced frames are rebuilt."""
+
     def __post_init__(self) -> None:
         """Check what the placing relies on."""
         if not 1 <= self.num_frames <= self.window_frames or not self.clips:
@@ -71,17 +78,20 @@ class WindowClips:
     decoded: int
     """Frames that the decoder produced for them."""
 
+    is_interlaced: bool = False
+    """Whether some of them are of two half-pictures."""
+
 
 def read_window(request: WindowRequest) -> WindowClips:
     """Decode a window and make its clips; only one decoded frame is in memory at a time.
 
     Raises UnusableVideoError if the video cannot give them.
     """
-    with VideoFile(request.location) as video:
+    with VideoFile(request.location, request.stream) as video:
         places = place_clips(request, video.num_frames)
         frames = np.empty(request.shape, np.uint8)
         makers = [
-            ClipMaker(plan, clip, video.pixel_aspect)
+            ClipMaker(plan, clip, video.pixel_aspect, request.deinterlace)
             for plan, clip in zip(request.clips, frames, strict=True)
         ]
         uses: defaultdict[int, list[tuple[ClipMaker, int]]] = defaultdict(list)
@@ -96,7 +106,8 @@ def read_window(request: WindowRequest) -> WindowClips:
         video.read(sorted(uses), put)
         for maker in makers:
             maker.finish()
-        return WindowClips(frames, video.decoded)
+        is_interlaced = any(maker.is_interlaced for maker in makers)
+        return WindowClips(frames, video.decoded, is_interlaced)
 
 
 def place_clips(request: WindowRequest, num_frames: int) -> list[range]:

@@ -1,4 +1,5 @@
-"""What a MiniDataset file says: `{"total": N, "list": [{"path": "x.mp4"}, ...]}`."""
+"""Lists of videos in JSON: a MiniDataset file, `{"total": N, "list": [{"path": "x.mp4"}, ...]}`, or
+a list by itself, of such objects or of paths."""
 
 import json
 import logging
@@ -10,7 +11,7 @@ from data_pipeline.videos.json_stream import ByteStream, JsonStream, JsonStreamE
 
 logger = logging.getLogger(__name__)
 
-EXPECTED = 'expected {"total": N, "list": [{"path": "video.mp4"}, ...]}'
+EXPECTED = 'expected {"total": N, "list": [{"path": "video.mp4"}, ...]}, or a list of paths'
 EXAMPLE_KEYS = 5
 """Keys that a message shows of an object: there may be millions."""
 
@@ -24,7 +25,11 @@ def stream_paths(stream: ByteStream, file: str) -> Iterator[str]:
     Raises DataError, from the iteration, where the file cannot be read or is not of this form.
     """
     try:
-        yield from _paths(JsonStream(stream), file)
+        document = JsonStream(stream)
+        if document.peek() == "[":
+            yield from _list(document, file)
+        else:
+            yield from _mini_dataset(document, file)
     except JsonStreamError as error:
         raise DataError(f"the annotation file {file} is not JSON: {error}") from error
     except OSError as error:
@@ -36,7 +41,23 @@ def unreadable(file: str, error: OSError) -> DataError:
     return DataError(f"the annotation file {file} cannot be read: {error.strerror or error}")
 
 
-def _paths(document: JsonStream, file: str) -> Iterator[str]:
+def _list(document: JsonStream, file: str) -> Iterator[str]:
+    count = 0
+    for _ in document.elements():
+        entry = document.value()
+        where = f"entry {count} in the annotation file {file}"
+        yield (
+            checked_path(entry, f"{where} is")
+            if isinstance(entry, str)
+            else entry_path(entry, where)
+        )
+        count += 1
+    document.end()
+    if not count:
+        raise DataError(f"the annotation file {file} lists no videos: its list is empty")
+
+
+def _mini_dataset(document: JsonStream, file: str) -> Iterator[str]:
     if (kind := _kind(document.peek())) != "an object":
         document.skip()
         raise DataError(f"the annotation file {file} holds {kind} at the top; {EXPECTED}")
@@ -58,7 +79,8 @@ def _paths(document: JsonStream, file: str) -> Iterator[str]:
         else:
             listed = True
             for _ in document.elements():
-                yield _entry_path(document.value(), count, file)
+                where = f"entry {count} of 'list' in the annotation file {file}"
+                yield entry_path(document.value(), where)
                 count += 1
     document.end()
 
@@ -77,22 +99,23 @@ def _paths(document: JsonStream, file: str) -> Iterator[str]:
         )
 
 
-def _entry_path(entry: Any, number: int, file: str) -> str:
-    where = f"entry {number} of 'list' in the annotation file {file}"
+def entry_path(entry: Any, where: str) -> str:
+    """The path that an object of a list names. Raises DataError, which says `where` it stands."""
     if not isinstance(entry, dict):
         raise DataError(f"{where} is {_kind(json.dumps(entry)[0])}; {EXPECTED}")
     for key in ("path", "full_path"):
-        path = entry.get(key)
-        if path is None:
-            continue
-        if not isinstance(path, str) or not path:
-            raise DataError(f"{where} has {path!r} as '{key}'; a path is a text that is not empty")
-        if not path.isascii() and not _is_utf8(path):
-            raise DataError(
-                f"{where} has {path!r} as '{key}', which is not Unicode text; rename the video"
-            )
-        return path
+        if entry.get(key) is not None:
+            return checked_path(entry[key], f"{where} has", f" as '{key}'")
     raise DataError(f"{where} has neither 'path' nor 'full_path' (keys: {_names(list(entry))})")
+
+
+def checked_path(path: Any, where: str, place: str = "") -> str:
+    """A path that is one. Raises DataError."""
+    if not isinstance(path, str) or not path:
+        raise DataError(f"{where} {path!r}{place}; a path is a text that is not empty")
+    if not path.isascii() and not _is_utf8(path):
+        raise DataError(f"{where} {path!r}{place}, which is not Unicode text; rename the video")
+    return path
 
 
 def _is_utf8(text: str) -> bool:

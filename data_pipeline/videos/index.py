@@ -9,7 +9,6 @@ import fcntl
 import hashlib
 import logging
 import os
-import posixpath
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +23,18 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.videos import storage
-from data_pipeline.videos.annotations import stream_paths, unreadable
+from data_pipeline.videos.annotations import unreadable
+from data_pipeline.videos.lists import list_paths
+from data_pipeline.videos.split_keys import SplitKeys, path_hash
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("hash", pa.uint64())])
-FORMAT = "1"
+FORMAT = "2"
 """Changes when files written by an older version no longer serve."""
+
+FOLDER = "folder"
+"""In place of a version, since a folder's is the work of listing it."""
 
 BATCH_ENTRIES = 1 << 16
 PROGRESS_SECONDS = 10.0
@@ -53,14 +57,26 @@ class Index:
     """The path of each entry as in the annotation, as large strings."""
 
     hashes: tuple[Hashes, ...]
-    """`path_hash` of each entry, uint64, in pieces that follow each other, none empty."""
+    """A hash of what decides on which side of a split each entry is, uint64, in pieces that follow
+    each other, none empty: see `SplitKeys`."""
+
+    duplicates: int
+    """Entries that name a file which an entry before them names, however it is spelled."""
+
+    alone: int
+    """Entries that the pattern or the level of `split_by` says nothing of."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
-def open_index(annotations: str) -> Index:
-    """The index of an annotation file, which is read only if it changed since the last time.
+def open_index(
+    annotations: str, root: str = "", split_by: str = "", refresh: bool = False
+) -> Index:
+    """The index of a list of videos, which is read only if it changed since the last time.
+
+    Whether a folder changed is looked for only with `refresh`: who reads it later means the videos
+    that were there at the start.
 
     The index lies beside the annotation file, or in the user's cache folder where nothing can be
     written there. Where several processes ask at once, one reads and the others wait for it.
@@ -69,17 +85,18 @@ def open_index(annotations: str) -> Index:
     it is read, and where the index can be written nowhere.
     """
     annotations = storage.absolute(annotations)
-    version = _version(annotations)
+    root = storage.absolute(root) if root else folder_of(annotations)
+    source = _Source(annotations, _version(annotations), root, split_by)
     places = _places(annotations)
-    for place in places:
-        index = _load(place, annotations, version)
+    for place in () if refresh and source.version == FOLDER else places:
+        index = _load(place, source)
         if index is not None:
             return index
 
     failures = []
     for place in places:
         try:
-            return _load_or_build(place, annotations, version)
+            return _load_or_build(place, source, refresh)
         except OSError as error:
             # What is wrong with the annotation file itself is a DataError.
             failures.append(f"in {place.parent}: {error.strerror or error}")
@@ -90,14 +107,37 @@ def open_index(annotations: str) -> Index:
     )
 
 
-def path_hash(path: str) -> bytes:
-    """Eight bytes that stand for a video, however its path is spelled; the same everywhere."""
-    return hashlib.blake2b(posixpath.normpath(path).encode(), digest_size=8).digest()
+def folder_of(annotations: str) -> str:
+    """Where the relative paths of a list start, unless another root is named."""
+    return annotations if storage.is_folder(annotations) else storage.parent(annotations)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What an index is made from."""
+
+    annotations: str
+    version: str
+    root: str
+    split_by: str
+
+    def keys(self) -> SplitKeys:
+        """For the entries, from the first on."""
+        return SplitKeys(self.root, self.split_by)
+
+    def metadata(self) -> dict[bytes, bytes]:
+        """What an index of this source says of itself."""
+        return {
+            b"format": FORMAT.encode(),
+            b"version": self.version.encode(),
+            b"root": self.root.encode(),
+            b"split_by": self.split_by.encode(),
+        }
 
 
 def _version(annotations: str) -> str:
     try:
-        return storage.version(annotations)
+        return FOLDER if storage.is_folder(annotations) else storage.version(annotations)
     except FileNotFoundError as error:
         raise DataError(
             f"the annotation file {annotations} does not exist; "
@@ -115,18 +155,18 @@ def _places(annotations: str) -> list[Path]:
     return [cached] if storage.is_s3(annotations) else [Path(f"{annotations}.index.arrow"), cached]
 
 
-def _load(place: Path, annotations: str, version: str) -> Index | None:
-    """The index at `place`, mapped; None where there is none of this version of the file."""
+def _load(place: Path, source: _Source) -> Index | None:
+    """The index at `place`, mapped; None where there is none of this source."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(place)))
-        if reader.schema.metadata != _key(version):
+        if reader.schema.metadata != source.metadata():
             return None
         table = reader.read_all()
         last = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         summary = last.custom_metadata or {}
         if not 0 < int(summary[b"entries"]) == len(table):
             raise ValueError("entries are missing")
-        _check_some(table)
+        _check_some(table, source)
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -134,35 +174,38 @@ def _load(place: Path, annotations: str, version: str) -> Index | None:
         return None
     hashes = [np.asarray(np.from_dlpack(piece), np.uint64) for piece in table["hash"].chunks]
     return Index(
-        annotations,
+        source.annotations,
         fingerprint=summary[b"fingerprint"].decode(),
         paths=table["path"],
         hashes=tuple(piece for piece in hashes if len(piece)),
+        duplicates=int(summary[b"duplicates"]),
+        alone=int(summary[b"alone"]),
     )
 
 
-def _check_some(table: pa.Table) -> None:
+def _check_some(table: pa.Table, source: _Source) -> None:
     """Raises ValueError where one of a few entries is not what was written."""
+    keys = source.keys()
     for row in np.linspace(0, len(table) - 1, CHECKED_ENTRIES).astype(int).tolist():
         entry = table.slice(row, 1)
         # Positions in a damaged file may point anywhere; without this they would be followed.
         entry.validate(full=True)
         [path], [value] = entry.column("path").to_pylist(), entry.column("hash").to_pylist()
-        if path_hash(path) != value.to_bytes(8, "little"):
+        if path_hash(keys.key(path)) != value.to_bytes(8, "little"):
             raise ValueError(f"entry {row} is not what was written")
 
 
-def _load_or_build(place: Path, annotations: str, version: str) -> Index:
+def _load_or_build(place: Path, source: _Source, refresh: bool) -> Index:
     """The index at `place`, made by this process unless another one does so first."""
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{place}.partial")
     with _sole_writer(partial) as output:
-        index = _load(place, annotations, version)
+        index = None if refresh and source.version == FOLDER else _load(place, source)
         if index is not None:
             return index
-        _build(output, annotations, version, place)
+        _build(output, source, place)
         partial.replace(place)
-    index = _load(place, annotations, version)
+    index = _load(place, source)
     if index is None:
         raise OSError(f"{place} cannot be read back")
     return index
@@ -205,46 +248,57 @@ def _lies_at(output: BinaryIO, path: Path) -> bool:
         return False
 
 
-def _build(output: BinaryIO, annotations: str, version: str, place: Path) -> None:
-    """Read the annotations as a stream and write the index."""
+def _build(output: BinaryIO, source: _Source, place: Path) -> None:
+    """Read the list as a stream and write the index."""
     start = last_report = time.monotonic()
-    entries, digest = 0, hashlib.blake2b(digest_size=16)
-    with (
-        _open(annotations) as stream,
-        pa.ipc.new_file(output, SCHEMA.with_metadata(_key(version))) as writer,
-    ):
-        paths = stream_paths(stream, annotations)
+    keys, entries, alone, digest = source.keys(), 0, 0, hashlib.blake2b(digest_size=16)
+    files: list[Hashes] = []
+    with pa.ipc.new_file(output, SCHEMA.with_metadata(source.metadata())) as writer:
+        paths = list_paths(source.annotations)
         while some := list(islice(paths, BATCH_ENTRIES)):
-            writer.write_batch(_batch(some))
+            batch, hashed, without_group = _batch(some, keys)
+            writer.write_batch(batch)
+            files.append(hashed)
+            alone += without_group
             digest.update("\0".join([*some, ""]).encode())
             entries += len(some)
             now = time.monotonic()
             if now - last_report >= PROGRESS_SECONDS:
                 last_report = now
                 rate = entries / (now - start)
-                logger.info("reading %s: %d videos, %.0f a second", annotations, entries, rate)
+                logger.info(
+                    "reading %s: %d videos, %.0f a second", source.annotations, entries, rate
+                )
         # Known last of all: where this is there, the rest is.
-        summary = {"entries": str(entries), "fingerprint": digest.hexdigest()}
-        writer.write_batch(_batch([]), custom_metadata=summary)
+        summary = {
+            "entries": str(entries),
+            "fingerprint": digest.hexdigest(),
+            "duplicates": str(entries - len(np.unique(np.concatenate(files)))),
+            "alone": str(alone),
+        }
+        writer.write_batch(_batch([], keys)[0], custom_metadata=summary)
     output.flush()
     os.fsync(output.fileno())
-    if _version(annotations) != version:
-        raise DataError(f"the annotation file {annotations} changed while it was read; start again")
+    if _version(source.annotations) != source.version:
+        raise DataError(
+            f"the annotation file {source.annotations} changed while it was read; start again"
+        )
     seconds = time.monotonic() - start
     logger.info("%d videos indexed in %.1f s; the index is %s", entries, seconds, place)
 
 
-def _open(annotations: str) -> BinaryIO:
-    try:
-        return storage.open_stream(annotations)
-    except OSError as error:
-        raise unreadable(annotations, error) from error
+def _batch(paths: list[str], keys: SplitKeys) -> tuple[pa.RecordBatch, Hashes, int]:
+    """Some entries as they are written, hashes of their files, and how many have no group."""
+    files = list(map(keys.file, paths))
+    hashed = hashes = _hashes(files)
+    alone = 0
+    if keys.split_by:
+        groups = list(map(keys.group, files))
+        alone = groups.count(None)
+        hashes = _hashes([keys.key_of(*pair) for pair in zip(files, groups, strict=True)])
+    columns = [pa.array(paths, pa.large_string()), pa.array(hashes)]
+    return pa.record_batch(columns, schema=SCHEMA), hashed, alone
 
 
-def _key(version: str) -> dict[bytes, bytes]:
-    return {b"format": FORMAT.encode(), b"version": version.encode()}
-
-
-def _batch(paths: list[str]) -> pa.RecordBatch:
-    hashes = np.frombuffer(b"".join(map(path_hash, paths)), "<u8")
-    return pa.record_batch([pa.array(paths, pa.large_string()), pa.array(hashes)], schema=SCHEMA)
+def _hashes(texts: list[str]) -> Hashes:
+    return np.frombuffer(b"".join(map(path_hash, texts)), "<u8")

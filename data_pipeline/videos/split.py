@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.videos import storage
-from data_pipeline.videos.index import BATCH_ENTRIES, Hashes, Index, open_index
+from data_pipeline.videos.index import BATCH_ENTRIES, Hashes, Index, folder_of, open_index
+from data_pipeline.videos.split_keys import place_hash
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,16 @@ class Split(NamedTuple):
 
     fingerprint: str
     """Digest of the paths that the annotation file lists."""
+
+    split_by: str = ""
+    """What makes several videos one drive, which is on one side: see `data.split_by`."""
+
+    held_out: str = ""
+    """List of the videos that are kept out of training, in place of a draw: an absolute path or an
+    S3 location."""
+
+    held_out_root: str = ""
+    held_out_fingerprint: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +94,8 @@ class VideoSet:
     @property
     def root(self) -> str:
         """Where relative paths start: an absolute folder or an S3 location."""
-        return self.split.root
+        listed = self.split.held_out and self.side == VALIDATION
+        return self.split.held_out_root if listed else self.split.root
 
     def name(self, index: int) -> str:
         """The path of video `index` as in the annotation."""
@@ -99,26 +111,53 @@ class VideoSet:
 
 
 def open_videos(
-    annotations: str, root: str, fraction: float, seed: int
+    annotations: str,
+    root: str,
+    fraction: float,
+    seed: int,
+    split_by: str = "",
+    validation_annotations: str = "",
 ) -> tuple[VideoSet, VideoSet]:
-    """The videos that an annotation file lists, for training and for validation.
+    """The videos that a list names, for training and for validation.
 
     `root` is where relative paths start and what no path may leave; empty, it is the folder of
-    the annotations. No video is touched.
+    the annotations, or that folder itself. No video is touched.
 
-    A video belongs to validation where the hash of (seed, path) falls under `fraction`: so the
-    order of the list plays no part, a file listed twice stays on one side, and files that are
-    added later move no other. At least one video is on each side. A lone video is divided in
-    time, into two spans without a common frame.
+    A video belongs to validation where the hash of (seed, file) falls under `fraction`: so the
+    order of the list plays no part, a file listed twice stays on one side however its path is
+    written, and files that are added later move no other. With `split_by` it is the hash of the
+    drive. At least one video is on each side. A lone video is divided in time, into two spans
+    without a common frame. With `validation_annotations` that list is validation, and what it names
+    is left out of training.
 
-    Raises DataError where the annotations cannot be read or the root is no folder.
+    Raises DataError where a list cannot be read, the root is no folder, or no video is left.
     """
-    annotations = storage.absolute(annotations)
-    root = storage.absolute(root) if root else storage.parent(annotations)
-    if not storage.is_s3(root) and not Path(root).is_dir():
-        raise DataError(f"the data folder {root} does not exist; set data.root to the right one")
-
-    split = Split(annotations, root, fraction, seed, open_index(annotations).fingerprint)
+    annotations, own_root = storage.absolute(annotations), root
+    root = _root_of(annotations, root)
+    index = open_index(annotations, root, split_by, refresh=True)
+    if index.duplicates:
+        logger.info(
+            "%d of the %d entries of %s name a file that an earlier one names: such a file is one "
+            "video, on one side of the split",
+            index.duplicates,
+            len(index),
+            annotations,
+        )
+    split = Split(annotations, root, fraction, seed, index.fingerprint, split_by)
+    if validation_annotations:
+        held_out = storage.absolute(validation_annotations)
+        held_out_root = _root_of(held_out, own_root)
+        fingerprint = open_index(held_out, held_out_root, refresh=True).fingerprint
+        split = split._replace(
+            held_out=held_out, held_out_root=held_out_root, held_out_fingerprint=fingerprint
+        )
+    elif index.alone:
+        logger.warning(
+            "data.split_by %s says nothing of %d of %d videos: each of them is a drive by itself",
+            split_by,
+            index.alone,
+            len(index),
+        )
     training, validation = _open_split(split)
     if training.span == WHOLE:
         logger.info("%d videos for training, %d for validation", len(training), len(validation))
@@ -129,7 +168,17 @@ def open_videos(
             training.name(0),
             100 * training.span[1],
         )
+    if split.held_out and (left_out := len(index) - len(training)):
+        logger.info("%d videos of %s are held out by %s", left_out, annotations, split.held_out)
     return training, validation
+
+
+def _root_of(annotations: str, root: str) -> str:
+    """Where the relative paths of a list start. Raises DataError."""
+    place = storage.absolute(root) if root else folder_of(annotations)
+    if not storage.is_s3(place) and not Path(place).is_dir():
+        raise DataError(f"the data folder {place} does not exist; set data.root to the right one")
+    return place
 
 
 def _open_side(split: Split, side: int) -> VideoSet:
@@ -139,18 +188,46 @@ def _open_side(split: Split, side: int) -> VideoSet:
 @lru_cache(maxsize=CACHED_SPLITS)
 def _open_split(split: Split) -> tuple[VideoSet, VideoSet]:
     """Both sides; made once in a process, whatever number of tasks unpickle them."""
-    index = open_index(split.annotations)
-    if index.fingerprint != split.fingerprint:
+    index = _open_same(split.annotations, split.root, split.split_by, split.fingerprint)
+    if not split.held_out:
+        return _divide(index, split)
+    listed = _open_same(split.held_out, split.held_out_root, "", split.held_out_fingerprint)
+    files = {place_hash(split.held_out_root, str(path)) for path in listed.paths}
+    kept = np.fromiter(
+        (place_hash(split.root, str(path)) not in files for path in index.paths),
+        np.bool_,
+        len(index),
+    )
+    if not kept.any():
         raise DataError(
-            f"the annotation file {split.annotations} on {socket.gethostname()} lists other "
+            f"{split.held_out} names every video of {split.annotations}: none is left to train on"
+        )
+    return (
+        VideoSet(index.paths, _positions(kept), split, TRAINING),
+        VideoSet(listed.paths, None, split, VALIDATION),
+    )
+
+
+def _open_same(annotations: str, root: str, split_by: str, fingerprint: str) -> Index:
+    """The index of a list that must name what it named at the start. Raises DataError."""
+    index = open_index(annotations, root, split_by)
+    if index.fingerprint != fingerprint:
+        raise DataError(
+            f"the annotation file {annotations} on {socket.gethostname()} lists other "
             "videos than where the run was started; give all machines the same file"
         )
-    return _divide(index, split)
+    return index
 
 
 def _divide(index: Index, split: Split) -> tuple[VideoSet, VideoSet]:
     extremes = [(int(scores.min()), int(scores.max())) for scores in _scores(index, split.seed)]
     lowest, highest = min(low for low, _ in extremes), max(high for _, high in extremes)
+    if lowest == highest and split.split_by and len(index) > index.duplicates + 1:
+        raise DataError(
+            f"data.split_by {split.split_by} makes one drive of all {len(index)} videos of "
+            f"{split.annotations}, and none could be held out: choose one that tells them apart, "
+            "or name those to hold out by data.validation_annotations"
+        )
     if lowest == highest:
         boundary = 1.0 - max(split.fraction, SINGLE_VIDEO_VALIDATION)
         return (

@@ -14,6 +14,7 @@ import posixpath
 import re
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
@@ -30,6 +31,14 @@ MAX_BLOCKS_AHEAD = 8
 """Blocks that one request may ask for. No more than are cached, or the first would be lost."""
 
 CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
+
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
+    *(".wmv", ".flv", ".3gp", ".ogv", ".y4m", ".h264", ".264", ".h265", ".hevc", ".265", ".ivf"),
+)
+"""Endings, in small letters or capitals, of the files of a folder that are taken for videos."""
+
+VIDEO_SUFFIXES_TEXT = "that ends in " + " ".join(VIDEO_SUFFIXES)
 
 NO_OPTIONS = "?region="
 
@@ -114,6 +123,53 @@ def open_stream(location: str) -> BinaryIO:
         file_system, path = _open_s3(location)
         return cast("BinaryIO", file_system.open_input_stream(path))
     return Path(location).open("rb")
+
+
+def open_random_access(location: str) -> Any:
+    """A file opened to be read anywhere, as PyArrow opens it. Raises OSError."""
+    if is_s3(location):
+        file_system, path = _open_s3(location)
+        return file_system.open_input_file(path)
+    from pyarrow import fs
+
+    return fs.LocalFileSystem().open_input_file(location)
+
+
+def is_folder(location: str) -> bool:
+    """Whether a location is a folder, or, on S3, the start of keys. Raises OSError."""
+    if not is_s3(location):
+        return Path(location).is_dir()
+    file_system, path = _open_s3(location)
+    return bool(file_system.get_file_info(path.rstrip("/")).type.name == "Directory")
+
+
+def videos_below(folder: str) -> Iterator[str]:
+    """The paths, relative to a folder and sorted folder by folder, of the videos below it.
+
+    Links to folders are not followed. Raises OSError.
+    """
+    if is_s3(folder):
+        from pyarrow import fs
+
+        file_system, path = _open_s3(folder)
+        found = file_system.get_file_info(fs.FileSelector(path.rstrip("/"), recursive=True))
+        files = (entry.path for entry in found if entry.is_file)
+        yield from sorted(filter(_is_video, (posixpath.relpath(file, path) for file in files)))
+        return
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inner = os.path.relpath(place, folder)
+        for name in sorted(filter(_is_video, names)):
+            yield name if inner == "." else f"{inner}/{name}"
+
+
+def _is_video(path: str) -> bool:
+    hidden = any(part.startswith(".") for part in path.split("/"))
+    return path.lower().endswith(VIDEO_SUFFIXES) and not hidden
 
 
 def version(location: str) -> str:

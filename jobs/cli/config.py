@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_pipeline.config import DataConfig
 from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
+from jobs.cli.old_keys import translate_old_keys
 from jobs.cli.own_config import FILE, Sections, as_defaults, run_to_resume, storage_or_environments
 from jobs.cli.yaml_file import load
 from jobs.tracking.tracker import TrackingConfig
@@ -217,6 +218,7 @@ def _sections(path: Path, source: str = "") -> Sections:
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{source}: expected sections such as `data:`, `train:`")
+    translate_old_keys(content, source)
     _refuse_unknown_keys(content, Config, source, "")
     return content
 

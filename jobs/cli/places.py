@@ -32,7 +32,10 @@ def with_places(config: Config) -> Config:
     return replace(
         config,
         data=replace(
-            config.data, annotations=absolute(annotations), root=absolute(config.data.root)
+            config.data,
+            annotations=absolute(annotations),
+            root=absolute(config.data.root),
+            validation_annotations=absolute(config.data.validation_annotations),
         ),
         model=replace(config.model, pretrained=absolute(config.model.pretrained)),
         teacher=replace(config.teacher, path=absolute(config.teacher.path)),

@@ -71,6 +71,7 @@ def local_inputs(config: Config) -> list[str]:
     given = [
         config.data.annotations,
         config.data.root,
+        config.data.validation_annotations,
         config.model.pretrained,
         config.teacher.path,
         "" if config.train.resume == "latest" else config.train.resume,

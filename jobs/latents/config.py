@@ -9,7 +9,8 @@ from typing import Literal
 
 import tyro
 
-from data_pipeline.videos.storage import absolute, parent
+from data_pipeline.videos.index import folder_of
+from data_pipeline.videos.storage import absolute
 from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
@@ -116,7 +117,7 @@ def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
     # Workers start elsewhere, maybe on other machines.
     data = config.data
     annotations = absolute(data.annotations) if data.annotations else ""
-    root = absolute(data.root) if data.root else parent(annotations) if annotations else ""
+    root = absolute(data.root) if data.root else folder_of(annotations) if annotations else ""
     return dataclasses.replace(
         config,
         output_dir=absolute(config.output_dir),

@@ -58,7 +58,8 @@ def plan_encoding(config: EncodeConfig) -> EncodingTask:
     """
     weights = find_weights(config.checkpoint)
     model = load_network(config.model, weights)
-    data, index = config.data, open_index(config.data.annotations)
+    data = config.data
+    index = open_index(data.annotations, data.root, refresh=True)
     if not is_s3(data.root) and not Path(data.root).is_dir():
         raise DataError(f"the data folder {data.root} does not exist; set data.root to another")
     for name, size in (("height", data.height), ("width", data.width)):
@@ -101,7 +102,7 @@ class EncodingWorker:
         self._dtype = autocast_dtype(task.settings.precision, self._device)
         self._reader = WindowReader()
         self._folder = RunFolder(task.output)
-        index = open_index(task.settings.annotations)
+        index = open_index(task.settings.annotations, task.settings.root)
         if index.fingerprint != task.settings.annotations_fingerprint:
             raise DataError(
                 f"the annotation file {task.settings.annotations} lists other videos here than "

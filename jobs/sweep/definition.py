@@ -31,7 +31,10 @@ from jobs.sweep.space import (
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.training.state import to_yaml
 
-SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
+SCORES = (
+    *("psnr", "psnr_mean", "ssim", "mse", "detail", "temporal", "sharpness"),
+    *("encode_seconds", "decode_seconds"),
+)
 METRICS = tuple(f"{prefix}/{score}" for prefix in ("val_ema", "val") for score in SCORES)
 
 

@@ -82,7 +82,7 @@ def score_lpips(plan: Plan, ledger: Ledger) -> None:
     """Give every finished trial that has none yet its mean LPIPS, by its final weights."""
     device = distributed.device()
     judge = Lpips.load(plan.sweep.lpips, device)
-    clips = held_out(plan.base).batches
+    clips = held_out(plan.base).native
     for record in list(ledger.records.values()):
         if record.status != "finished" or record.lpips is not None:
             continue
@@ -91,8 +91,8 @@ def score_lpips(plan: Plan, ledger: Ledger) -> None:
         architecture = dataclasses.replace(own, pretrained=str(weights))
         model = build_model(architecture).to(device).eval()
         distances = []
-        for batch in clips:
-            frames = torch.from_numpy(batch["frames"]).to(device).float() / 255
+        for _, stacked in clips:
+            frames = torch.from_numpy(stacked).to(device).float() / 255
             decoded = model.decode_video(model.encode_video(frames))
             for original, reconstructed in zip(*model.alignment.pair(frames, decoded), strict=True):
                 distances.append(float(judge(original, reconstructed).mean()))

@@ -48,8 +48,10 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
     except ValueError as error:
         raise ConfigError(f"model.decoder_time_upscale: {error}") from error
     factor = max(network.space_downscale, SCORE_STRIDE)
-    for key in ("height", "width"):
+    for key in ("height", "width", "validation_height", "validation_width"):
         size = getattr(config.data, key)
+        if not size and key.startswith("validation"):
+            continue
         if size % factor or size < 2 * SCORE_STRIDE:
             near = max(2 * SCORE_STRIDE, round(size / factor) * factor)
             near = math.ceil(near / factor) * factor

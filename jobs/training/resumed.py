@@ -26,9 +26,21 @@ from taehv.training.state import to_yaml
 
 log = logging.getLogger(__name__)
 
-LOCATIONS = ("data.annotations", "data.root", "model.pretrained", "teacher.path")
+LOCATIONS = (
+    "data.annotations",
+    "data.root",
+    "data.validation_annotations",
+    "model.pretrained",
+    "teacher.path",
+)
 
-SPLIT = ("data.annotations", "data.root", "data.validation_fraction")
+SPLIT = (
+    "data.annotations",
+    "data.root",
+    "data.validation_annotations",
+    "data.split_by",
+    "data.validation_fraction",
+)
 """They decide, with the seed of the split, which videos there are and which are held out: with
 others the run would be judged on videos that it has trained on."""
 

@@ -11,6 +11,9 @@ stays one in the score. Half precision is raised to float32.
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
 
+import math
+from collections.abc import Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +23,11 @@ from taehv.evaluation import structure
 SMALLEST_MSE = 1e-10
 """Identical clips have no finite PSNR; this floor gives them 100 dB. Rounding to 8 bits alone
 costs more (58.9 dB), so no real reconstruction reaches it."""
+
+FLAT_SPREAD = 0.02
+"""A clip whose values spread (standard deviation) by less than this about the mean of their channel
+counts as flat: five grey levels of 255. Much of the road and the sky, in the video's own pixels, is
+flat, and says nothing of sharpness."""
 
 FLAT_ENERGY = 1e-6
 """Laplacian energy below which a clip counts as flat: a quarter of a grey level of 255, squared."""
@@ -88,14 +96,45 @@ def laplacian_energy(frames: Tensor) -> Tensor:
     return response.square().reshape(frames.shape[0], -1).mean(dim=1)
 
 
+def spread(original: Tensor) -> Tensor:
+    """Standard deviation of a clip's values about the mean of their channel. NTCHW -> [N]."""
+    return original.float().var(dim=(1, 3, 4), correction=0).mean(dim=1).sqrt()
+
+
 def score_clips(original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
-    """All metrics of a batch: name -> [N]. The names follow `val/` in the logs.
+    """All that is measured of a batch's clips: name -> [N]; `pool` makes scores of it.
 
     original, reconstructed: NTCHW RGB in [0, 1], one shape, at least 11x11 pixels.
     """
-    return {
-        metric.__name__: metric(original, reconstructed)
-        for metric in (mse, psnr, ssim, temporal, sharpness)
+    x, y = _pair(original, reconstructed)
+    return {metric.__name__: metric(x, y) for metric in (mse, psnr, ssim, temporal, sharpness)} | {
+        "laplacian": laplacian_energy(x),
+        "laplacian_error": laplacian_energy(x - y),
+        "spread": spread(x),
+    }
+
+
+def pool(clips: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Scores over clips, from what `score_clips` measures of each; at least one clip.
+
+    The names follow `val/` in the logs:
+
+    - `psnr`: of the error pooled over all clips, dB. A mean over clips is ruled by those in which
+      there is nothing to see: they have 50 dB and more.
+    - `psnr_mean`: the mean of the clips' own PSNR.
+    - `detail`: 1 - |L(x - y)|^2 / |L x|^2, pooled, with L the Laplacian. 1 is right, 0 is blur,
+      and noise makes it negative, which a ratio of energies, such as `sharpness`, takes for detail.
+    - `flat_clips`: the part of the clips that are flat, see `FLAT_SPREAD`.
+    - the mean of everything else.
+    """
+    mean = {name: sum(clip[name] for clip in clips) / len(clips) for name in clips[0]}
+    energy, error = mean.pop("laplacian"), mean.pop("laplacian_error")
+    del mean["spread"]
+    return mean | {
+        "psnr": -10 * math.log10(max(mean["mse"], SMALLEST_MSE)),
+        "psnr_mean": mean["psnr"],
+        "detail": 1 - error / max(energy, FLAT_ENERGY),
+        "flat_clips": sum(clip["spread"] < FLAT_SPREAD for clip in clips) / len(clips),
     }
 
 

@@ -32,6 +32,7 @@ from taehv.training.state import TrainState
 from taehv.training.step import Signals, StepOutcome, train_step
 from taehv.training.supply import Supply
 from taehv.training.validation import SampleClips, Scores, ValidationSet
+from taehv.training.yardstick import Yardstick
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ class _Attempt:
             run,
             hooks,
         )
+        self.yardstick = Yardstick(run, state.generator)
         self.meter = _Meter(self.config.global_batch_size)
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
         self._best_weights: dict[str, torch.Tensor] | None = None
@@ -208,6 +210,7 @@ class _Attempt:
 
             # ------------------------------------------------------------ one step
             batch = self.supply.next()
+            self.yardstick.add(batch)
             self._clip_shape = batch["frames"].shape[1:]
             outcome = train_step(
                 state,
@@ -225,7 +228,8 @@ class _Attempt:
 
         self._end(finished)
         # Scored last, since training does not need it.
-        return Summary(state.step, finished, self.validation.score_baselines())
+        baselines = self.validation.score_baselines(self.yardstick.limit())
+        return Summary(state.step, finished, baselines)
 
     def clip_shape(self) -> tuple[int, ...]:
         """[T, C, H, W] of the last batch."""
@@ -238,10 +242,13 @@ class _Attempt:
         averaged = self.validation.score(state.ema.network, dtype, samples)
         # Before the first step both networks are the same.
         raw = self.validation.score(state.generator, dtype) if state.step else averaged
+        shrunk = self.validation.score_shrunk(state.ema.network, dtype)
         if samples.count:
             self.hooks.on_samples(state.step, *samples.arrays())
-        return {f"val/{name}": value for name, value in raw.items()} | {
-            f"val_ema/{name}": value for name, value in averaged.items()
+        return {
+            f"{prefix}/{name}": value
+            for prefix, scores in (("val", raw), ("val_ema", averaged), ("val_shrunk", shrunk))
+            for name, value in scores.items()
         }
 
     def _update_best(self, psnr: float) -> bool:

@@ -47,6 +47,11 @@ class Adversary:
     """`seraena.corrected_targets` of a pass: takes real frames, reconstructions and latents."""
 
 
+BEST_BY = "the pooled PSNR of native clips"
+"""What validations are compared by. Checkpoints of before that name none: they were compared by the
+mean PSNR of pictures scaled down, a figure that says little of this one."""
+
+
 class TrainState:
     """The networks, their engines, the averaged weights, the replay memory, the position, and the
     attempts at videos that failed for a transient reason.
@@ -132,6 +137,7 @@ class TrainState:
             "learning_rate_scale": self.learning_rate_scale,
             "rollbacks": self.rollbacks,
             "best": self.best,
+            "best_by": BEST_BY,
         }
         return Snapshot(self.step, info, tensors, texts)
 
@@ -202,7 +208,15 @@ class TrainState:
         self.learning_rate_scale = float(info["learning_rate_scale"])
         self.rollbacks = int(info["rollbacks"])
         if info["best"] and not math.isnan(info["best"][0]):
-            self.best = (float(info["best"][0]), int(info["best"][1]))
+            if info.get("best_by") == BEST_BY:
+                self.best = (float(info["best"][0]), int(info["best"][1]))
+            elif distributed.is_main():
+                log.info(
+                    "validations are scored by %s now, and were not when %s was written: the best "
+                    "one is looked for anew from here",
+                    BEST_BY,
+                    folder,
+                )
         self.transient_failures = {tuple(attempt) for attempt in info["verdicts"]}
         self.ema.network.load_state_dict(load_file(folder / "ema.safetensors"))
         _load_optimizer(folder, "generator_optimizer", self.engine, self.generator)

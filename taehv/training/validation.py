@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 
 from taehv import distributed
 from taehv.evaluation import baselines
-from taehv.evaluation.metrics import score_clips
+from taehv.evaluation.linear import LinearLimit
+from taehv.evaluation.metrics import pool, score_clips
 from taehv.interfaces import Batch, Data
 from taehv.model import TAEHV
 from taehv.precision import autocast
-from taehv.slots import SURPLUS
 
 Scores = dict[str, float]
+
+Pass = tuple[list[int], np.ndarray]
+"""Numbers of some clips, and their frames, uint8 [N, T, 3, H, W]; N may be larger."""
 
 
 class SampleClips:
@@ -46,69 +49,102 @@ class SampleClips:
 class ValidationSet:
     """This worker's part of the validation clips, decoded once and kept as uint8.
 
-    Clip i belongs to worker i mod workers. Every score is gathered by clip and averaged in the
-    clips' order, so it does not depend on how many workers there are.
+    Window v of the held-out videos belongs to worker v mod workers. It gives two clips: sample 2v
+    is a crop of the video's own pixels, sample 2v + 1 the whole picture scaled down. Every score is
+    gathered by clip and taken in the clips' order, so it does not depend on how many workers there
+    are.
     """
 
     def __init__(self, data: Data, clips: int, clips_per_pass: int) -> None:
+        """clips: of each kind. clips_per_pass: that are scored at once."""
         self.clips = clips
-        self.batches: list[Batch] = list(data.validation(_schedule(clips, clips_per_pass)))
+        windows = range(distributed.rank(), clips, distributed.world_size())
+        schedule = (np.array([2 * window, 2 * window + 1], dtype=np.int64) for window in windows)
+        self.batches: list[Batch] = list(data.validation(schedule))
+        self.native = _passes(self.batches, 0, clips_per_pass)
+        self.shrunk = _passes(self.batches, 1, clips_per_pass)
 
     @torch.no_grad()
     def score(
         self, model: TAEHV, dtype: torch.dtype | None, samples: SampleClips | None = None
     ) -> Scores:
-        """The mean of every metric over all clips, and the seconds it takes per clip to encode
-        and to decode on this device. A collective; `samples` are added to."""
+        """The scores of the native clips (see `taehv.evaluation.metrics.pool`), and the seconds it
+        takes per clip to encode and to decode on this device. A collective; `samples` are added
+        to."""
+        return self._score(model, dtype, self.native, samples)
+
+    @torch.no_grad()
+    def score_shrunk(self, model: TAEHV, dtype: torch.dtype | None) -> Scores:
+        """The same of the pictures scaled down. A collective."""
+        return self._score(model, dtype, self.shrunk, None)
+
+    def score_baselines(self, limit: LinearLimit | None) -> dict[str, Scores]:
+        """What needs no network, on the native clips: `mean_colour`, `down_and_up`, and, where
+        there is one, `linear`. A collective."""
+        methods = {"mean_colour": baselines.mean_colour, "down_and_up": baselines.down_and_up}
+        if limit is not None:
+            methods["linear"] = limit.reconstruct
+
+        def score_of(method: Callable[[Tensor], Tensor]) -> Scores:
+            return self._pool(lambda frames, _: score_clips(frames, method(frames)), self.native)
+
+        return {name: score_of(method) for name, method in methods.items()}
+
+    def _score(
+        self,
+        model: TAEHV,
+        dtype: torch.dtype | None,
+        passes: list[Pass],
+        samples: SampleClips | None,
+    ) -> Scores:
         model_was_training = model.training
         model.eval()
 
-        def scores(frames: Tensor, real: Tensor) -> dict[str, Tensor]:
+        def scores(frames: Tensor, real: int) -> dict[str, Tensor]:
             with autocast(dtype):
                 latents, encode_seconds = _timed(lambda: model.encode_video(frames))
                 decoded, decode_seconds = _timed(lambda: model.decode_video(latents))
             original, reconstructed = model.alignment.pair(frames, decoded.float())
             if samples is not None:
-                samples.add(original[real], reconstructed[real])
+                samples.add(original[:real], reconstructed[:real])
             per_clip = score_clips(original, reconstructed)
             per_clip["encode_seconds"] = torch.full((len(frames),), encode_seconds / len(frames))
             per_clip["decode_seconds"] = torch.full((len(frames),), decode_seconds / len(frames))
             return per_clip
 
-        result = self._mean(scores)
+        result = self._pool(scores, passes)
         model.train(model_was_training)
         return result
 
-    def score_baselines(self) -> dict[str, Scores]:
-        """What needs no network, on the same clips: `mean_colour` and `down_and_up`."""
-        return {
-            "mean_colour": self._mean(lambda f, _: score_clips(f, baselines.mean_colour(f))),
-            "down_and_up": self._mean(lambda f, _: score_clips(f, baselines.down_and_up(f))),
-        }
-
-    def _mean(self, score: Callable[[Tensor, Tensor], dict[str, Tensor]]) -> Scores:
-        """Of what `score` says of each clip, given frames in [0, 1] [N, T, 3, H, W], and which of
-        the N are not surplus."""
+    def _pool(
+        self, score: Callable[[Tensor, int], dict[str, Tensor]], passes: list[Pass]
+    ) -> Scores:
+        """Of what `score` says of each clip, given frames in [0, 1] [N, T, 3, H, W], of which the
+        first so many are no surplus."""
         own: dict[int, dict[str, float]] = {}
-        for batch in self.batches:
-            frames = torch.from_numpy(batch["frames"]).to(distributed.device()).float() / 255
-            real = torch.from_numpy(batch["sample"] != SURPLUS)
-            columns = {name: values.tolist() for name, values in score(frames, real).items()}
-            for position, clip in enumerate(batch["sample"].tolist()):
-                if clip != SURPLUS:
-                    own[clip] = {name: values[position] for name, values in columns.items()}
+        for clips, stacked in passes:
+            frames = torch.from_numpy(stacked).to(distributed.device()).float() / 255
+            columns = {name: v.tolist() for name, v in score(frames, len(clips)).items()}
+            for position, clip in enumerate(clips):
+                own[clip] = {name: values[position] for name, values in columns.items()}
         by_clip = {k: v for part in distributed.gather_objects(own) for k, v in part.items()}
-        ordered = [by_clip[clip] for clip in sorted(by_clip)]
-        return {name: float(np.mean([clip[name] for clip in ordered])) for name in ordered[0]}
+        return pool([by_clip[clip] for clip in sorted(by_clip)])
 
 
-def _schedule(clips: int, clips_per_pass: int) -> Iterator[np.ndarray]:
-    """This worker's clips in arrays of `clips_per_pass`, the last filled up with `SURPLUS`."""
-    own = np.arange(distributed.rank(), clips, distributed.world_size(), dtype=np.int64)
-    for first in range(0, len(own), clips_per_pass):
-        part = own[first : first + clips_per_pass]
-        fill = np.full(clips_per_pass - len(part), SURPLUS, dtype=np.int64)
-        yield np.concatenate([part, fill])
+def _passes(batches: list[Batch], kind: int, length: int) -> list[Pass]:
+    """The clips of one kind, `length` at once; the last pass is filled up with black."""
+    clips = [
+        (int(sample), frames)
+        for batch in batches
+        for sample, frames in zip(batch["sample"], batch["frames"], strict=True)
+        if sample % 2 == kind
+    ]
+    passes = []
+    for first in range(0, len(clips), length):
+        numbers, frames = zip(*clips[first : first + length], strict=True)
+        fill = [np.zeros_like(frames[0])] * (length - len(frames))
+        passes.append((list(numbers), np.stack([*frames, *fill])))
+    return passes
 
 
 def _timed(work: Callable[[], Tensor]) -> tuple[Tensor, float]:

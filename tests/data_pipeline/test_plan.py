@@ -1,18 +1,20 @@
 """The sample order is a pure function, and each epoch takes each clip of each window once."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig
+from data_pipeline.crops import NATIVE
 from data_pipeline.plan import CENTRE, ClipPlan, Place, SampleOrder, WindowPlan, visiting_order
 
 
 def sample_order(
     videos: int = 24, clips: int = 4, batch: int = 4, seed: int = 0, augment: bool = True
 ) -> SampleOrder:
-    config = DataConfig(clips_per_window=clips)
+    config = DataConfig(clips_per_window=clips, crops="0.8-1.0")
     return SampleOrder(seed, videos, batch, config, augment)
 
 
@@ -137,7 +139,7 @@ def test_draws_fill_their_ranges() -> None:
     assert len({window.start for window, _ in plans}) == 500
     for name, low, high in (
         ("offset", 0.0, 1.0),
-        ("crop_scale", 0.8, 1.0),
+        ("crop", 0.8, 1.0),
         ("crop_x", 0.0, 1.0),
         ("crop_y", 0.0, 1.0),
         ("brightness", 0.9, 1.1),
@@ -145,7 +147,8 @@ def test_draws_fill_their_ranges() -> None:
         ("saturation", 0.9, 1.1),
         ("hue", -0.05, 0.05),
     ):
-        values = np.array([getattr(clip, name) for _, clip in plans])
+        drawn = [getattr(clip, name) for _, clip in plans]
+        values = np.array([getattr(value, "value", value) for value in drawn])
         assert low <= values.min() < low + 0.02 * (high - low), name
         assert high - 0.02 * (high - low) < values.max() <= high, name
         assert abs(values.mean() - (low + high) / 2) < 0.05 * (high - low), name
@@ -173,10 +176,34 @@ def test_a_window_is_as_long_as_its_clips_together_and_holds_the_longest() -> No
     assert SampleOrder(0, 5, 4, config, augment=False).window_frames == 12
 
 
-def test_validation_is_plain_and_spreads_its_starts() -> None:
+def test_validation_is_plain_and_spreads_its_starts_and_places() -> None:
     order = sample_order(videos=1, augment=False)
-    plans = [plan(order, sample) for sample in range(50)]
-    assert {clip for _, clip in plans} == {CENTRE}
-    starts = np.sort([window.start for window, _ in plans])
-    # Even spacing would be 0.02; random starts leave gaps of 0.1.
-    assert np.diff(starts, prepend=0, append=1).max() < 0.04
+    windows, clips = zip(*[plan(order, sample) for sample in range(100)], strict=True)
+    assert windows[0::2] == windows[1::2]
+    assert set(clips[1::2]) == {CENTRE}
+    native = clips[0::2]
+    assert {replace(clip, crop_x=0.5, crop_y=0.5) for clip in native} == {
+        replace(CENTRE, crop=NATIVE)
+    }
+    for values, largest_gap in (
+        ([window.start for window in windows[0::2]], 0.04),
+        ([clip.crop_x for clip in native], 0.09),
+        ([clip.crop_y for clip in native], 0.09),
+    ):
+        # Even spacing would be 0.02; random values leave gaps of 0.1.
+        assert np.diff(np.sort(values), prepend=0, append=1).max() < largest_gap
+    # Every ninth of the frame, in every third of the video, has its turn.
+    cells = {
+        (int(3 * window.start), int(3 * clip.crop_x), int(3 * clip.crop_y))
+        for window, clip in ([plan(order, 2 * visit) for visit in range(200)])
+    }
+    assert len(cells) == 27
+
+
+def test_validation_is_the_same_for_every_batch_and_training_setting() -> None:
+    orders = [
+        SampleOrder(3, 7, batch, DataConfig(clips_per_window=clips, crops=crops), augment=False)
+        for batch, clips, crops in ((1, 4, "mixed"), (8, 1, "native"), (6, 2, "0.8-1.0"))
+    ]
+    plans = [[plan(order, sample) for sample in range(60)] for order in orders]
+    assert plans[0] == plans[1] == plans[2]

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from data_pipeline.decoding.augment import crop_box, jitter_colours
+from data_pipeline.crops import CropSize, crop_box
+from data_pipeline.decoding.augment import jitter_colours
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import CENTRE, ClipPlan
@@ -21,7 +22,13 @@ BT601, BT709, UNSPECIFIED, RESERVED = 6, 1, 2, 3
 """Numbers of colour matrices (ITU-T H.273)."""
 
 JITTER = replace(
-    CENTRE, flip=True, brightness=1.08, contrast=0.93, saturation=1.09, hue=-0.04, crop_scale=0.9
+    CENTRE,
+    flip=True,
+    brightness=1.08,
+    contrast=0.93,
+    saturation=1.09,
+    hue=-0.04,
+    crop=CropSize("part", 0.9),
 )
 
 
@@ -100,7 +107,8 @@ def averaging(size: int, small: int) -> Floats:
 
 def reference_clip(rgb: Floats, plan: ClipPlan, clip_size: tuple[int, int]) -> Floats:
     """One frame [3, H, W] as a clip [1, 3, h, w]."""
-    box = crop_box((rgb.shape[1], rgb.shape[2]), clip_size, plan, 1.0)
+    size = (rgb.shape[1], rgb.shape[2])
+    box = crop_box(size, clip_size, plan.crop, (plan.crop_x, plan.crop_y), 1.0)
     crop = rgb[:, box.y : box.y + box.height, box.x : box.x + box.width]
     small = averaging(box.height, clip_size[0]) @ crop @ averaging(box.width, clip_size[1]).T
     clip = np.clip(small, 0, 255)[None]

@@ -16,9 +16,9 @@ import pytest
 from data_pipeline.errors import DataError
 from data_pipeline.videos import index as index_module
 from data_pipeline.videos import storage
-from data_pipeline.videos.annotations import stream_paths
-from data_pipeline.videos.index import Index, open_index, path_hash
-from data_pipeline.videos.json_stream import ByteStream
+from data_pipeline.videos.index import Index, open_index
+from data_pipeline.videos.lists import list_paths
+from data_pipeline.videos.split_keys import path_hash
 from tests.helpers.data_videos import write_annotations
 
 REPOSITORY = Path(__file__).parents[3]
@@ -179,7 +179,7 @@ def test_an_index_of_another_format_is_made_anew(
 ) -> None:
     file = write(tmp_path / "data", names(10))
     open_index(str(file))
-    monkeypatch.setattr(index_module, "FORMAT", "2")
+    monkeypatch.setattr(index_module, "FORMAT", "another")
     open_index(str(file))
     open_index(str(file))
     assert len(builds) == 2
@@ -216,7 +216,7 @@ def test_a_file_that_is_wrong_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_missing_files_name_the_key_to_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json does not exist; set data\.annotations"):
         open_index(str(tmp_path / "absent.json"))
-    with pytest.raises(DataError, match=r"cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"holds no video, that is no file that ends in \.mp4"):
         open_index(str(tmp_path))
 
 
@@ -225,12 +225,12 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     file = write(tmp_path / "data", names(10))
 
-    def slow(stream: ByteStream, name: str) -> Iterator[str]:
-        yield from stream_paths(stream, name)
+    def slow(location: str) -> Iterator[str]:
+        yield from list_paths(location)
         write(file.parent, names(11))
 
     with monkeypatch.context() as patch:
-        patch.setattr(index_module, "stream_paths", slow)
+        patch.setattr(index_module, "list_paths", slow)
         with pytest.raises(DataError, match="changed while it was read; start again"):
             open_index(str(file))
     assert len(open_index(str(file))) == 11

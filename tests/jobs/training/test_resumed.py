@@ -193,6 +193,8 @@ REFUSED = {
     ),
     "other root": ("--data.root {tmp}/runs", "data.root: "),
     "fraction": ("--data.validation-fraction 0.2", "data.validation_fraction: 0.1 -> 0.2"),
+    "drives": ("--data.split-by 1", "data.split_by: (empty) -> 1"),
+    "held out": ("--data.validation-annotations {tmp}/b.json", "data.validation_annotations: "),
     "split": ("--data.split-seed 3", "data.split_seed: "),
     "seed": ("--train.seed 3", "train.seed: 0 -> 3"),
     "frame rule": ("--model.variant taehv", "model.variant: taecvx -> taehv"),
@@ -332,3 +334,22 @@ def test_an_address_is_printed_as_a_shell_reads_it() -> None:
         ]
     assert resume_options("") == "--train.resume latest"
     assert os.sep not in resume_options("")
+
+
+def test_a_run_of_a_version_of_whole_pictures_goes_on_with_them_and_says_so(
+    run: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = run.local / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    for key in ("crops", "validation_height", "validation_width", "stream", "split_by"):
+        del content["data"][key]
+    content["data"] |= {"min_crop_scale": 0.7, "max_crop_scale": 0.9}
+    file.write_text(yaml.safe_dump(content))
+    with caplog.at_level(logging.INFO):
+        after = resumed(run)
+    assert after.data.crops == "0.7-0.9"
+    assert f"{file} is of a version that knew whole pictures only" in caplog.text
+    assert "are data.crops 0.7-0.9 today" in caplog.text
+    assert "data.crops:" not in caplog.text
+    assert resumed(run, "--data.crops mixed").data.crops == "mixed"
+    assert "data.crops: 0.7-0.9 -> mixed" in caplog.text

@@ -119,8 +119,9 @@ def test_sharpness_of_a_flat_original_is_finite() -> None:
 def test_identical_clips(clips: tuple[torch.Tensor, torch.Tensor]) -> None:
     scores = metrics.score_clips(clips[0], clips[0])
     expected = {"mse": 0.0, "psnr": 100.0, "ssim": 1.0, "temporal": 0.0, "sharpness": 1.0}
-    assert scores.keys() == expected.keys()
-    for name, value in expected.items():
+    measured = {"laplacian_error": 0.0}
+    assert scores.keys() == expected.keys() | measured.keys() | {"laplacian", "spread"}
+    for name, value in (expected | measured).items():
         torch.testing.assert_close(scores[name], torch.full((CLIPS,), value))
 
 
@@ -155,8 +156,51 @@ def test_half_precision_is_raised(clips: tuple[torch.Tensor, torch.Tensor]) -> N
 
 def test_not_a_number_stays_one(clips: tuple[torch.Tensor, torch.Tensor]) -> None:
     clips[1][0, 1, 0, 10, 10] = float("nan")
-    for value in metrics.score_clips(*clips).values():
-        assert value.isnan().tolist() == [True, False, False]
+    scores = metrics.score_clips(*clips)
+    for name in scores.keys() - {"laplacian", "spread"}:
+        assert scores[name].isnan().tolist() == [True, False, False]
+    pooled = metrics.pool([{name: float(scores[name][n]) for name in scores} for n in range(CLIPS)])
+    assert {name for name, value in pooled.items() if value == value} == {"flat_clips"}
+
+
+def test_scores_are_pooled_over_clips(clips: tuple[torch.Tensor, torch.Tensor]) -> None:
+    """Against float64 over all values of all clips at once."""
+    x, y = clips[0].clone(), clips[1].clamp(0, 1)
+    x[1], y[1] = 0.5, 0.501
+    scores = metrics.score_clips(x, y)
+    pooled = metrics.pool([{name: float(scores[name][n]) for name in scores} for n in range(CLIPS)])
+    x64, y64 = x.double().numpy(), y.double().numpy()
+    assert pooled["psnr"] == pytest.approx(-10 * np.log10(((x64 - y64) ** 2).mean()), abs=1e-4)
+    assert pooled["psnr"] < pooled["psnr_mean"] - 5
+    assert pooled["psnr_mean"] == pytest.approx(float(scores["psnr"].mean()), abs=1e-5)
+    error, own = (
+        (
+            -4 * v[..., 1:-1, 1:-1]
+            + v[..., 2:, 1:-1]
+            + v[..., :-2, 1:-1]
+            + v[..., 1:-1, 2:]
+            + v[..., 1:-1, :-2]
+        )
+        for v in (x64 - y64, x64)
+    )
+    assert pooled["detail"] == pytest.approx(1 - (error**2).sum() / (own**2).sum(), rel=1e-4)
+    assert pooled["flat_clips"] == pytest.approx(1 / CLIPS)
+
+
+def test_detail_is_right_at_1_none_at_0_and_negative_for_noise() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 3, 3, 32, 32, generator=generator)
+    blurred = x.mean(dim=(-1, -2), keepdim=True).expand_as(x)
+    noisy = blurred + 0.3 * torch.randn(x.shape, generator=generator)
+
+    def detail(y: torch.Tensor) -> float:
+        return metrics.pool([{k: float(v[0]) for k, v in metrics.score_clips(x, y).items()}])[
+            "detail"
+        ]
+
+    assert detail(x) == 1
+    assert detail(blurred) == pytest.approx(0, abs=1e-6)
+    assert detail(noisy) < -0.5
 
 
 def test_what_is_no_pair_is_refused() -> None:

@@ -1,5 +1,6 @@
 """The best validation of a run: what counts as one, and that it is the run's own."""
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from taehv.run import checkpoint, journal
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
 from taehv.training.config import TrainingConfig
+from taehv.training.state import TrainState
 from taehv.training.validation import ValidationSet
 from tests.helpers.moving_data import MovingData
 from tests.helpers.small_run import small_config
@@ -106,3 +108,22 @@ def test_a_run_that_goes_on_keeps_its_best(tmp_path: Path) -> None:
     config = small_config(validation_every=2, checkpoint_every=2, max_steps=6)
     run = trained(tmp_path, config, run.local / checkpoint.name_of(4))
     assert best_of(run, 6) == [99.0, 2]
+
+
+def test_a_best_validation_of_other_clips_is_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A checkpoint of the version that scored whole pictures scaled down names no score."""
+    config = small_config(validation_every=2, checkpoint_every=2, max_steps=4)
+    with validations(12.0, 99.0):
+        run = trained(tmp_path, config)
+    folder = run.local / checkpoint.name_of(4)
+    info = checkpoint.read_info(folder)
+    assert info.pop("best_by") == "the pooled PSNR of native clips"
+    state = TrainState(config, config.train.layout(1), folder)
+    assert state.best == (99.0, 2)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
+        patch.setattr(checkpoint, "read_info", lambda _: info)
+        state = TrainState(config, config.train.layout(1), folder)
+    assert state.best is None
+    assert "the best one is looked for anew from here" in caplog.text
