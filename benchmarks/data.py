@@ -15,6 +15,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import islice
 from multiprocessing import get_context
@@ -37,6 +39,9 @@ from data_pipeline.streaming import stream_batches
 
 BATCH = 8
 FRAMES, SIZE = 12, 128
+WHOLE_PICTURES = "0.8-1.0"
+LARGE = {"720p": (720, 1280), "1080p": (1080, 1920)}
+LARGE_FRAMES = 240
 
 
 def main() -> int:
@@ -58,6 +63,7 @@ def main() -> int:
             width=SIZE,
             num_frames=FRAMES,
             clips_per_window=clips_per_window,
+            crops=WHOLE_PICTURES,
         )
         return open_sources(config, seed=0, batch=batch)[0]
 
@@ -65,6 +71,7 @@ def main() -> int:
     results = [
         *against_the_plain_way(source, options.repeats),
         *against_the_decoder(source, options.repeats),
+        *crops_against_whole_pictures(source(4), options.repeats),
         # Small groups of windows, so that a short run holds many of them.
         against_a_pool(source(4, batch=1), options.processes, options.seconds, options.repeats),
     ]
@@ -132,6 +139,52 @@ def against_the_decoder(source: Callable[[int], ClipSource], repeats: int) -> It
         f"with enough clips per window                {best:5.2f}    0.70   {verdict(best >= 0.7)}"
     )
     yield best >= 0.7
+
+
+def crops_against_whole_pictures(source: ClipSource, repeats: int) -> Iterator[bool]:
+    """CPU time of a clip of large video: crops from its own pixels up, against whole pictures."""
+    print("\nCPU ms per clip            median   over whole pictures   limit")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, size in LARGE.items():
+            enlarge(source.videos.location(0), Path(folder, f"{name}.mp4"), size)
+            annotations = Path(folder, f"{name}.txt")
+            annotations.write_text(f"{name}.mp4\n")
+            sources = {
+                crops: open_sources(
+                    replace(source.config, annotations=str(annotations), root="", crops=crops),
+                    seed=0,
+                    batch=BATCH,
+                )[0]
+                for crops in (WHOLE_PICTURES, "native", "mixed")
+            }
+            tasks = windows(sources[WHOLE_PICTURES], 6)
+            clips = sum(len(task.clips) for task in tasks)
+            spent = {
+                crops: [
+                    cpu_ms(partial(load_all, sources[crops], tasks)) / clips for _ in range(repeats)
+                ]
+                for crops in sources
+            }
+            for crops, times in spent.items():
+                pairs = zip(times, spent[WHOLE_PICTURES], strict=True)
+                ratio = statistics.median(own / whole for own, whole in pairs)
+                print(
+                    f"{name:>6} {crops:<16} {statistics.median(times):8.1f}   {ratio:19.2f}   "
+                    f"{1.1:5.2f}   {verdict(ratio <= 1.1)}"
+                )
+                yield ratio <= 1.1
+
+
+def enlarge(path: str, target: Path, size: tuple[int, int]) -> None:
+    """The first frames of a video, of another size (height, width), as H.264."""
+    with av.open(path) as source, av.open(str(target), "w") as container:
+        stream = container.add_stream("libx264", rate=24, options={"preset": "veryfast"})
+        stream.height, stream.width, stream.pix_fmt = *size, "yuv420p"
+        for number, frame in enumerate(islice(source.decode(video=0), LARGE_FRAMES)):
+            large = frame.reformat(width=size[1], height=size[0], format="yuv420p")
+            large.pts, large.time_base = number, Fraction(1, 24)
+            container.mux(stream.encode(large))
+        container.mux(stream.encode(None))
 
 
 def windows(source: ClipSource, count: int) -> list[WindowTask]:
@@ -206,7 +259,7 @@ def transform(image: Image.Image, plan: ClipPlan) -> Image.Image:
     image = image.convert("RGB")
     if plan.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    side = int(plan.crop_scale * min(image.size))
+    side = int(plan.crop.value * min(image.size))
     left = int(plan.crop_x * (image.width - side))
     top = int(plan.crop_y * (image.height - side))
     return image.crop((left, top, left + side, top + side)).resize(
