@@ -40,7 +40,10 @@ METRICS = {
     "train/data_wait_fraction",
 }
 SOME_BAD = "--data.max-bad-fraction 0.3"
-SCORES = ("mse", "psnr", "ssim", "temporal", "sharpness", "encode_seconds", "decode_seconds")
+SCORES = (
+    *("mse", "psnr", "psnr_mean", "ssim", "detail", "flat_clips", "temporal", "sharpness"),
+    *("encode_seconds", "decode_seconds"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,8 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
         assert row.keys() >= METRICS
         assert all(math.isfinite(value) for value in row.values())
     for row in (rows[0], rows[-1]):
-        assert {f"{kind}/{score}" for kind in ("val", "val_ema") for score in SCORES} <= row.keys()
+        kinds = ("val", "val_ema", "val_shrunk")
+        assert {f"{kind}/{score}" for kind in kinds for score in SCORES} <= row.keys()
 
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
@@ -102,7 +106,14 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     weights = torch.load(run_dir / "final_model.pth", weights_only=True)
     TAEHV(config.model).load_state_dict(weights, strict=True)
     assert latest(run_dir) == checkpoint.step_folder(run_dir, 6)
-    for told in ("8x down and up", "overall:", str(run_dir.name), "mlflow ui"):
+    for told in (
+        "8x down and up",
+        "linear, ",
+        "scaled down",
+        "overall:",
+        str(run_dir.name),
+        "mlflow ui",
+    ):
         assert told in output
 
     code, output = finish(start(home, *TINY, *line))
@@ -300,7 +311,7 @@ def test_make_train_reaches_its_figures(tmp_path: Path, home: Path) -> None:
     scores = [row for row in journal.read(run_dir / "metrics.jsonl") if "val/psnr" in row]
     first, last = scores[0]["val/psnr"], scores[-1]["val_ema/psnr"]
     table = {
-        s.rsplit(maxsplit=4)[0]: float(s.split()[-4])
+        s.rsplit(maxsplit=6)[0]: float(s.split()[-6])
         for s in output.splitlines()
         if "bicubic" in s or "mean colour of" in s
     }
