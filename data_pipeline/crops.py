@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 PARTS = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")
+SCALE_DRAWS = 1000
+"""That a mean scale is taken over."""
+
 ALLOWED = "mixed, uniform, native, or two parts of the largest crop such as 0.8-1.0"
 
 
@@ -69,6 +72,16 @@ def drawn(crops: str, draw: float) -> CropSize:
         "native": NATIVE,
     }
     return sizes[crops]
+
+
+def mean_scale(crops: str, clip_size: tuple[int, int], frame_size: tuple[int, int]) -> float:
+    """The mean of the scale at which clips show a video under the setting `data.crops`: the clip's
+    side over the crop's, 1 where its pixels are the video's. Both sizes are (height, width), of
+    square pixels."""
+    (rows, columns), (height, width) = clip_size, frame_size
+    largest = min(height, width * rows / columns)
+    draws = [(k + 0.5) / SCALE_DRAWS for k in range(SCALE_DRAWS)]
+    return sum(rows / drawn(crops, draw).rows(rows, largest) for draw in draws) / SCALE_DRAWS
 
 
 @dataclass(frozen=True)

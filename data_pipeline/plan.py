@@ -212,7 +212,7 @@ class SampleOrder:
         if not self.augment:
             if VALIDATION_KINDS[place.clip] == "shrunk":
                 return CENTRE
-            across, down = ((self._visit(place.window) + 0.5) * step % 1.0 for step in R2_STEPS)
+            across, down = even_place(self._visit(place.window))
             return replace(CENTRE, crop=NATIVE, crop_x=across, crop_y=down)
         config = self.config
         rng = self._rng(CLIP, *place.window, place.clip, attempt)
@@ -246,6 +246,13 @@ class SampleOrder:
 
     def _rng(self, purpose: int, *key: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, purpose, *key))
+
+
+def even_place(number: int) -> tuple[float, float]:
+    """Where crop `number` lies, so that crops 0, 1, ... fill the frame evenly: 0 to 1, left to
+    right and top to bottom. See `R2_STEPS`."""
+    across, down = ((number + 0.5) * step % 1.0 for step in R2_STEPS)
+    return across, down
 
 
 @lru_cache(maxsize=16)

@@ -48,6 +48,10 @@ def run(config: EvaluateConfig) -> int:
     sampling = Sampling.of(config, methods.multiple)
     videos, refused = videos_to_score(config)
     output = prepare_output(config, methods)
+    kind = "held-out videos" if config.split == "validation" else "videos of the whole list"
+    print(f"scoring {len(videos)} {kind}: {sampling.describe()}", flush=True)
+    if methods.limit_note:
+        print(methods.limit_note, flush=True)
 
     with fan_out(config.ray) as workers:
         scored, skipped = score_videos(videos, refused, sampling, methods, workers, config)

@@ -20,12 +20,19 @@ LOG_SECONDS = 10.0
 class _Progress:
     """A bar on a terminal; elsewhere a log line every `LOG_SECONDS`."""
 
-    def __init__(self, total: int, unit: str, done: int = 0) -> None:
+    def __init__(self, total: int, unit: str, done: int = 0, title: str = "") -> None:
+        """title: of a bar that goes when it is done."""
         self._total = total
         self._on_terminal = sys.stderr.isatty()
         self._last_line = 0.0
         self._bar = tqdm(
-            total=total, initial=done, unit=unit, disable=not self._on_terminal, dynamic_ncols=True
+            total=total,
+            initial=done,
+            unit=unit,
+            desc=title or None,
+            leave=not title,
+            disable=not self._on_terminal,
+            dynamic_ncols=True,
         )
         self._redirect = logging_redirect_tqdm()
         self._redirect.__enter__()
@@ -119,3 +126,21 @@ class VideoProgress(_Progress):
 
     def _per_second(self, count: int) -> float:
         return count / max(time.monotonic() - self._start, 1e-3)
+
+
+class FrameProgress(_Progress):
+    """Counts the frames of one video."""
+
+    def __init__(self, video: str, frames: int) -> None:
+        super().__init__(frames, "frame", title=video)
+        self._video, self._done = video, 0
+        self._start = self._last_line = time.monotonic()
+
+    def add(self, frames: int) -> None:
+        """Count more."""
+        self._done += frames
+        if self._update_bar(self._done, ""):
+            rate = self._done / max(time.monotonic() - self._start, 1e-3)
+            left = self._format_left(self._done, rate)
+            pace = f"{rate:.2f} frames/s, {left}"
+            log.info("%s: frame %d of %d (%s)", self._video, self._done, self._total, pace)

@@ -13,6 +13,7 @@ from data_pipeline.videos import storage
 from jobs.cli.config import Config, read_yaml
 from jobs.cli.console import take_option
 from taehv.errors import TrainingError
+from taehv.evaluation.linear import FILE as LINEAR_LIMIT
 from taehv.model.shapes import expected_shapes, infer_config
 from taehv.model.variants import ModelConfig
 from taehv.model.weights import read_weights
@@ -20,7 +21,7 @@ from taehv.run.run_folder import RunFolder
 
 WEIGHTS = ("final_model.safetensors", "final_model.pth")
 
-BESIDE = ("config.yaml", "mlflow.json", "metrics.jsonl")
+BESIDE = ("config.yaml", "mlflow.json", "metrics.jsonl", LINEAR_LIMIT)
 """What a run has beside its weights that tells about them."""
 
 

@@ -46,8 +46,19 @@ class EvaluateConfig:
     """Most held-out videos that are scored; 0: all."""
     clips_per_video: int = 3
     """Fixed clips of each, at even distances."""
+    clips: Literal["native", "shrunk"] = "native"
+    """native: windows of the video's own pixels, spread over the frame. shrunk: the largest crop,
+    scaled down to data.height and data.width, of data.num_frames frames."""
+    window_height: int = 256
+    """Rows of a native window, in pixels; cut down to what the video has."""
+    window_width: int = 256
+    """Columns of a native window."""
+    window_frames: int = 0
+    """Frames of a native window; of a shorter video fewer. 0: data.num_frames, at least 9."""
     whole_frames: bool = False
     """Score every frame of a video in its own size, in constant memory, instead of clips."""
+    frames: int = 0
+    """Most frames of a video with --whole-frames, from its start; 0: all."""
     split: Literal["validation", "all"] = "validation"
     """validation: the videos that the run kept out of training. all: every video of the list, for
     a list that is a test set of its own."""
@@ -86,11 +97,17 @@ class EvaluateConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "num_videos", "worst_clips", "seed"):
+        counts = ("num_samples", "num_videos", "worst_clips", "seed", "window_frames", "frames")
+        for name in counts:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it cannot be negative")
         if self.clips_per_video < 1:
             raise ValueError(f"clips_per_video is {self.clips_per_video}: it must be at least 1")
+        if self.frames and not self.whole_frames:
+            raise ValueError(
+                f"frames is {self.frames}, which bounds a video of --whole-frames; the frames of a "
+                "clip are window_frames or data.num_frames"
+            )
 
 
 def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:

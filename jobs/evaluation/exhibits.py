@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from data_pipeline.held_out import HeldOutVideo
-from jobs.evaluation.measure import Sampling, VideoResult, read_clips, stream_pairs
+from jobs.evaluation.measure import Sampling, VideoResult, frames_of, read_clips, stream_video
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.scoring import ScoredVideo
@@ -137,14 +137,14 @@ def _around(
 ) -> tuple[Tensor, int]:
     """Frames [1, T, 3, H, W] that hold frame `frame` of a clip, and where it is among them."""
     if not sampling.whole:
-        return read_clips(video, sampling, read, methods.device)[1][clip][1], frame
+        found = read_clips(video, sampling, read)[1][clip]
+        return frames_of(found, methods.device), frame
     count = result.facts.frames
     first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
     last = min(count, first + sampling.data.num_frames)
     stretch = replace(video, span=(first / count, last / count))
-    method = methods.all[-1]
-    pairs = stream_pairs(stretch, sampling.multiple, method, read, methods.device)[1]
-    frames = torch.stack([original for original, _ in pairs], dim=1)
+    streamed = stream_video(stretch, sampling, [], read, methods.device)[1]
+    frames = torch.stack([original for original, _ in streamed], dim=1)
     return frames, result.clips[clip].first_frame + frame - first
 
 
@@ -154,9 +154,11 @@ def _pairs(
     """The first clip's frames, or the video's, each with its reconstruction; [1, 3, H, W]."""
     network, device = methods.network, methods.device
     if sampling.whole:
-        yield from stream_pairs(video, sampling.multiple, network, read, device, MOST_FRAMES)[1]
+        limit = min(sampling.limit or MOST_FRAMES, MOST_FRAMES)
+        for original, made in stream_video(video, sampling, [network], read, device, limit)[1]:
+            yield original, made[network.key]
         return
-    frames = read_clips(video, sampling, read, device)[1][0][1]
+    frames = frames_of(read_clips(video, sampling, read)[1][0], device)
     yield from zip(frames.unbind(1), network.clip(frames).unbind(1), strict=True)
 
 

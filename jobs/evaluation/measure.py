@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import islice
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,24 +13,37 @@ from torch import Tensor
 from data_pipeline.config import DataConfig
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo
 from data_pipeline.errors import UnusableVideoError
-from data_pipeline.held_out import HeldOutVideo, fixed_clips
+from data_pipeline.held_out import (
+    Clip,
+    ClipSize,
+    HeldOutVideo,
+    native_windows,
+    shrunk_clips,
+    trained_clips,
+)
 from jobs.cli.errors import ConfigError
+from jobs.cli.progress import FrameProgress
+from jobs.cli.weights import find_weights, run_config
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
+from taehv.evaluation import metrics
 from taehv.evaluation.frames import FrameScorer
-from taehv.evaluation.methods import Method
+from taehv.evaluation.methods import Method, stream_together
 from taehv.evaluation.rate import LatentStatistics
 from taehv.evaluation.scores import Scores, clip_scores, psnr_of
 from taehv.evaluation.structure import SSIM_WINDOW
 
-PIECE_FRAMES = 8
-"""Frames of a whole video that are scored at a time."""
+SMALLEST_SIDE = 16
+"""Pixels of a clip."""
+
+FEWEST_FRAMES = 9
+"""Of a window, by default: fewer say little of what moves."""
 
 PER_FRAME = ("psnr", "ssim", "temporal", "flicker")
 """What is kept of each frame."""
 
-OF_ORIGINAL = ("motion", "brightness", "static", "flicker_original")
+OF_ORIGINAL = ("motion", "brightness", "static", "flicker_original", "spread")
 """Scores that depend on the original alone."""
 
 
@@ -38,6 +52,8 @@ class ClipResult:
     """A clip, or a whole video."""
 
     first_frame: int
+    place: tuple[int, int]
+    """Left and top of its crop in the upright frame, pixels; of a whole video 0."""
     frames: int
     height: int
     width: int
@@ -58,29 +74,85 @@ class VideoResult:
     clips: list[ClipResult]
     latents: LatentStatistics
     """The network's, over all the clips."""
+    trained: list[float]
+    """MSE of the network on clips as it was trained on; empty where that is not known."""
 
 
 @dataclass(frozen=True)
 class Sampling:
     """What is read of a video."""
 
+    mode: Literal["windows", "shrunk clips", "whole frames"]
     data: DataConfig
     clips_per_video: int
-    whole: bool
+    window: ClipSize
+    """Of the windows, where the video has as much."""
     multiple: int
-    """Whole frames are cut to a multiple of this."""
+    """Height and width are a multiple of this."""
+    limit: int
+    """Most frames of a whole video; 0: all."""
+    trained: DataConfig | None
+    """What the network was trained on, where it is to be told how it does there."""
 
     @classmethod
     def of(cls, config: EvaluateConfig, multiple: int) -> Sampling:
         """Raises ConfigError for clips whose size is no such multiple."""
-        for name in ("height", "width"):
-            size = getattr(config.data, name)
-            if size % multiple or size < 16:
-                raise ConfigError(
-                    f"data.{name} is {size}: these networks need a multiple of {multiple}, at "
-                    "least 16"
-                )
-        return cls(config.data, config.clips_per_video, config.whole_frames, multiple)
+        data = config.data
+        frames = config.window_frames or max(data.num_frames, FEWEST_FRAMES)
+        window = ClipSize(frames, config.window_height, config.window_width)
+        run = run_config(find_weights(config.checkpoint))
+        trained = run.data if run and run.data.crops != "native" else None
+        if config.whole_frames:
+            mode: Literal["windows", "shrunk clips", "whole frames"] = "whole frames"
+        elif config.clips == "native":
+            mode = "windows"
+            for name in ("height", "width"):
+                size = getattr(window, name)
+                if size < max(multiple, SMALLEST_SIDE):
+                    raise ConfigError(
+                        f"window_{name} is {size}: these networks need at least "
+                        f"{max(multiple, SMALLEST_SIDE)}"
+                    )
+        else:
+            mode, trained = "shrunk clips", None
+            for name in ("height", "width"):
+                size = getattr(data, name)
+                if size % multiple or size < SMALLEST_SIDE:
+                    raise ConfigError(
+                        f"data.{name} is {size}: these networks need a multiple of {multiple}, at "
+                        f"least {SMALLEST_SIDE}"
+                    )
+        return cls(mode, data, config.clips_per_video, window, multiple, config.frames, trained)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is scored."""
+        return self.mode == "whole frames"
+
+    @property
+    def size(self) -> ClipSize:
+        """Of the clips."""
+        if self.mode == "windows":
+            return self.window
+        return ClipSize(self.data.num_frames, self.data.height, self.data.width)
+
+    def describe(self) -> str:
+        """What is scored of each video."""
+        size, count = self.size, self.clips_per_video
+        frames = f"{size.frames} frame{'s' if size.frames > 1 else ''}"
+        plural = "s" if count > 1 else ""
+        if self.whole:
+            extent = f"the first {self.limit} frames" if self.limit else "every frame"
+            return f"{extent} of each, in its own size"
+        if self.mode == "windows":
+            return (
+                f"{count} window{plural} of {frames} of {size.height}x{size.width} of each, in the "
+                "videos' own pixels"
+            )
+        return (
+            f"{count} clip{plural} of {frames} of each, the whole picture scaled down to "
+            f"{size.height}x{size.width}"
+        )
 
 
 def score_video(
@@ -92,88 +164,108 @@ def score_video(
     """
     latents = LatentStatistics()
     network = methods.network.with_transform(latents.observe)
-    methods = replace(methods, all=[network, *methods.all[1:]])
+    observed = replace(methods, all=[network, *methods.all[1:]])
     if sampling.whole:
-        facts, clip = _score_whole(video, sampling, methods, read)
-        return VideoResult(video.name, facts, [clip], latents)
-    facts, clips = read_clips(video, sampling, read, methods.device)
-    results = []
-    for first_frame, frames in clips:
-        scorers = {}
-        for method in methods.all:
-            scorers[method.key] = FrameScorer(methods.lpips)
-            scorers[method.key].add(frames[0], method.clip(frames)[0])
-        _, t, _, height, width = frames.shape
-        results.append(_result(first_frame, (t, height, width), scorers))
-    return VideoResult(video.name, facts, results, latents)
+        facts, clip = _score_whole(video, sampling, observed, read)
+        results = [clip]
+    else:
+        facts, clips = read_clips(video, sampling, read)
+        results = [_score_clip(clip, observed) for clip in clips]
+    trained = _score_trained(video, facts, sampling, methods, read)
+    return VideoResult(video.name, facts, results, latents, trained)
 
 
 def read_clips(
-    video: HeldOutVideo, sampling: Sampling, read: VideoReader, device: torch.device
-) -> tuple[VideoFacts, list[tuple[int, Tensor]]]:
-    """A video's fixed clips: the first frame of each, and its frames, [1, T, 3, H, W] in [0, 1]."""
-    facts, clips = fixed_clips(video, sampling.data, sampling.clips_per_video, read)
-    return facts, [
-        (clip.first_frame, torch.from_numpy(clip.frames).to(device).float()[None] / 255)
-        for clip in clips
-    ]
+    video: HeldOutVideo, sampling: Sampling, read: VideoReader
+) -> tuple[VideoFacts, list[Clip]]:
+    """A video's fixed clips."""
+    data, count = sampling.data, sampling.clips_per_video
+    facts = read.facts(video.location, data.stream)
+    if sampling.mode == "windows":
+        window, multiple = sampling.window, sampling.multiple
+        return facts, native_windows(video, facts, window, multiple, data, count, read)
+    return facts, shrunk_clips(video, facts, data, count, read)
+
+
+def frames_of(clip: Clip, device: torch.device) -> Tensor:
+    """[1, T, 3, H, W] in [0, 1]."""
+    return torch.from_numpy(clip.frames).to(device).float()[None] / 255
+
+
+def _score_clip(clip: Clip, methods: Methods) -> ClipResult:
+    frames = frames_of(clip, methods.device)
+    scorer = FrameScorer(methods.lpips)
+    scorer.add(frames[0], {method.key: method.clip(frames)[0] for method in methods.all})
+    _, t, _, height, width = frames.shape
+    return _result(clip.first_frame, clip.place, (t, height, width), scorer)
+
+
+def _score_trained(
+    video: HeldOutVideo,
+    facts: VideoFacts,
+    sampling: Sampling,
+    methods: Methods,
+    read: VideoReader,
+) -> list[float]:
+    """The network's MSE on clips as it was trained on."""
+    if sampling.trained is None:
+        return []
+    clips = trained_clips(video, facts, sampling.trained, sampling.clips_per_video, read)
+    found = []
+    for clip in clips:
+        frames = frames_of(clip, methods.device)
+        found.append(metrics.mse(frames, methods.network.clip(frames)).item())
+    return found
 
 
 def _score_whole(
     video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
 ) -> tuple[VideoFacts, ClipResult]:
-    """Each method reads the video for itself: kept for all, it would not fit in memory."""
-    scorers = {}
-    for method in methods.all:
-        scorers[method.key] = scorer = FrameScorer(methods.lpips)
-        whole, pairs = stream_pairs(video, sampling.multiple, method, read, methods.device)
-        while piece := list(islice(pairs, PIECE_FRAMES)):
-            originals, reconstructions = zip(*piece, strict=True)
-            scorer.add(torch.cat(originals), torch.cat(reconstructions))
+    scorer = FrameScorer(methods.lpips)
+    whole, frames = stream_video(video, sampling, methods.all, read, methods.device, sampling.limit)
+    with closing(FrameProgress(video.name, whole.frames)) as progress:
+        # One after the other: a CPU's caches hold no more.
+        for original, reconstructions in frames:
+            scorer.add(original, reconstructions)
+            progress.add(len(original))
     size = (whole.frames, whole.height, whole.width)
-    return whole.facts, _result(whole.first_frame, size, scorers)
+    return whole.facts, _result(whole.first_frame, (0, 0), size, scorer)
 
 
-def stream_pairs(
+def stream_video(
     video: HeldOutVideo,
-    multiple: int,
-    method: Method,
+    sampling: Sampling,
+    methods: Sequence[Method],
     read: VideoReader,
     device: torch.device,
     limit: int = 0,
-) -> tuple[WholeVideo, Iterator[tuple[Tensor, Tensor]]]:
-    """What is read, and each frame with its reconstruction, [1, 3, H, W] in [0, 1].
+) -> tuple[WholeVideo, Iterator[tuple[Tensor, dict[str, Tensor]]]]:
+    """What is read, and each frame, [1, 3, H, W] in [0, 1], with its reconstructions by method.
 
     limit: at most so many frames; 0: all. Raises UnusableVideoError, also from the iteration.
     """
-    request = WholeRequest(video.location, multiple, span=video.span, limit=limit)
+    request = WholeRequest(
+        video.location,
+        sampling.multiple,
+        span=video.span,
+        limit=limit,
+        stream=sampling.data.stream,
+        deinterlace=sampling.data.deinterlace,
+    )
     whole, pieces = read.whole(request)
     if min(whole.height, whole.width) < SSIM_WINDOW:
         pieces.close()
         raise UnusableVideoError(
             f"has frames of {whole.height}x{whole.width} pixels, too small for SSIM"
         )
-
-    def pairs() -> Iterator[tuple[Tensor, Tensor]]:
-        # Frames wait here for as long as the method takes to answer: a latent or two.
-        waiting: list[Tensor] = []
-
-        def frames() -> Iterator[Tensor]:
-            for piece in pieces:
-                for frame in torch.from_numpy(piece).to(device).float().div(255):
-                    waiting.append(frame[None])
-                    yield frame[None]
-
-        for reconstructed in method.stream(frames(), whole.frames):
-            yield waiting.pop(0), reconstructed
-
-    return whole, pairs()
+    frames = (frame for piece in pieces for frame in torch.from_numpy(piece[:, None]).to(device))
+    return whole, stream_together(methods, frames, whole.frames)
 
 
 def _result(
-    first_frame: int, size: tuple[int, int, int], scorers: dict[str, FrameScorer]
+    first_frame: int, place: tuple[int, int], size: tuple[int, int, int], scorer: FrameScorer
 ) -> ClipResult:
-    tables = {key: scorer.table() for key, scorer in scorers.items()}
+    tables = scorer.tables()
     scores = {key: clip_scores(table) for key, table in tables.items()}
     per_frame = {
         key: {
@@ -188,4 +280,4 @@ def _result(
         key: {name: value for name, value in found.items() if name not in OF_ORIGINAL}
         for key, found in scores.items()
     }
-    return ClipResult(first_frame, *size, original, own, per_frame)
+    return ClipResult(first_frame, place, *size, original, own, per_frame)

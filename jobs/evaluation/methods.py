@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from jobs.cli.weights import address_of, find_weights, network_of
 from jobs.evaluation.config import EvaluateConfig
 from taehv import distributed
+from taehv.errors import TrainingError
+from taehv.evaluation.linear import FILE, BlockShape, LinearLimit
 from taehv.evaluation.lpips import Lpips
-from taehv.evaluation.methods import Method, NetworkMethod, TeacherMethod, baseline_methods
+from taehv.evaluation.methods import (
+    LinearMethod,
+    Method,
+    NetworkMethod,
+    TeacherMethod,
+    baseline_methods,
+)
 from taehv.evaluation.rate import int8_round_trip
 from taehv.losses.teacher import Teacher, check_teacher
 from taehv.model import TAEHV, build_model
@@ -35,6 +44,8 @@ class Methods:
     """The network's."""
     files: dict[str, str]
     """Weights of each method that has some, as others find them."""
+    limit_note: str
+    """Why there is no row of the linear limit; empty: there is one."""
 
     @property
     def multiple(self) -> int:
@@ -77,9 +88,27 @@ def load_methods(config: EvaluateConfig) -> Methods:
     if config.teacher.path:
         check_teacher(config.teacher.path)
         methods.append(TeacherMethod(Teacher.load(config.teacher, device)))
+    limit, limit_note = _linear_limit(weights, config.checkpoint, model)
+    methods += [LinearMethod(limit)] if limit else []
     methods += baseline_methods()
     lpips = Lpips.load(config.lpips, device) if config.lpips else None
-    return Methods(network, methods, lpips, device, config.precision, weights, files)
+    return Methods(network, methods, lpips, device, config.precision, weights, files, limit_note)
+
+
+def _linear_limit(weights: Path, place: str, model: TAEHV) -> tuple[LinearLimit | None, str]:
+    """That of the run that made the weights, or why there is none. Raises TrainingError for a file
+    that cannot be read."""
+    file = weights.parent / FILE
+    if not file.is_file():
+        return None, f"no row of the linear limit: there is no {FILE} beside {place}"
+    try:
+        limit = LinearLimit.load(file)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{file} cannot be read: {error}; remove it to do without") from error
+    block = BlockShape(model.time_downscale, model.space_downscale)
+    if limit.block != block or len(limit.basis) != model.latent_channels:
+        return None, f"no row of the linear limit: {file} is of a network with other latents"
+    return limit, ""
 
 
 def _build(config: ModelConfig, device: torch.device) -> TAEHV:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jobs.evaluation import plots
 from jobs.evaluation.exhibits import WorstClip
+from jobs.evaluation.table import flat_line, scale_line
 from jobs.report.words import interval, number, outcome, picture, render
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS
@@ -28,6 +29,8 @@ def write_report(folder: Path, results: Results, worst: Sequence[WorstClip]) -> 
     scores = results["methods"]["network"]["scores"]
     # Those that any clip of the network has.
     shown = [n for n in METRICS if n in scores and scores[n]["clips"]]
+    # A clip's own mean is its PSNR.
+    of_clip = [n for n in shown if n != "psnr_mean"]
     page = render(
         "evaluation/report.html.j2",
         title=f"{name}: {overall}",
@@ -38,13 +41,16 @@ def write_report(folder: Path, results: Results, worst: Sequence[WorstClip]) -> 
         worst=worst,
         latents=latents if latents.is_file() else None,
         shown=shown,
-        labels=[METRICS[n].label for n in shown],
+        of_clip=of_clip,
+        labels=[METRICS[n].label for n in of_clip],
         # int8 would lie on the network, the mean colour far below.
         drawn=[key for key in results["methods"] if key not in ("int8", "mean_colour")][:5],
         clips=sorted(plots.clips_of(results), key=_badness),
         reach={name: plots.reach_of(differences, name) for name in METRICS},
         fewest_videos=FEWEST_VIDEOS,
         metrics=METRICS,
+        flat_line=flat_line,
+        scale_line=scale_line,
         plots=plots,
         interval=interval,
         outcome=outcome,

@@ -22,7 +22,7 @@ Results = Mapping[str, Any]
 
 def clips_of(results: Results) -> list[tuple[str, Mapping[str, Any]]]:
     """Every clip, with its name."""
-    whole = results["data"]["mode"] != "clips"
+    whole = results["data"]["mode"] == "whole frames"
     return [
         (video["video"] if whole else f"{video['video']} from frame {clip['first_frame']}", clip)
         for video in results["videos"]
@@ -101,7 +101,8 @@ def strips(results: Results, methods: Sequence[str], metric: str, label: str) ->
                 if (value := clip["scores"][method][metric]) is not None
             ]
             marks(axes, found, row)
-            mean = results["methods"][method]["scores"][metric]["mean"]
+            pooled = "psnr_mean" if metric == "psnr" else metric
+            mean = results["methods"][method]["scores"][pooled]["mean"]
             if mean is not None:
                 axes.vlines(mean, row - 0.38, row + 0.38, color=INK, linewidth=2.5, zorder=5)
         axes.set_yticks(range(len(methods)), labels_of(results, methods), color=INK)

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.decoding.augment import Frames
 from data_pipeline.decoding.sandbox import WindowReader
-from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
+from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo
 from data_pipeline.decoding.window import WindowClips, WindowRequest
 from data_pipeline.held_out import HeldOutVideo, choose_videos
 from jobs.cli.errors import ConfigError
@@ -36,10 +36,11 @@ def videos_to_score(config: EvaluateConfig) -> tuple[list[HeldOutVideo], list[Re
             "--split all on the list that the run was trained on: the figures say how well it "
             "knows its own videos, not how well it does on others"
         )
-    left = config.num_samples - len(chosen) - len(refused)
+    drawn = len(chosen) + len(refused)
+    left = config.num_samples - drawn
     # Of a list with a single video a part is held out, and there are no others.
     if training.videos.rows is not None and (left or not config.num_samples):
-        more, also = choose_videos(training.videos, config.seed, max(left, 0))
+        more, also = choose_videos(training.videos, config.seed, max(left, 0), drawn)
         chosen, refused = chosen + more, refused + also
     return chosen, refused
 
@@ -54,6 +55,13 @@ class VideoReader:
     def __call__(self, request: WindowRequest) -> WindowClips:
         """Raises what `WindowReader.read` raises."""
         return self._reader.read(request, self._seconds)
+
+    def facts(self, location: str, stream: int) -> VideoFacts:
+        """Size, rate and length of a video. Raises what `WindowReader.read_whole` raises."""
+        whole, pieces = self.whole(WholeRequest(location, multiple=1, limit=1, stream=stream))
+        for _ in pieces:
+            pass
+        return whole.facts
 
     def whole(self, request: WholeRequest) -> tuple[WholeVideo, Generator[Frames]]:
         """Raises what `WindowReader.read_whole` raises."""

@@ -1,33 +1,44 @@
 """metrics.json: everything that an evaluation found, in one documented object.
 
-    schema, version      "taehv-evaluation", 1; a change that a reader would stumble over is a new
-                         version
+    schema, version      "taehv-evaluation", 2; a change that a reader would stumble over is a new
+                         version: until 1, psnr was the mean over clips, which is psnr_mean now
     created, seconds     when, and how long it took
     checkpoint           path, sha256, variant, parameters; run_dir, run_id, step of the run
-    data                 annotations, root, split, seed, mode ("clips" or "whole frames"), size,
+    data                 annotations, root, split, seed, mode ("windows" of the videos' own pixels,
+                         "shrunk clips" or "whole frames"), num_frames, height, width of a clip,
+                         where the video has as much; frame_limit of a whole video, 0 without one;
                          videos and clips that were scored; skipped: [{video, reason}]
     environment          python, torch, device, precision
     verdict              overall: pass | warning | failure; findings: [{name, figure, threshold,
                          level}]; thresholds: the limits
-    methods              by key (network, int8, baseline, compare_0, teacher, down_and_up,
-                         mean_colour): label, file, scores: {score: {mean, low, high, clips}};
-                         clips: how many have the score, numbers or not
+    methods              by key (network, int8, baseline, compare_0, teacher, linear where the run
+                         has a linear limit, down_and_up, mean_colour): label, file, scores: {score:
+                         {mean, low, high, clips}}; clips: how many have the score, numbers or not
     differences          by key: the network minus that method, [{metric, mean, low, high,
                          outcome, pairs, note}]; outcome is the network's: better | worse | no
                          difference shown | not compared; pairs: clips that have the score in both;
                          note: why it was not compared, or that some clips lack it
+    flat                 clips: how many are flat (spread below the one given); psnr: by method,
+                         pooled over these alone
+    trained_on           null where it is not known, or the scale is the same; else crops,
+                         num_frames, height, width, the mean scale of the clips that the network
+                         was trained on, its pooled psnr on such clips of the same videos, and
+                         difference: psnr at 1:1 minus that
     rate                 bits per pixel (half, int8, source, raw), ratios, int8_psnr_cost: {mean,
                          low, high, clips}
     latents              mean, std, channel_mean, channel_std, channel_min, channel_max
     cost                 speed_clip: [T, H, W]; by method encode_seconds, decode_seconds,
                          encode_peak_bytes, decode_peak_bytes, repeats
-    videos               [{video, frames, height, width, fps, bytes, clips: [{first_frame, frames,
-                         height, width, original, scores, per_frame}]}]
+    videos               [{video, frames, height, width, fps, bytes, clips: [{first_frame, place,
+                         frames, height, width, original, scores, per_frame}]}]
 
-Scores are those of `taehv.evaluation.scores.METRICS`: PSNR in dB from a clip's MSE, then the mean
-over clips; low and high are a 95 % bootstrap interval over videos. A value that does not exist, or
-is not a finite number, is null. A clip that lacks a score by the score's definition is left out of
-its mean; a clip whose score is broken is not, so the mean is null, and a finding names the clip.
+Scores are those of `taehv.evaluation.scores.METRICS`. Over clips, psnr and detail are pooled: made
+of the mean over all clips of the MSE, or of the Laplacian energies; psnr_mean, and all others, are
+means over clips; each is called `mean`. A clip's own psnr is that of its MSE. low and high are a
+95 % bootstrap interval over videos, in which pooled scores are pooled anew. A value that does not
+exist, or is not a finite number, is null. A clip that lacks a score by the score's definition is
+left out of its mean; a clip whose score is broken is not, so the mean is null, and a finding names
+the clip.
 """
 
 from __future__ import annotations
@@ -45,6 +56,7 @@ from typing import Any
 import torch
 
 from data_pipeline.clips import Rejection
+from data_pipeline.crops import mean_scale
 from data_pipeline.videos.storage import parent
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.cost import Costs
@@ -61,15 +73,25 @@ from taehv.evaluation.judgement import (
     judge_broken,
     judge_evaluation,
 )
+from taehv.evaluation.metrics import FLAT_SPREAD
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
-from taehv.evaluation.scores import METRICS, Scores, broken_scores, value_of
+from taehv.evaluation.scores import (
+    METRICS,
+    Scores,
+    broken_scores,
+    is_measured,
+    parts_of,
+    psnr_of,
+)
 from taehv.evaluation.verdict import Finding, Level, Thresholds, overall
 from taehv.interfaces import Row
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
 
-SCHEMA, VERSION = "taehv-evaluation", 1
+SCHEMA, VERSION = "taehv-evaluation", 2
 
+SAME_SCALE = 0.95
+"""From here on, clips count as shown in the video's own pixels."""
 
 NOT_COMPARED = ("network", "int8", "mean_colour")
 OWN = ("network", "int8")
@@ -110,10 +132,11 @@ def assemble(
             "split": config.split,
             "seed": seed,
             "validation_fraction": config.data.validation_fraction,
-            "mode": "whole frames" if sampling.whole else "clips",
-            "num_frames": sampling.data.num_frames,
-            "height": sampling.data.height,
-            "width": sampling.data.width,
+            "mode": sampling.mode,
+            "num_frames": sampling.size.frames,
+            "height": sampling.size.height,
+            "width": sampling.size.width,
+            "frame_limit": sampling.limit,
             "videos": len(videos),
             "clips": sum(len(video.clips) for video in videos),
             "skipped": [asdict(rejection) for rejection in skipped],
@@ -145,6 +168,8 @@ def assemble(
             for m in methods.all
             if m.key not in NOT_COMPARED
         },
+        "flat": _flat(videos, methods),
+        "trained_on": _trained_on(videos, sampling, scores["network"]["psnr"].mean),
         "rate": _rate(videos, methods, seed),
         "latents": latents.summary(),
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
@@ -163,12 +188,14 @@ def grouped(videos: Sequence[VideoResult], method: str) -> list[list[Scores]]:
 
 
 def intervals(videos: Sequence[VideoResult], method: str, seed: int) -> dict[str, Interval]:
-    """Each score's mean over all clips, with its interval over videos."""
+    """Each score over all clips, with its interval over videos."""
     clips = grouped(videos, method)
     return {
-        name: bootstrap([[value_of(clip, name) for clip in video] for video in clips], seed)
-        for name in METRICS
-        if any(name in clip for video in clips for clip in video)
+        name: bootstrap(
+            [[parts_of(clip, name) for clip in video] for video in clips], seed, metric.pooled
+        )
+        for name, metric in METRICS.items()
+        if any(is_measured(clip, name) for video in clips for clip in video)
     }
 
 
@@ -186,7 +213,8 @@ def _judge(
     scores: dict[str, dict[str, Interval]], cost: Costs, rows: Sequence[Row], limits: Thresholds
 ) -> list[Finding]:
     means = {key: {n: i.mean for n, i in found.items()} for key, found in scores.items()}
-    floor = {key: means[key]["psnr"] for key in ("mean_colour", "down_and_up")}
+    baselines = ("mean_colour", "down_and_up", "linear")
+    floor = {key: means[key]["psnr"] for key in baselines if key in means}
     speed = cost.speed_of("network")
     against = None
     if "teacher" in means:
@@ -223,17 +251,56 @@ def _rate(videos: Sequence[VideoResult], methods: Methods, seed: int) -> dict[st
     half, int8 = fmean(rate.half for rate in rates), fmean(rate.int8 for rate in rates)
     facts = [video.facts for video in videos]
     source = fmean(8 * f.bytes / (f.frames * f.height * f.width) for f in facts)
-    pairs = zip(grouped(videos, "network"), grouped(videos, "int8"), strict=True)
-    cost = bootstrap(
-        [[n["psnr"] - q["psnr"] for n, q in zip(a, b, strict=True)] for a, b in pairs], seed
-    )
+    against = compare(grouped(videos, "network"), grouped(videos, "int8"), seed)
+    (cost,) = (found for found in against if found.metric == "psnr")
     return {
         "bits_per_pixel": {"half": half, "int8": int8, "source": source, "raw": RAW_BITS},
         "raw_over_half": RAW_BITS / half,
         "raw_over_int8": RAW_BITS / int8,
         "source_over_half": source / half,
         "source_over_int8": source / int8,
-        "int8_psnr_cost": asdict(cost),
+        "int8_psnr_cost": {
+            "mean": cost.mean,
+            "low": cost.low,
+            "high": cost.high,
+            "clips": cost.pairs,
+        },
+    }
+
+
+def _flat(videos: Sequence[VideoResult], methods: Methods) -> dict[str, Any]:
+    """The flat clips, and how each method does on these alone."""
+    flat = [c for video in videos for c in video.clips if c.original["spread"] < FLAT_SPREAD]
+    psnr = {
+        m.key: float(psnr_of(fmean(clip.scores[m.key]["mse"] for clip in flat)))
+        for m in methods.all
+        if flat
+    }
+    return {"spread": FLAT_SPREAD, "clips": len(flat), "psnr": psnr}
+
+
+def _trained_on(
+    videos: Sequence[VideoResult], sampling: Sampling, native: float
+) -> dict[str, Any] | None:
+    """How the network does on clips as it was trained on; native: its PSNR at 1:1, dB."""
+    data = sampling.trained
+    if data is None:
+        return None
+    size = data.height, data.width
+    facts = [video.facts for video in videos]
+    scale = fmean(mean_scale(data.crops, size, (f.height, f.width)) for f in facts)
+    # The videos are no larger than the clips.
+    if scale > SAME_SCALE:
+        return None
+    psnr = float(psnr_of(fmean(mse for video in videos for mse in video.trained)))
+    return {
+        "crops": data.crops,
+        "num_frames": data.num_frames,
+        "height": data.height,
+        "width": data.width,
+        "scale": scale,
+        "psnr": psnr,
+        "difference": native - psnr,
     }
 
 

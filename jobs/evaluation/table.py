@@ -8,14 +8,14 @@ from typing import Any
 
 from jobs.evaluation.measure import VideoResult
 from taehv.evaluation.compare import FEWEST_VIDEOS
-from taehv.evaluation.scores import METRICS, mean_scores
+from taehv.evaluation.scores import METRICS, pooled_scores
 from taehv.evaluation.verdict import Finding, format_verdict
 from taehv.text_table import text_table
 
 
 def sample_line(number: int, of: int, result: VideoResult, seconds: float) -> str:
     """A video that has been scored."""
-    scores = mean_scores([clip.scores["network"] for clip in result.clips])
+    scores = pooled_scores([clip.scores["network"] for clip in result.clips])
     clips = len(result.clips)
     counted = f"{result.clips[0].frames} frames" if clips == 1 else f"{clips} clips"
     return (
@@ -41,6 +41,8 @@ def closing_table(results: Mapping[str, Any]) -> str:
     parts = [
         _methods(results),
         "",
+        flat_line(results),
+        *([scale_line(results)] if results["trained_on"] else []),
         *outcomes,
         f"latents: {bits['half']:.3g} bits per pixel in fp16 (a {rate['raw_over_half']:.0f}th of "
         f"raw video), {bits['int8']:.3g} in int8 (a {rate['raw_over_int8']:.0f}th), which costs "
@@ -52,6 +54,34 @@ def closing_table(results: Mapping[str, Any]) -> str:
         format_verdict(findings),
     ]
     return "\n".join(parts)
+
+
+def flat_line(results: Mapping[str, Any]) -> str:
+    """How many clips are flat, and the PSNR of these alone."""
+    flat = results["flat"]
+    counted = f"flat clips: {flat['clips']} of {results['data']['clips']}"
+    if not flat["clips"]:
+        return counted
+    alone = ", ".join(
+        f"{results['methods'][key]['label']} {_format_mean(psnr)}"
+        for key, psnr in flat["psnr"].items()
+        if key not in ("int8", "mean_colour")
+    )
+    return f"{counted}; PSNR of these alone, dB: {alone}"
+
+
+def scale_line(results: Mapping[str, Any]) -> str:
+    """Where the scale of what was trained on and of what is scored differ."""
+    found = results["trained_on"]
+    difference = _format_signed(found["difference"])
+    return (
+        f"trained on clips at 1/{1 / found['scale']:.2g} of the scale (there "
+        f"{_format_mean(found['psnr'])} dB), scored at 1:1: {difference} dB"
+    )
+
+
+def _format_signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.1f}"
 
 
 def _methods(results: Mapping[str, Any]) -> str:

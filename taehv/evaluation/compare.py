@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taehv.evaluation.intervals import bootstrap
-from taehv.evaluation.scores import METRICS, value_of
+from taehv.evaluation.scores import METRICS, Figures, is_measured, parts_of
 
 Outcome = Literal["better", "worse", "no difference shown", "not compared"]
 
@@ -17,11 +17,12 @@ chance in 6 % of cases."""
 
 @dataclass(frozen=True)
 class Difference:
-    """Ours minus theirs in one score, paired clip by clip."""
+    """Ours minus theirs in one score, over the same clips."""
 
     metric: str
     mean: float
-    """Over the pairs; NaN where there is none, or one of them is not a number."""
+    """Of a pooled score, ours over all pairs minus theirs; else the mean over the pairs. NaN where
+    there is none, or one of them is not a number."""
     low: float
     """Of the 95 % interval; see `intervals.bootstrap`."""
     high: float
@@ -41,13 +42,14 @@ def compare(
     """A difference in each score that was measured, over the clips that have it in both.
 
     ours, theirs: per video, the scores of its clips; the same clips in the same order.
-    Sharpness, of which 1 is right, is compared by its distance from 1.
+    A pooled score, such as PSNR, is pooled anew in every resample, on both sides. Sharpness, of
+    which 1 is right, is compared by its distance from 1.
     """
     clips = [clip for side in (ours, theirs) for video in side for clip in video]
     return [
         _difference(name, ours, theirs, seed)
         for name in METRICS
-        if any(name in clip for clip in clips)
+        if any(is_measured(clip, name) for clip in clips)
     ]
 
 
@@ -59,17 +61,24 @@ def _difference(
 ) -> Difference:
     metric = METRICS[name]
 
-    def minus(mine: Mapping[str, float], other: Mapping[str, float]) -> float | None:
-        a, b = value_of(mine, name), value_of(other, name)
+    def pair(mine: Mapping[str, float], other: Mapping[str, float]) -> tuple[float, ...] | None:
+        a, b = parts_of(mine, name), parts_of(other, name)
         if a is None or b is None:
             return None
-        return abs(a - 1) - abs(b - 1) if metric.better == "nearer 1" else a - b
+        if metric.better == "nearer 1":
+            return (abs(a[0] - 1) - abs(b[0] - 1),)
+        return a + b if metric.pooled else (a[0] - b[0],)
+
+    def of_both(*means: Figures) -> Figures:
+        assert metric.pooled is not None
+        half = len(means) // 2
+        return metric.pooled(*means[:half]) - metric.pooled(*means[half:])
 
     paired = [
-        [minus(a, b) for a, b in zip(mine, other, strict=True)]
+        [pair(a, b) for a, b in zip(mine, other, strict=True)]
         for mine, other in zip(ours, theirs, strict=True)
     ]
-    interval = bootstrap(paired, seed)
+    interval = bootstrap(paired, seed, of_both if metric.pooled else None)
     sign = 1 if metric.better == "higher" else -1
     outcome: Outcome = "no difference shown"
     if math.isnan(interval.mean):
@@ -90,10 +99,10 @@ def _difference(
     )
 
 
-def _note(paired: Sequence[Sequence[float | None]], missing_where: str) -> str:
-    differences = [value for video in paired for value in video]
-    present = [value for value in differences if value is not None]
-    broken = sum(not math.isfinite(value) for value in present)
+def _note(paired: Sequence[Sequence[tuple[float, ...] | None]], missing_where: str) -> str:
+    differences = [values for video in paired for values in video]
+    present = [values for values in differences if values is not None]
+    broken = sum(not all(map(math.isfinite, values)) for values in present)
     if not present:
         return f"no clip has it: {missing_where} have none"
     if broken:

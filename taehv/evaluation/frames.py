@@ -1,13 +1,14 @@
 """The frame table: all measurements of a clip or video, frame by frame.
 
-All other figures are means over this table. So a clip of nine frames and a video of an hour are
-scored by one rule, and the hour takes no more memory for frames than the clip.
+All other figures follow from means over this table. So a clip of nine frames and a video of an hour
+are scored by one rule, and the hour takes no more memory for frames than the clip.
 
 Shape letters: T frames, C channels, H height, W width.
 """
 
+from array import array
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from taehv.evaluation import metrics
-from taehv.evaluation.structure import has_five_scales, ms_ssim, ssim
+from taehv.evaluation.structure import Reference
 
 FrameTable = dict[str, NDArray[np.float64]]
 """Column -> [T]. A value that a frame does not have (a difference, for the first) is NaN."""
@@ -32,9 +33,10 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 class FrameScorer:
-    """Scores frames as they come, in pieces of any length; it keeps one frame of each side.
+    """Scores frames as they come, in pieces of any length, of any number of reconstructions of the
+    same original; it keeps one frame of each. What the original alone decides is computed once.
 
-    Columns, T being the frames so far:
+    Columns of a reconstruction's table, T being the frames so far:
 
     - `mse`, `ssim`, `ms_ssim` (NaN below 176 pixels), `lpips` (where weights were given): of the
       frame; see `taehv.evaluation.metrics`.
@@ -46,68 +48,132 @@ class FrameScorer:
       error where the flow is known without estimating it, because it is 0.
     - `flicker_original`: the same of the original itself. It is the floor: not above `STILL`.
     - `static`: the part of the pixels that stand still, the weight of the two.
-    - `detail_original`, `detail`: Laplacian energies, whose ratio is sharpness.
+    - `laplacian`, `laplacian_reconstructed`, `laplacian_error`: Laplacian energies of the original,
+      of the reconstruction, and of their difference, from which sharpness and detail follow.
     - `motion`: mean |x[t] - x[t - 1]| of the original. `brightness`: mean luma of the original.
+    - `red`, `green`, `blue`, `variance`: the original's mean of each, and the variance about them,
+      from which the spread of a clip follows.
     """
 
     def __init__(self, perceptual: Perceptual | None = None) -> None:
         self._perceptual = perceptual
-        self._columns: defaultdict[str, list[Tensor]] = defaultdict(list)
-        self._last: tuple[Tensor, Tensor] | None = None
+        # Eight bytes a value: of an hour there are millions.
+        self._columns: defaultdict[str, defaultdict[str, array[float]]] = defaultdict(
+            lambda: defaultdict(lambda: array("d"))
+        )
+        self._last: Tensor | None = None
+        self._last_of: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, original: Tensor, reconstructed: Tensor) -> None:
-        """The next T frames of both, [T, 3, H, W], paired; clamped to [0, 1] here.
+    def add(self, original: Tensor, reconstructions: Mapping[str, Tensor]) -> None:
+        """The next T frames of the original and of each reconstruction, [T, 3, H, W], paired, under
+        the same names each time; clamped to [0, 1] here.
 
         Raises ValueError for what is no pair, or smaller than the window of SSIM.
         """
-        # A frame is a clip of one frame: the training's own functions score it.
-        x, y = original.float().clamp(0, 1), reconstructed.float().clamp(0, 1)
-        pair = x[:, None], y[:, None]
-        columns = {
-            "mse": metrics.mse(*pair),
-            "ssim": ssim(x, y),
-            "ms_ssim": ms_ssim(x, y)
-            if has_five_scales(*x.shape[-2:])
-            else x.new_full((len(x),), torch.nan),
-            "detail_original": metrics.laplacian_energy(pair[0]),
-            "detail": metrics.laplacian_energy(pair[1]),
-            "brightness": (x * x.new_tensor(LUMA)[:, None, None]).sum(1).mean(dim=(1, 2)),
-            **self._differences(x, y),
+        x = original.float().clamp(0, 1)
+        ys = {name: y.float().clamp(0, 1) for name, y in reconstructions.items()}
+        for y in ys.values():
+            if y.shape != x.shape:
+                raise ValueError(
+                    f"original {tuple(x.shape)} and reconstruction {tuple(y.shape)} differ in shape"
+                )
+        structure = _structure(x, ys)
+        laplacian = metrics.laplacian(x)
+        channels = x.mean(dim=(2, 3))
+        changes = _Changes(x, self._last)
+        of_original = {
+            "laplacian": _energy(laplacian),
+            "brightness": channels @ x.new_tensor(LUMA),
+            "red": channels[:, 0],
+            "green": channels[:, 1],
+            "blue": channels[:, 2],
+            "variance": x.var(dim=(2, 3), correction=0).mean(dim=1),
+            **changes.of_original(),
         }
-        if self._perceptual is not None:
-            columns["lpips"] = self._perceptual(x, y)
-        for name, values in columns.items():
-            self._columns[name].append(values.double().cpu())
-        self._last = x[-1:], y[-1:]
+        for name, y in ys.items():
+            response = metrics.laplacian(y)
+            columns = of_original | structure[name]
+            columns |= {
+                "mse": (y - x).square_().mean(dim=(1, 2, 3)),
+                "laplacian_reconstructed": _energy(response),
+                "laplacian_error": _energy(response.sub_(laplacian)),
+                **changes.of_reconstruction(y, self._last_of.get(name)),
+            }
+            if self._perceptual is not None:
+                columns["lpips"] = self._perceptual(x, y)
+            # At once: a GPU is waited for each time.
+            values = torch.stack([*columns.values()]).double().cpu()
+            for column, row in zip(columns, values, strict=True):
+                self._columns[name][column].extend(row.tolist())
+            self._last_of[name] = y[-1:]
+        self._last = x[-1:]
 
-    def table(self) -> FrameTable:
-        """All frames so far. Raises ValueError where there is none."""
+    def tables(self) -> dict[str, FrameTable]:
+        """All frames so far, by reconstruction. Raises ValueError where there is none."""
         if self._last is None:
             raise ValueError("no frame has been scored")
-        return {name: torch.cat(parts).numpy() for name, parts in self._columns.items()}
-
-    def _differences(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        """The columns that compare a frame with the one before it: NaN for the very first."""
-        lead = 0 if self._last is None else 1
-        if self._last is not None:
-            x, y = torch.cat([self._last[0], x]), torch.cat([self._last[1], y])
-        dx, dy = x.diff(dim=0), y.diff(dim=0)
-        still = (dx.abs().amax(dim=1) <= STILL).float()
-
-        def over_still(change: Tensor) -> Tensor:
-            # 0 / 0 where nothing stands still: such a frame has no flicker, and weighs nothing.
-            total = (change.abs().mean(dim=1) * still).sum(dim=(1, 2))
-            return total / still.sum(dim=(1, 2))
-
-        columns = {
-            "temporal": (dy - dx).square().mean(dim=(1, 2, 3)),
-            "motion": dx.abs().mean(dim=(1, 2, 3)),
-            "static": still.mean(dim=(1, 2)),
-            "flicker": over_still(dy),
-            "flicker_original": over_still(dx),
+        return {
+            name: {column: np.array(values) for column, values in columns.items()}
+            for name, columns in self._columns.items()
         }
-        if lead == 0:
-            none = x.new_full((1,), torch.nan)
-            columns = {name: torch.cat([none, values]) for name, values in columns.items()}
-        return columns
+
+
+class _Changes:
+    """The columns that compare a frame with the one before it: NaN for the very first."""
+
+    def __init__(self, x: Tensor, last: Tensor | None) -> None:
+        self._is_first = last is None
+        self._dx = x.diff(dim=0, prepend=last)
+        self._still = (self._dx.abs().amax(dim=1) <= STILL).float()
+
+    def of_original(self) -> dict[str, Tensor]:
+        size = self._dx.abs()
+        return self._whole(
+            {
+                "motion": size.mean(dim=(1, 2, 3)),
+                "static": self._still.mean(dim=(1, 2)),
+                "flicker_original": self._over_still(size),
+            }
+        )
+
+    def of_reconstruction(self, y: Tensor, last: Tensor | None) -> dict[str, Tensor]:
+        dy = y.diff(dim=0, prepend=last)
+        return self._whole(
+            {
+                "temporal": (dy - self._dx).square_().mean(dim=(1, 2, 3)),
+                "flicker": self._over_still(dy.abs_()),
+            }
+        )
+
+    def _over_still(self, size: Tensor) -> Tensor:
+        # 0 / 0 where nothing stands still: such a frame has no flicker, and weighs nothing.
+        total = (size.mean(dim=1) * self._still).sum(dim=(1, 2))
+        return total / self._still.sum(dim=(1, 2))
+
+    def _whole(self, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self._is_first:
+            return columns
+        none = self._dx.new_full((1,), torch.nan)
+        return {name: torch.cat([none, values]) for name, values in columns.items()}
+
+
+def _structure(x: Tensor, ys: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """SSIM and MS-SSIM, frame by frame: the windows' means take much memory."""
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in ys}
+    for t in range(len(x)):
+        reference = Reference(x[t : t + 1])
+        for name, y in ys.items():
+            found[name].append(reference.ssim(y[t : t + 1]))
+    return {
+        name: {
+            "ssim": torch.stack([single for single, _ in scores]),
+            "ms_ssim": torch.stack([multiple for _, multiple in scores]),
+        }
+        for name, scores in found.items()
+    }
+
+
+def _energy(response: Tensor) -> Tensor:
+    """Mean square of each frame's, [T, 3, H, W] -> [T]."""
+    return response.square().mean(dim=(1, 2, 3))

@@ -42,7 +42,7 @@ class BrokenClip:
 
 @dataclass(frozen=True)
 class AgainstTeacher:
-    """Mean PSNR and seconds (encode and decode) on the same clips."""
+    """PSNR and seconds (encode and decode) on the same clips."""
 
     psnr: float
     teacher_psnr: float
@@ -60,7 +60,8 @@ def judge_evaluation(
 ) -> list[Finding]:
     """All findings.
 
-    scores: mean scores of the network. baselines: PSNR of `mean_colour` and `down_and_up`.
+    scores: of the network. baselines: PSNR of `mean_colour` and `down_and_up`, and of `linear`
+    where there is a linear limit.
     rows: the run's training rows; without any, its training is not judged.
     Speed is judged on a GPU alone, since the limits are for one.
     """

@@ -6,8 +6,8 @@ the same frames of the same clips.
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice, repeat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice, repeat, tee
 from typing import Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from taehv.errors import TrainingError
 from taehv.evaluation import baselines
+from taehv.evaluation.linear import LinearLimit
 from taehv.losses.teacher import Teacher
 from taehv.model import TAEHV
 from taehv.model.whole_video import num_latents, stream_frames, stream_latents
@@ -143,6 +144,44 @@ class FrameMethod:
         """See `Method.stream`."""
         for frame in frames:
             yield self._work(frame[:, None])[:, 0]
+
+
+class LinearMethod:
+    """The linear limit of the run that made the weights."""
+
+    key = "linear"
+
+    def __init__(self, limit: LinearLimit) -> None:
+        self.limit = limit
+        self.label = limit.label
+
+    def clip(self, frames: Tensor) -> Tensor:
+        """See `Method.clip`. H and W are multiples of `limit.block.pixels`."""
+        return self.limit.reconstruct(frames)
+
+    def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
+        """See `Method.stream`. A block's frames are gathered; those of the last are repeated."""
+        source = iter(frames)
+        while gathered := list(islice(source, self.limit.block.frames)):
+            yield from self.clip(torch.stack(gathered, dim=1)).unbind(1)
+
+
+def stream_together(
+    methods: Sequence[Method], frames: Iterable[Tensor], num_frames: int
+) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Each frame of a video, read once, with every method's reconstruction of it under its key.
+
+    frames: uint8 [1, 3, H, W], num_frames of them; they wait as such until the method that answers
+    latest has taken them. Gives [1, 3, H, W] in [0, 1].
+    """
+    own, *copies = tee(frames, len(methods) + 1)
+    answers = [
+        method.stream((frame.float() / 255 for frame in copy), num_frames)
+        for method, copy in zip(methods, copies, strict=True)
+    ]
+    for frame, *reconstructed in zip(own, *answers, strict=True):
+        keyed = zip(methods, reconstructed, strict=True)
+        yield frame.float() / 255, {method.key: made for method, made in keyed}
 
 
 def baseline_methods() -> list[FrameMethod]:

@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from taehv.evaluation import structure
@@ -84,16 +83,21 @@ def sharpness(original: Tensor, reconstructed: Tensor) -> Tensor:
 
 
 def laplacian_energy(frames: Tensor) -> Tensor:
-    """Mean square of the 4-neighbour Laplacian over the inner pixels. NTCHW float -> [N].
+    """Mean square of the `laplacian`. NTCHW float -> [N]. Raises ValueError as it does."""
+    return laplacian(frames).square().reshape(frames.shape[0], -1).mean(dim=1)
+
+
+def laplacian(frames: Tensor) -> Tensor:
+    """The 4-neighbour Laplacian at the inner pixels. [..., H, W] float -> [..., H - 2, W - 2].
 
     Raises ValueError for pictures smaller than 3x3, which have no inner pixel.
     """
     if min(frames.shape[-2:]) < 3:
         raise ValueError(f"sharpness needs at least 3x3 pixels, got {tuple(frames.shape)}")
-    kernel = frames.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]])
-    planes = frames.flatten(0, 2).unsqueeze(1)
-    response = F.conv2d(planes, kernel[None, None])
-    return response.square().reshape(frames.shape[0], -1).mean(dim=1)
+    # Not a convolution, which takes five times as long for so few channels.
+    rows, columns = frames[..., 1:-1], frames[..., 1:-1, :]
+    across = columns[..., :-2] + columns[..., 2:]
+    return (rows[..., :-2, :] + rows[..., 2:, :]).add_(across).sub_(rows[..., 1:-1, :], alpha=4)
 
 
 def spread(original: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """From the frame table to the scores of a clip, and what each score means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,10 +17,24 @@ tells the two apart."""
 
 Better = Literal["higher", "lower", "nearer 1"]
 
+Figures = NDArray[np.float64]
+
+
+def psnr_of(mse: Figures | float) -> Figures:
+    """dB of an MSE, at most 100: see `taehv.evaluation.metrics.psnr`."""
+    result: Figures = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
+    return result
+
+
+def detail_of(error: Figures | float, energy: Figures | float) -> Figures:
+    """1 - |L(x - y)|^2 / |L x|^2, of Laplacian energies: see `taehv.evaluation.metrics.pool`."""
+    result: Figures = 1 - np.asarray(error) / np.maximum(energy, FLAT_ENERGY)
+    return result
+
 
 @dataclass(frozen=True)
 class Metric:
-    """How a score is shown and compared."""
+    """How a score is taken over clips, shown and compared."""
 
     label: str
     better: Better
@@ -30,45 +44,68 @@ class Metric:
     missing_where: str = ""
     """Which clips lack it by its definition, in words. Empty: every clip has it, and NaN is the
     mark of a broken reconstruction. No score is infinite: PSNR ends at 100 dB."""
+    parts: tuple[str, ...] = ()
+    """Of a clip's scores, those whose means over clips it is made of; empty: its own."""
+    pooled: Callable[..., Figures] | None = None
+    """Makes it of those means. None: it is the one mean."""
 
 
 METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR", "higher", "dB"),
+    "psnr": Metric("PSNR", "higher", "dB", parts=("mse",), pooled=psnr_of),
+    "psnr_mean": Metric("mean PSNR", "higher", "dB", parts=("psnr",)),
     "ssim": Metric("SSIM", "higher"),
     "ms_ssim": Metric("MS-SSIM", "higher", missing_where="frames of fewer than 176 pixels a side"),
     "lpips": Metric("LPIPS", "lower"),
     "mse": Metric("MSE", "lower"),
     "temporal": Metric("temporal error", "lower", missing_where="clips of one frame"),
     "flicker": Metric("flicker", "lower", missing_where="clips in which nothing stands still"),
+    "detail": Metric("detail", "higher", parts=("laplacian_error", "laplacian"), pooled=detail_of),
     "sharpness": Metric("sharpness", "nearer 1"),
 }
-"""The scores that methods are compared by, in the order that they are shown in. One that was not
-measured of any clip, such as LPIPS without its weights, is not among a clip's scores at all."""
+"""The scores that methods are compared by, in the order that they are shown in. PSNR and detail are
+pooled: those of the mean error over all clips, which clips in which there is nothing to see do not
+rule. One that was not measured of any clip, such as LPIPS without its weights, is not among a
+clip's scores at all."""
 
 
-def value_of(clip: Mapping[str, float], name: str) -> float | None:
-    """A clip's score; None where the clip lacks it by the score's definition.
+def parts_of(clip: Mapping[str, float], name: str) -> tuple[float, ...] | None:
+    """What a clip gives to a score over clips; None where it lacks that by the score's definition.
 
     A broken reconstruction's NaN is given as such, in flicker and the like too: its MSE is NaN as
     well, which that of a sound one never is.
     """
-    value = clip.get(name)
-    broken = math.isnan(clip.get("mse", 0.0))
-    if value is not None and math.isnan(value) and METRICS[name].missing_where and not broken:
+    metric = METRICS[name]
+    parts = metric.parts or (name,)
+    if any(part not in clip for part in parts):
         return None
-    return value
+    values = tuple(clip[part] for part in parts)
+    broken = math.isnan(clip.get("mse", 0.0))
+    if metric.missing_where and math.isnan(values[0]) and not broken:
+        return None
+    return values
+
+
+def is_measured(clip: Mapping[str, float], name: str) -> bool:
+    """Whether a score was measured, though the clip may lack it."""
+    return all(part in clip for part in METRICS[name].parts or (name,))
+
+
+def value_of(clip: Mapping[str, float], name: str) -> float | None:
+    """A clip's own score, see `parts_of`."""
+    parts = parts_of(clip, name)
+    return None if parts is None else score_of(name, parts)
+
+
+def score_of(name: str, means: Sequence[float]) -> float:
+    """A score from the means of its parts over clips."""
+    pooled = METRICS[name].pooled
+    return float(means[0] if pooled is None else pooled(*means))
 
 
 def broken_scores(clip: Mapping[str, float]) -> list[str]:
     """The scores of a clip that are not finite although it does not lack them."""
     values = {name: value_of(clip, name) for name in METRICS if name in clip}
     return [name for name, v in values.items() if v is not None and not math.isfinite(v)]
-
-
-def psnr_of(mse: NDArray[np.float64] | float) -> NDArray[np.float64]:
-    """dB of an MSE, at most 100: see `taehv.evaluation.metrics.psnr`."""
-    result: NDArray[np.float64] = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
-    return result
 
 
 def clip_scores(table: FrameTable) -> Scores:
@@ -89,33 +126,47 @@ def clip_scores(table: FrameTable) -> Scores:
         values = table[name][1:]
         return float(values.mean()) if len(values) else math.nan
 
-    mse, detail = float(table["mse"].mean()), float(table["detail"].mean())
+    def mean(name: str) -> float:
+        return float(table[name].mean())
+
+    mse, energy, error = mean("mse"), mean("laplacian"), mean("laplacian_error")
     scores = {
         "mse": mse,
         "psnr": float(psnr_of(mse)),
-        "ssim": float(table["ssim"].mean()),
-        "ms_ssim": float(table["ms_ssim"].mean()),
+        "ssim": mean("ssim"),
+        "ms_ssim": mean("ms_ssim"),
         "temporal": of_differences("temporal"),
         "flicker": over_still("flicker"),
         "flicker_original": over_still("flicker_original"),
-        "sharpness": (detail + FLAT_ENERGY)
-        / (float(table["detail_original"].mean()) + FLAT_ENERGY),
+        "sharpness": (mean("laplacian_reconstructed") + FLAT_ENERGY) / (energy + FLAT_ENERGY),
+        "detail": float(detail_of(error, energy)),
+        "laplacian": energy,
+        "laplacian_error": error,
         "static": of_differences("static"),
         "motion": of_differences("motion"),
-        "brightness": float(table["brightness"].mean()),
+        "brightness": mean("brightness"),
+        "spread": _spread(table),
     }
-    return scores | ({"lpips": float(table["lpips"].mean())} if "lpips" in table else {})
+    return scores | ({"lpips": mean("lpips")} if "lpips" in table else {})
 
 
-def mean_scores(clips: Sequence[Mapping[str, float]]) -> Scores:
-    """The mean of every score over clips; of PSNR, too: it comes after the logarithm.
+def _spread(table: FrameTable) -> float:
+    """As `taehv.evaluation.metrics.spread`: within the frames, and of the frames' means."""
+    between = np.mean([table[name].var() for name in ("red", "green", "blue")])
+    return math.sqrt(float(table["variance"].mean() + between))
 
-    Clips that lack a score are left out of its mean. NaN where all do, or one is broken.
+
+def pooled_scores(clips: Sequence[Mapping[str, float]]) -> Scores:
+    """Every score over clips, see `METRICS`.
+
+    Clips that lack a score are left out of it. NaN where all do, or one is broken.
     """
     result: Scores = {}
     for name in METRICS:
-        values = [value_of(clip, name) for clip in clips if name in clip]
-        present = [value for value in values if value is not None]
-        if values:
-            result[name] = sum(present) / len(present) if present else math.nan
+        found = [parts_of(clip, name) for clip in clips]
+        present = [parts for parts in found if parts is not None]
+        if present:
+            result[name] = score_of(name, np.mean(present, axis=0))
+        elif any(is_measured(clip, name) for clip in clips):
+            result[name] = math.nan
     return result

@@ -2,9 +2,12 @@
 
 Not torchmetrics', which does not use that the window separates into two lines. It takes several
 times as long, and SSIM is most of the work on a whole video.
+
+Shape letters: T frames, C channels, H height, W width.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +24,9 @@ WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 SMALLEST_SIDE = SSIM_WINDOW * 2 ** (len(WEIGHTS) - 1)
 """Pixels: a picture as small as the window at the coarsest scale."""
+
+MARGIN = SSIM_WINDOW // 2
+"""Pixels from a window's middle to its border."""
 
 C1, C2 = 0.01**2, 0.03**2
 
@@ -40,20 +46,8 @@ def ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
 
     Raises ValueError for pictures smaller than the window.
     """
-    height, width = original.shape[-2:]
-    if min(height, width) < SSIM_WINDOW:
-        raise ValueError(
-            f"SSIM needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
-            f"got {height}x{width} (height x width)"
-        )
-    margin = [SSIM_WINDOW // 2] * 4
-
-    def of_frame(a: Tensor, b: Tensor) -> Tensor:
-        a, b = (F.pad(frame, margin, mode="reflect") for frame in (a, b))
-        luminance, structure = _similarity(a, b)
-        return (luminance * structure).mean()
-
-    return _frame_by_frame(of_frame, original, reconstructed)
+    frames = zip(original[:, None], reconstructed[:, None], strict=True)
+    return torch.stack([Reference(a, has_scales=False).ssim(b)[0] for a, b in frames])
 
 
 def ms_ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
@@ -70,34 +64,75 @@ def ms_ssim(original: Tensor, reconstructed: Tensor) -> Tensor:
         raise ValueError(
             f"MS-SSIM needs {SMALLEST_SIDE} pixels a side, got {tuple(original.shape)}"
         )
-
-    def of_frame(a: Tensor, b: Tensor) -> Tensor:
-        product = a.new_ones(a.shape[:2])
-        for scale, weight in enumerate(WEIGHTS):
-            luminance, value = _similarity(a, b)
-            if scale == len(WEIGHTS) - 1:
-                value = luminance * value
-            product = product * value.mean(dim=(2, 3)).clamp(min=0) ** weight
-            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
-        return product.mean()
-
-    return _frame_by_frame(of_frame, original, reconstructed)
+    frames = zip(original[:, None], reconstructed[:, None], strict=True)
+    return torch.stack([Reference(a).ssim(b)[1] for a, b in frames])
 
 
-def _frame_by_frame(of_frame: Callable[[Tensor, Tensor], Tensor], a: Tensor, b: Tensor) -> Tensor:
-    """The windows' means take many times the memory of the frames they are made from."""
-    return torch.stack([of_frame(a[t : t + 1], b[t : t + 1]) for t in range(len(a))])
+class Reference:
+    """An original frame, with the means over its own windows, which every reconstruction of it is
+    compared with. They take many times the memory of the frame."""
+
+    def __init__(self, frame: Tensor, has_scales: bool = True) -> None:
+        """frame: [1, 3, H, W] in [0, 1]. has_scales: whether MS-SSIM is wanted where the frame is
+        large enough for it. Raises ValueError for a frame smaller than the window."""
+        height, width = frame.shape[-2:]
+        if min(height, width) < SSIM_WINDOW:
+            raise ValueError(
+                f"SSIM needs pictures of at least {SSIM_WINDOW}x{SSIM_WINDOW} pixels, "
+                f"got {height}x{width} (height x width)"
+            )
+        self._has_scales = has_scales and has_five_scales(height, width)
+        self._scales = [_Windows.of(picture) for picture in self._pictures(frame)]
+
+    def ssim(self, frame: Tensor) -> tuple[Tensor, Tensor]:
+        """SSIM and MS-SSIM of a reconstruction, [1, 3, H, W] in [0, 1]; the second is NaN where
+        it is not wanted, or the frame is too small."""
+        single, product = frame.new_tensor(torch.nan), frame.new_ones(frame.shape[:2])
+        pictures = self._pictures(frame)
+        for scale, (windows, picture) in enumerate(zip(self._scales, pictures, strict=True)):
+            luminance, structure = windows.similarity(picture)
+            if scale == 0:
+                single = (luminance * structure).mean()
+                # Without the windows that reach over the border.
+                inner = slice(MARGIN, -MARGIN)
+                structure = structure[..., inner, inner]
+            elif scale == len(WEIGHTS) - 1:
+                structure = luminance * structure
+            if self._has_scales:
+                product = product * structure.mean(dim=(2, 3)).clamp(min=0) ** WEIGHTS[scale]
+        return single, product.mean() if self._has_scales else frame.new_tensor(torch.nan)
+
+    def _pictures(self, frame: Tensor) -> Iterable[Tensor]:
+        """The frame with a border for SSIM, and, where wanted, halved again and again."""
+        yield F.pad(frame, [MARGIN] * 4, mode="reflect")
+        for _ in WEIGHTS[1:] if self._has_scales else ():
+            frame = F.avg_pool2d(frame, 2)
+            yield frame
 
 
-def _similarity(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Luminance, and contrast with structure, about every pixel whose window is inside: 1CHW."""
-    means = _gaussian_means(torch.cat([a, b, a * a, b * b, a * b], dim=1))
-    mean_a, mean_b, square_a, square_b, product = means.chunk(5, dim=1)
-    variance_a, variance_b = square_a - mean_a**2, square_b - mean_b**2
-    covariance = product - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
-    return luminance, structure
+@dataclass(frozen=True)
+class _Windows:
+    """A picture and the Gaussian means of it and of its square, [1, C, H, W] each."""
+
+    picture: Tensor
+    mean: Tensor
+    square: Tensor
+
+    @classmethod
+    def of(cls, picture: Tensor) -> "_Windows":
+        means = _gaussian_means(torch.cat([picture, picture * picture], dim=1))
+        return cls(picture, *means.chunk(2, dim=1))
+
+    def similarity(self, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Luminance, and contrast with structure, about every pixel whose window is inside."""
+        means = _gaussian_means(torch.cat([other, other * other, self.picture * other], dim=1))
+        mean, square, product = means.chunk(3, dim=1)
+        means_product, means_squares = self.mean * mean, self.mean**2 + mean**2
+        luminance = (2 * means_product + C1) / (means_squares + C1)
+        structure = (2 * (product - means_product) + C2) / (
+            self.square + square - means_squares + C2
+        )
+        return luminance, structure
 
 
 def _gaussian_means(planes: Tensor) -> Tensor:

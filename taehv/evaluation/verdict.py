@@ -11,7 +11,8 @@
   end well, and then the other figures say so.
 - reconstruction loss: pass while its moving average falls, warning where it stagnates or is too
   short to tell, failure where it diverges.
-- against the trivial baselines: warning below 8x down and up, failure below the mean colour.
+- against what needs no network: failure below 8x down and up (or the mean colour), warning below
+  the linear limit (see `taehv.evaluation.linear`), where there is one.
 
 A figure that is not finite is a failure, whatever it measures. Speed, and the comparison with the
 teacher, are judged in `taehv.evaluation.judgement`.
@@ -110,7 +111,8 @@ def judge(
 
     validation: mean scores on held-out clips under the names of
     `taehv.evaluation.metrics.score_clips` ("mse", "psnr", "ssim"; others are ignored).
-    baselines: PSNR of `mean_colour` and `down_and_up` on the same clips, dB.
+    baselines: PSNR of `mean_colour` and `down_and_up`, and of `linear` where there is a linear
+    limit, on the same clips, dB.
     rows: the training rows of metrics.jsonl in the order of their "step"; rows without
     `train/reconstruction_loss` or `train/gradient_norm` are passed over.
 
@@ -178,13 +180,16 @@ def level_of(figure: float, passed: bool, failed: bool) -> Level:
 
 
 def _judge_baselines(psnr: float, baselines: Mapping[str, float]) -> Finding:
-    lower, upper = float(baselines["mean_colour"]), float(baselines["down_and_up"])
+    floor = max(float(baselines[name]) for name in ("down_and_up", "mean_colour"))
+    linear = baselines.get("linear")
+    wanted = "no linear limit" if linear is None else f"linear limit {linear:.1f}"
+    # A baseline that is not a number is beaten by nothing.
+    failed = any(map(math.isnan, baselines.values())) or not psnr >= floor
     return Finding(
         "PSNR against no network, dB",
         psnr,
-        f"8x down and up {upper:.1f}; failure below mean colour {lower:.1f}",
-        # A baseline that is not a number is beaten by nothing.
-        level_of(psnr, psnr >= upper, math.isnan(upper) or not psnr >= lower),
+        f"{wanted}; failure below 8x down and up {float(baselines['down_and_up']):.1f}",
+        level_of(psnr, linear is None or psnr >= linear, failed),
     )
 
 

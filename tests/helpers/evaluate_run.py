@@ -14,7 +14,7 @@ from taehv.model.weights import export_weights
 from tests.helpers.data_videos import write_dataset, write_video
 
 SMALL = ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))
-CLIPS = ["--data.height", "32", "--data.width", "48", "--data.num-frames", "5"]
+CLIPS = ["--clips", "shrunk", "--data.height", "32", "--data.width", "48", "--data.num-frames", "5"]
 
 
 def export_small(folder: Path, seed: int = 0, config: ModelConfig = SMALL) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from jobs import evaluate
 from jobs.evaluation.output import staged
 from taehv.evaluation import metrics
+from taehv.evaluation.linear import BlockShape, LinearLimit
 from taehv.model import build_model
 from taehv.model.variants import ModelConfig
 from tests.helpers.data_videos import sequential_frames, write_annotations
@@ -97,20 +98,25 @@ def test_the_scores_are_those_of_the_reconstruction(
     with torch.no_grad():
         expected = metrics.score_clips(original, model.reconstruct_video(original))
     for name, value in expected.items():
-        assert clip["scores"]["network"][name] == pytest.approx(value.item(), rel=1e-4), name
+        found = {**clip["original"], **clip["scores"]["network"]}
+        assert found[name] == pytest.approx(value.item(), rel=1e-4), name
 
 
 def test_the_document_holds_together(evaluated: tuple[Path, Path], weights: Path) -> None:
     results = read_metrics(evaluated[0])
-    assert (results["schema"], results["version"]) == ("taehv-evaluation", 1)
+    assert (results["schema"], results["version"]) == ("taehv-evaluation", 2)
+    assert results["data"]["mode"] == "shrunk clips"
     assert results["data"]["videos"] == 12
     assert results["data"]["clips"] == 24
     keys = ["network", "int8", "baseline", "compare_0", "down_and_up", "mean_colour"]
     assert [*results["methods"]] == keys
     psnr = [c["scores"]["network"]["psnr"] for v in results["videos"] for c in v["clips"]]
     found = results["methods"]["network"]["scores"]["psnr"]
-    assert found["mean"] == pytest.approx(np.mean(psnr))
+    mse = [c["scores"]["network"]["mse"] for v in results["videos"] for c in v["clips"]]
+    assert found["mean"] == pytest.approx(-10 * np.log10(np.mean(mse)))
     assert found["low"] < found["mean"] < found["high"]
+    mean = results["methods"]["network"]["scores"]["psnr_mean"]
+    assert mean["mean"] == pytest.approx(np.mean(psnr))
     assert results["rate"]["raw_over_half"] == pytest.approx(24 / (2 * 16 * 16 / (5 * 64)))
     assert results["rate"]["int8_psnr_cost"]["mean"] == pytest.approx(0, abs=0.05)
     # The baseline is the network itself: nothing can be shown.
@@ -133,7 +139,12 @@ def test_the_table_ends_with_the_verdict(
     more = ["--num-samples", "2", "--fail-on-verdict", "--thresholds", str(limits)]
     assert run(weights, annotations, tmp_path / "out", *more) == 3
     lines = capsys.readouterr().out.splitlines()
-    assert [line[:5] for line in lines[:2]] == ["[1/2]", "[2/2]"]
+    assert lines[0] == (
+        "scoring 2 videos of the whole list: 2 clips of 5 frames of each, the whole picture scaled "
+        "down to 32x48"
+    )
+    assert lines[1].startswith("no row of the linear limit: there is no linear_limit.safetensors")
+    assert [line[:5] for line in lines[2:4]] == ["[1/2]", "[2/2]"]
     assert "overall: FAILURE" in lines
     assert read_metrics(tmp_path / "out")["verdict"]["thresholds"]["psnr_failure"] == 99
 
@@ -240,6 +251,89 @@ def test_whole_frames_score_every_frame(weights: Path, annotations: Path, tmp_pa
     with torch.no_grad():
         expected = metrics.psnr(original, model.reconstruct_video(original)).item()
     assert clip["scores"]["network"]["psnr"] == pytest.approx(expected, abs=0.1)
+
+
+def test_whole_frames_can_be_bounded(weights: Path, annotations: Path, tmp_path: Path) -> None:
+    more = ["--whole-frames", "--frames", "6", "--num-samples", "1"]
+    assert run(weights, annotations, tmp_path, *more) == 0
+    results = read_metrics(tmp_path)
+    assert (results["data"]["mode"], results["data"]["frame_limit"]) == ("whole frames", 6)
+    assert results["videos"][0]["clips"][0]["frames"] == 6
+
+
+def test_native_windows_are_the_frames_own_pixels(
+    weights: Path, annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default; scored as the same pixels cut from whole frames without the evaluation."""
+
+    size = ["--window-height", "24", "--window-width", "32", "--window-frames", "7"]
+    more = ["--clips", "native", *size]
+    assert run(weights, annotations, tmp_path, *more, "--num-samples", "4") == 0
+    told = capsys.readouterr().out.splitlines()[0]
+    assert told == (
+        "scoring 4 videos of the whole list: 2 windows of 7 frames of 24x32 of each, in the "
+        "videos' own pixels"
+    )
+    results = read_metrics(tmp_path)
+    model = build_model(replace(SMALL, pretrained=str(weights)))
+    places = set()
+    for video in results["videos"]:
+        frames = np.stack(sequential_frames(annotations.parent / video["video"]))
+        for clip in video["clips"]:
+            assert (clip["frames"], clip["height"], clip["width"]) == (7, 24, 32)
+            (left, top), first = clip["place"], clip["first_frame"]
+            places.add((left, top))
+            cut = frames[first : first + 7, :, top : top + 24, left : left + 32]
+            original = torch.from_numpy(cut)[None].float() / 255
+            with torch.no_grad():
+                expected = metrics.psnr(original, model.reconstruct_video(original)).item()
+            assert clip["scores"]["network"]["psnr"] == pytest.approx(expected, abs=1e-3)
+    assert len(places) == 8
+    assert results["methods"]["network"]["scores"]["psnr"]["clips"] == 8
+    assert results["trained_on"] is None
+
+
+def test_windows_are_cut_down_to_what_a_video_has(
+    weights: Path, annotations: Path, tmp_path: Path
+) -> None:
+    more = ["--clips", "native", "--num-samples", "1", "--window-frames", "40"]
+    assert run(weights, annotations, tmp_path, *more) == 0
+    # Twice the same window is one.
+    (clip,) = read_metrics(tmp_path)["videos"][0]["clips"]
+    assert (clip["frames"], clip["height"], clip["width"]) == (14, 48, 64)
+
+
+def test_a_run_has_its_linear_limit_and_its_scale(
+    annotations: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run's folder by hand: its configuration, its limit and its weights."""
+    weights = export_small(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "data: {crops: 0.5-0.5, height: 16, width: 16, num_frames: 5}\n"
+        "model: {encoder_width: 8, decoder_widths: [16, 8, 8, 8]}\n"
+    )
+    block = BlockShape(4, 8)
+    basis = torch.linalg.qr(torch.randn(block.values, 16, generator=torch.Generator()))[0].T
+    limit = LinearLimit(block, torch.full((block.values,), 0.5), basis.contiguous())
+    limit.save(tmp_path / "run" / "linear_limit.safetensors")
+    more = ["--clips", "native", "--num-samples", "3"]
+    for kind in (more, [*more, "--whole-frames"]):
+        out = tmp_path / f"out{len(kind)}"
+        assert run(weights, annotations, out, *kind) == 0
+        results = read_metrics(out)
+        assert results["methods"]["linear"]["label"] == "linear, 16 coefficients"
+        linear = results["methods"]["linear"]["scores"]["psnr"]["mean"]
+        found = {f["name"]: f for f in results["verdict"]["findings"]}
+        wanted = found["PSNR against no network, dB"]["threshold"]
+        assert wanted.startswith(f"linear limit {linear:.1f}; failure below 8x down and up")
+        # Half of the largest square crop, of 48 pixels, is shown in 16.
+        trained = results["trained_on"]
+        assert trained["scale"] == pytest.approx(16 / 24)
+        psnr = results["methods"]["network"]["scores"]["psnr"]["mean"]
+        assert trained["difference"] == pytest.approx(psnr - trained["psnr"])
+        printed = capsys.readouterr().out
+        assert "linear, 16 coefficients" in printed
+        assert "trained on clips at 1/1.5 of the scale" in printed
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, expected_code: int = 1) -> str:
@@ -410,6 +504,8 @@ def test_over_ray_the_figures_are_the_same(
     ("more", "message"),
     [
         (["--data.height", "36"], "data.height is 36"),
+        (["--clips", "native", "--window-height", "8"], "window_height is 8"),
+        (["--frames", "3"], "frames is 3, which bounds a video of --whole-frames"),
         (["--thresholds", "nowhere.yaml"], "--thresholds nowhere.yaml cannot be read"),
         (["--data.annotations", ""], "--data.annotations is missing"),
     ],

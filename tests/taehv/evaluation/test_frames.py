@@ -16,7 +16,7 @@ from taehv.evaluation.scores import (
     METRICS,
     broken_scores,
     clip_scores,
-    mean_scores,
+    pooled_scores,
     value_of,
 )
 from taehv.evaluation.structure import WEIGHTS, ms_ssim, ssim
@@ -39,8 +39,9 @@ def pair(frames: int = 7, height: int = 32, width: int = 40, seed: int = 0) -> P
 def table_of(original: torch.Tensor, other: torch.Tensor, pieces: int = 100) -> FrameTable:
     scorer = FrameScorer()
     for first in range(0, len(original), pieces):
-        scorer.add(original[first : first + pieces], other[first : first + pieces])
-    return scorer.table()
+        piece = slice(first, first + pieces)
+        scorer.add(original[piece], {"other": other[piece]})
+    return scorer.tables()["other"]
 
 
 def test_clip_scores_are_those_of_training() -> None:
@@ -92,8 +93,8 @@ def test_a_clip_in_which_nothing_stands_still_has_no_flicker() -> None:
     assert np.isnan(scores["flicker"])
     # The mean over clips passes over it; a broken reconstruction's NaN is not passed over.
     still = clip_scores(table_of(original[:1].repeat(4, 1, 1, 1), original))
-    assert mean_scores([scores, still])["flicker"] == still["flicker"]
-    assert np.isnan(mean_scores([still | {"psnr": np.nan}, still])["psnr"])
+    assert pooled_scores([scores, still])["flicker"] == still["flicker"]
+    assert np.isnan(pooled_scores([still | {"ssim": np.nan}, still])["ssim"])
     assert broken_scores(scores) == []
 
 
@@ -106,7 +107,7 @@ def test_which_scores_a_clip_may_lack() -> None:
     assert broken_scores(lacking) == []
     original = one.repeat(4, 1, 1, 1)
     broken = clip_scores(table_of(original, torch.full_like(original, torch.nan)))
-    assert {*broken_scores(broken)} == METRICS.keys() - {"lpips"}
+    assert {*broken_scores(broken)} == METRICS.keys() - {"lpips", "psnr_mean"}
 
 
 def test_a_score_that_is_infinite_is_broken() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from taehv.evaluation.compare import FEWEST_VIDEOS, Difference, compare
 from taehv.evaluation.intervals import bootstrap, t_quantile
+from taehv.evaluation.scores import psnr_of
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,34 @@ def test_one_video_has_no_interval() -> None:
     assert np.isnan([found.low, found.high]).all()
     assert np.isnan(bootstrap([[None]]).mean)
     assert np.isnan(bootstrap([]).mean)
+
+
+def test_a_pooled_figure_is_pooled_in_every_resample() -> None:
+    """PSNR of the mean MSE, against resampling by hand."""
+    random = np.random.default_rng(0)
+    mse = random.uniform(1e-4, 1e-2, size=(9, 3))
+    found = bootstrap([[(value,) for value in video] for video in mse], 5, psnr_of)
+    assert found.mean == pytest.approx(-10 * math.log10(mse.mean()))
+    drawn = np.random.default_rng(5).integers(9, size=(2000, 9))
+    by_hand = np.sort([-10 * math.log10(mse[videos].mean()) for videos in drawn])
+    assert found.low in by_hand or by_hand[0] < found.low < by_hand[100]
+    assert by_hand[-100] < found.high <= by_hand[-1]
+    assert found.low < -10 * math.log10(mse.mean()) < found.high
+
+
+def test_the_pooled_psnr_is_compared_and_not_the_mean_over_clips() -> None:
+    """Of every video, a flat clip that ours makes 20 dB better, and one it makes 1 dB worse."""
+    mine = [[10.0**-6, 10.0**-2.0] for _ in range(8)]
+    other = [[10.0**-4, 10.0**-2.1] for _ in range(8)]
+
+    def clips(values: list[list[float]]) -> list[list[dict[str, float]]]:
+        return [[{"mse": m, "psnr": -10 * math.log10(m)} for m in video] for video in values]
+
+    found = by_metric(clips(mine), clips(other))
+    pooled = -10 * math.log10(np.mean(mine)) + 10 * math.log10(np.mean(other))
+    assert found["psnr"].mean == pytest.approx(pooled)
+    assert (found["psnr"].outcome, found["psnr_mean"].outcome) == ("worse", "better")
+    assert found["psnr_mean"].mean == pytest.approx(9.5)
 
 
 def scored(psnr: list[float], sharpness: float = 0.5) -> list[list[dict[str, float]]]:

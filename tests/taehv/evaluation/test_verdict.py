@@ -67,9 +67,7 @@ def test_a_good_run_passes_throughout() -> None:
         ("SSIM", "ssim", 0.1, "warning"),
         ("SSIM", "ssim", math.nan, "failure"),
         ("PSNR against no network, dB", "psnr", 24.1, "pass"),
-        ("PSNR against no network, dB", "psnr", 24.0, "warning"),
-        ("PSNR against no network, dB", "psnr", 14.9, "warning"),
-        ("PSNR against no network, dB", "psnr", 14.8, "failure"),
+        ("PSNR against no network, dB", "psnr", 24.0, "failure"),
         ("PSNR against no network, dB", "psnr", math.nan, "failure"),
     ],
 )
@@ -77,7 +75,21 @@ def test_limits_of_the_scores(name: str, key: str, figure: float, level: Level) 
     assert finding(name, {key: figure}).level == level
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize(
+    ("psnr", "level"),
+    [(28.1, "pass"), (28.0, "pass"), (27.9, "warning"), (24.1, "warning"), (24.0, "failure")],
+)
+def test_the_linear_limit_stands_above_8x_down_and_up(psnr: float, level: Level) -> None:
+    (found,) = [
+        found
+        for found in judge(GOOD | {"psnr": psnr}, BASELINES | {"linear": 28.0}, ROWS)
+        if found.name == "PSNR against no network, dB"
+    ]
+    assert found.level == level
+    assert found.threshold == "linear limit 28.0; failure below 8x down and up 24.1"
+
+
+@pytest.mark.parametrize("name", [*BASELINES, "linear"])
 def test_a_baseline_that_is_no_number_is_not_beaten(name: str) -> None:
     findings = judge(GOOD, BASELINES | {name: math.nan}, ROWS)
     assert {found.name: found.level for found in findings}["PSNR against no network, dB"] == (
