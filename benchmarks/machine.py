@@ -50,12 +50,12 @@ def seconds(work: Callable[[], Any], device: torch.device, clock: str = "wall") 
     """Seconds of one run."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begin.record()
         work()
         end.record()
         torch.cuda.synchronize(device)
-        return begin.elapsed_time(end) / 1e3
+        return float(begin.elapsed_time(end)) / 1e3
     start = CLOCKS[clock]()
     work()
     return CLOCKS[clock]() - start

@@ -149,9 +149,10 @@ def read_defaults(file: Path | None, arguments: Sequence[str] | None = None) -> 
     return dataclasses.replace(config, cluster=dataclasses.replace(config.cluster, storage=storage))
 
 
-def read_yaml(path: Path) -> Config:
-    """The configuration in a YAML file of sections; what it leaves out has its default."""
-    return _validate(_sections(path), f"--config {path}")
+def read_yaml(*paths: Path) -> Config:
+    """The configuration in YAML files of sections, of which a later one goes before an earlier one;
+    what they leave out has its default."""
+    return _validate(_merged([_sections(path) for path in paths]), f"--config {paths[-1]}")
 
 
 def read_run_config(run: RunFolder) -> Config | None:
