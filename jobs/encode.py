@@ -20,6 +20,7 @@ from jobs.latents.decoding import DecodingWorker, plan_decoding
 from jobs.latents.encoding import EncodingWorker, check_unusable, plan_encoding
 from jobs.latents.folder import (
     INDEX,
+    LOST,
     QUARANTINE,
     claim,
     finished_shards,
@@ -29,12 +30,15 @@ from jobs.latents.folder import (
     write_index,
 )
 from jobs.latents.shards import SHARDS, shard_name
-from jobs.latents.work import Stopped, stoppable, work_on
+from jobs.latents.work import Stopped, lost_line, stoppable, work_on
 from taehv.credentials import without_credentials
 from taehv.errors import TrainingError
 from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger("jobs.encode")
+
+MOST_LINES = 20
+"""Of the ranges of frames that are lost, at the end; all of them are in a file."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -76,13 +80,19 @@ def encode(config: EncodeConfig) -> int:
         remove_unfinished(folder)
     check_unusable(unusable, settings.videos, most_unusable)
     names = [shard_name(number) for number in range(settings.num_shards)]
-    videos, skipped, frames = write_index(folder, names)
+    found = write_index(folder, names)
     seconds = time.perf_counter() - begun
     print(
-        f"{videos} videos, {frames} frames in {settings.num_shards} shards"
-        f"{f', {skipped} videos skipped' if skipped else ''}; {seconds:.0f} s"
+        f"{found.videos} videos, {found.frames} frames in {settings.num_shards} shards"
+        f"{f', {found.unusable} videos skipped' if found.unusable else ''}; {seconds:.0f} s"
     )
-    written = {"latents": SHARDS, "index": INDEX} | ({"skipped": QUARANTINE} if skipped else {})
+    for lost in found.lost[:MOST_LINES]:
+        print(lost_line(lost))
+    if len(found.lost) > MOST_LINES:
+        print(f"and so on: {len(found.lost)} ranges of frames are lost")
+    written = {"latents": SHARDS, "index": INDEX}
+    written |= {"skipped": QUARANTINE} if found.unusable else {}
+    written |= {"lost": LOST} if found.lost else {}
     for what, name in written.items():
         print(f"{what:<9} {without_credentials(folder.address_of(name))}")
     return DONE

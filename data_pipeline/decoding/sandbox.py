@@ -22,17 +22,19 @@ import numpy as np
 
 from data_pipeline.decoding.augment import Frames
 from data_pipeline.decoding.cores import core_times, time_waiting
+from data_pipeline.decoding.damage import LostFrames
 from data_pipeline.decoding.sandbox_process import (
     BUG,
     CLIPS,
     INTERLACED_CLIPS,
+    LOST,
     PIECE,
     REPLY,
     REQUEST,
     TRANSIENT,
     WHOLE,
 )
-from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
+from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo, without_gaps
 from data_pipeline.decoding.window import WindowClips, WindowRequest
 from data_pipeline.errors import TransientVideoError, UnusableVideoError
 
@@ -123,7 +125,14 @@ class WindowReader:
     def read_whole(
         self, request: WholeRequest, seconds: float
     ) -> tuple[WholeVideo, Generator[Frames]]:
-        """`plan_whole(request)` and `whole_frames`, within a time limit for each piece.
+        """`plan_whole(request)` and `whole_frames`; see `read_kept`."""
+        video, items = self.read_kept(request, seconds)
+        return video, without_gaps(items)
+
+    def read_kept(
+        self, request: WholeRequest, seconds: float
+    ) -> tuple[WholeVideo, Generator[Frames | LostFrames]]:
+        """`plan_whole(request)` and `kept_frames`, within a time limit for each piece.
 
         The child waits while the caller works on a piece; closing the generator early ends it.
         Both raise what `read` raises. Nothing is retried, since pieces have been handed out.
@@ -133,7 +142,9 @@ class WindowReader:
         assert isinstance(video, WholeVideo)
         return video, replies  # type: ignore[return-value]
 
-    def _whole(self, request: WholeRequest, seconds: float) -> Generator[WholeVideo | Frames]:
+    def _whole(
+        self, request: WholeRequest, seconds: float
+    ) -> Generator[WholeVideo | Frames | LostFrames]:
         with self._send(request, seconds, "frame") as pipes:
             _, _, length = _receive_header(pipes, request, WHOLE)
             video: WholeVideo = pickle.loads(pipes.receive(bytearray(length)))
@@ -142,10 +153,13 @@ class WindowReader:
             while left:
                 # The caller's time between two pieces does not count.
                 pipes.restart_limit(seconds)
-                _, number, _ = _receive_header(pipes, request, PIECE)
+                kind, number, length = _receive_header(pipes, request, PIECE, LOST)
+                left -= number
+                if kind == LOST:
+                    yield pickle.loads(pipes.receive(bytearray(length)))
+                    continue
                 piece = np.empty((number, 3, video.height, video.width), np.uint8)
                 pipes.receive(piece.reshape(-1).data)
-                left -= number
                 yield piece
 
     def _read(self, request: WindowRequest, seconds: float) -> WindowClips:

@@ -2,7 +2,8 @@
 
 It imports little, starts fast and keeps no state. Its standard input gets requests: a length and a
 pickle. Its standard output gives replies: a kind, a number and a length, then that many bytes of
-clips or of a text. A whole video has many replies: its description, and pieces of its frames.
+clips or of a text. A whole video has many replies: its description, and pieces of its frames, or
+what is lost in place of some.
 """
 
 import ctypes
@@ -14,16 +15,18 @@ import struct
 import sys
 import traceback
 
-from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
+import numpy as np
+
+from data_pipeline.decoding.whole_video import WholeRequest, kept_frames, plan_whole
 from data_pipeline.decoding.window import WindowRequest, read_window
 from data_pipeline.errors import TransientVideoError, UnusableVideoError
 
 REQUEST = struct.Struct("<q")
 REPLY = struct.Struct("<cqq")
-CLIPS, INTERLACED_CLIPS, WHOLE, PIECE = b"C", b"I", b"W", b"P"
+CLIPS, INTERLACED_CLIPS, WHOLE, PIECE, LOST = b"C", b"I", b"W", b"P", b"L"
 UNUSABLE, TRANSIENT, BUG = b"U", b"M", b"B"
 """Kinds of replies. The number is that of decoded frames for clips, that of frames for a piece of
-a whole video, and 0 for others."""
+a whole video or what is lost of it, and 0 for others."""
 
 MEMORY_BYTES = 8 * 2**30
 """Address space of the child; reference frames of the largest size need most of it."""
@@ -60,8 +63,11 @@ def _answer(pipe: int, request: WindowRequest | WholeRequest) -> None:
         return
     video = plan_whole(request)
     _reply(pipe, WHOLE, 0, pickle.dumps(video))
-    for piece in whole_frames(request, video):
-        _reply(pipe, PIECE, len(piece), piece.reshape(-1).data)
+    for item in kept_frames(request, video):
+        if isinstance(item, np.ndarray):
+            _reply(pipe, PIECE, len(item), item.reshape(-1).data)
+        else:
+            _reply(pipe, LOST, item.end - item.first, pickle.dumps(item))
 
 
 def _reply(pipe: int, kind: bytes, number: int, body: bytes | memoryview) -> None:

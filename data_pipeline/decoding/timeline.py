@@ -45,6 +45,12 @@ class Timeline:
     hidden: frozenset[int]
     """Places of the packets that are decoded and never shown."""
 
+    def number_of(self, stamp: int) -> int | None:
+        """Of the frame that is shown at `stamp`; None if none is."""
+        number = int(np.searchsorted(self.stamps, stamp))
+        there = number < len(self.stamps) and self.stamps[number] == stamp
+        return number if there else None
+
     def keys_before(self, frame: int) -> Iterator[tuple[int, int]]:
         """Place and stamp of the key packets that `frame` may depend on, the nearest first."""
         # A frame is not shown before it is decoded.

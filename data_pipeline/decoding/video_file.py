@@ -17,6 +17,13 @@ from typing import Self
 
 import av
 
+from data_pipeline.decoding.damage import (
+    LostFrames,
+    MismatchError,
+    sound_frames,
+    sound_start,
+    within,
+)
 from data_pipeline.decoding.media import BEST, open_video, translate_errors
 from data_pipeline.decoding.timeline import Timeline, header_timeline, scan_timeline
 from data_pipeline.errors import UnusableVideoError
@@ -31,10 +38,6 @@ MAX_KEYS = 3
 
 Sink = Callable[[int, av.VideoFrame], None]
 """Called with the index of a frame, and the decoded frame."""
-
-
-class _MismatchError(Exception):
-    """The file or the decoder delivers something else than the timeline says."""
 
 
 class VideoFile:
@@ -76,6 +79,12 @@ class VideoFile:
         """Width of a pixel over its height; 1.0 for nearly every video."""
         return float(self._stream.sample_aspect_ratio or 1)
 
+    @property
+    def rate(self) -> float:
+        """Frames a second."""
+        stream = self._stream
+        return float(stream.average_rate or stream.guessed_rate or 24)
+
     @cached_property
     def num_frames(self) -> int:
         """Number of frames of the video: the file's own, never an annotation's."""
@@ -95,20 +104,63 @@ class VideoFile:
             if self._timeline is not None and indices[-1] < len(self._timeline.stamps):
                 try:
                     self._read_by_key_frame(self._timeline, indices, sink)
-                except (_MismatchError, av.FFmpegError) as error:
+                except (MismatchError, av.FFmpegError) as error:
                     logger.debug("decoding from the start: %r", error)
                 else:
                     return
             self._read_from_start(indices, sink)
 
-    def walk(self, frames: range) -> Iterator[av.VideoFrame]:
-        """The frames of a range, one by one, by decoding from the first frame of the video.
+    @cached_property
+    def frames_to_walk(self) -> int:
+        """Number of frames, sound or not: that of a damaged file without a timeline is a guess."""
+        if self._timeline is not None:
+            return len(self._timeline.stamps) + self._frames_cut_off
+        with translate_errors("cannot be decoded"):
+            return sum(1 for _ in self._decode_all(pass_over=True))
 
-        `read` is faster for a few frames far into a file.
+    def walk(self, frames: range) -> Iterator[tuple[int, av.VideoFrame] | LostFrames]:
+        """The frames of a range with their numbers, one by one, by decoding from the first frame of
+        the video; in place of those that cannot be decoded, what is lost, and why.
+
+        `read` is faster for a few frames far into a file, and takes no damage.
         """
         with translate_errors("cannot be decoded"):
-            for _, frame in self._walk(frames):
-                yield frame
+            yield from within(self._sound_frames(), frames)
+
+    def first_frame(self) -> av.VideoFrame:
+        """The first that can be decoded."""
+        with translate_errors("cannot be decoded"):
+            frame = next(self._decode_all(pass_over=True), None)
+        if frame is None:
+            raise UnusableVideoError("has no frame")
+        return frame
+
+    def _sound_frames(self) -> Iterator[tuple[int, av.VideoFrame] | str]:
+        given, is_whole = 0, True
+        if self._timeline is not None:
+            self._reopen()
+            context = self._stream.codec_context
+            try:
+                for item in sound_frames(self._demux(), context, self._timeline):
+                    is_whole = is_whole and not isinstance(item, str)
+                    given += 1
+                    yield item
+            except MismatchError as error:
+                logger.debug("counting the frames: %r", error)
+                if not is_whole:
+                    yield f"damaged; what follows cannot be numbered: {error}"
+                    return
+            else:
+                return
+        yield from islice(sound_start(self._decode_all()), given, None)
+
+    @property
+    def _frames_cut_off(self) -> int:
+        """Frames that the header of an mp4 or mov lists and the file does not have."""
+        assert self._timeline is not None
+        if "mp4" not in self._container.format.name:
+            return 0
+        return max(0, int(self._stream.frames) - len(self._timeline.tags))
 
     def _reopen(self) -> None:
         """Return to the first frame, also in formats that cannot seek."""
@@ -157,17 +209,17 @@ class VideoFile:
         return frames[:1] == stamps[:1] == [timeline.stamps[0]] and set(frames) == set(stamps)
 
     def _read_by_key_frame(self, timeline: Timeline, indices: Sequence[int], sink: Sink) -> None:
-        """Decode from the key frame before the first index. Raises _MismatchError."""
+        """Decode from the key frame before the first index. Raises MismatchError."""
         wanted = frozenset(timeline.stamps[list(indices)].tolist())
         pending = deque(indices)
         for index, frame in self._frames_from_key(timeline, indices[0], wanted):
             if index > pending[0]:
-                raise _MismatchError("a frame is left out")
+                raise MismatchError("a frame is left out")
             if index == pending[0]:
                 sink(pending.popleft(), frame)
             if not pending:
                 return
-        raise _MismatchError("the file ends too early")
+        raise MismatchError("the file ends too early")
 
     def _frames_from_key(
         self, timeline: Timeline, first: int, wanted: frozenset[int]
@@ -184,7 +236,7 @@ class VideoFile:
             if head.pts <= timeline.stamps[first]:
                 break
         else:
-            raise _MismatchError("no key frame")
+            raise MismatchError("no key frame")
 
         context = self._stream.codec_context
         before, stamps = timeline.shown_before(place), list[int]()
@@ -192,20 +244,20 @@ class VideoFile:
         for number, packet in enumerate(chain([head], packets), start=place):
             if packet.size > 0 and number not in timeline.hidden:
                 if last is not None and packet.pts <= last:
-                    raise _MismatchError("a packet comes after it should be shown")
+                    raise MismatchError("a packet comes after it should be shown")
                 insort(stamps, packet.pts)
             needed = packet is head or packet.size == 0 or packet.pts in wanted
             context.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in self._counted(packet.decode()):
                 if frame.pts is None:
-                    raise _MismatchError("a frame has no stamp")
+                    raise MismatchError("a frame has no stamp")
                 if frame.pts < head.pts and last is None:
                     # Decoded after the key frame but displayed before it.
                     continue
                 if last is None and not (frame.key_frame and frame.pts == head.pts):
-                    raise _MismatchError("the key frame does not come first")
+                    raise MismatchError("the key frame does not come first")
                 if frame.is_corrupt or (last is not None and frame.pts <= last):
-                    raise _MismatchError("a frame is damaged or out of order")
+                    raise MismatchError("a frame is damaged or out of order")
                 last = frame.pts
                 yield before + bisect_left(stamps, frame.pts), frame
 
@@ -216,20 +268,16 @@ class VideoFile:
         for packet in self._demux():
             found = packet.pts is not None and timeline.is_packet(place, packet)
             if begun and packet.size > 0 and not found:
-                raise _MismatchError("a packet is not the one that follows")
+                raise MismatchError("a packet is not the one that follows")
             begun = begun or found
             if begun:
                 place += packet.size > 0
                 yield packet
         if not begun:
-            raise _MismatchError("the key frame's packet is not found")
+            raise MismatchError("the key frame's packet is not found")
 
     def _read_from_start(self, indices: Sequence[int], sink: Sink) -> None:
         """Decode from the first frame, and count."""
-        for index, frame in self._walk(indices):
-            sink(index, frame)
-
-    def _walk(self, indices: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         wanted = frozenset(indices)
         count, damaged = 0, False
         for count, frame in enumerate(self._decode_all(), start=1):
@@ -238,14 +286,15 @@ class VideoFile:
             if count - 1 in wanted:
                 if damaged:
                     raise UnusableVideoError(f"frame {count - 1} is damaged")
-                yield count - 1, frame
+                sink(count - 1, frame)
             if count - 1 == indices[-1]:
                 return
         raise UnusableVideoError(
             f"ends after {count} frames where its header promises {self.num_frames}"
         )
 
-    def _decode_all(self) -> Iterator[av.VideoFrame]:
+    def _decode_all(self, pass_over: bool = False) -> Iterator[av.VideoFrame]:
+        """pass_over: whether packets that cannot be decoded are left out."""
         self._reopen()
         begun, failure = False, None
         for packet in self._demux():
@@ -253,7 +302,7 @@ class VideoFile:
                 frames = packet.decode()
             except av.InvalidDataError as error:
                 # A recording may begin with frames whose reference frames it lacks.
-                if begun:
+                if begun and not pass_over:
                     raise
                 failure = error
                 continue

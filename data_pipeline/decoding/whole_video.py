@@ -1,19 +1,21 @@
-"""Every frame of a video, and the properties of its file.
+"""Every frame of a video, damaged or not, and the properties of its file.
 
 This runs in the small child process too, so what `window` says of imports holds here.
 """
 
 import io
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.crops import CropSize
 from data_pipeline.decoding.augment import ClipMaker, Frames
-from data_pipeline.decoding.media import BEST, open_video, translate_errors
+from data_pipeline.decoding.damage import LostFrames
+from data_pipeline.decoding.media import BEST
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.decoding.window import span_frames
 from data_pipeline.errors import UnusableVideoError
@@ -29,6 +31,7 @@ class VideoFacts:
     """The properties of a video file."""
 
     frames: int
+    """Sound or not."""
     height: int
     width: int
     """As displayed: upright, with square pixels."""
@@ -94,10 +97,11 @@ def plan_whole(request: WholeRequest, facts: VideoFacts | None = None) -> WholeV
     return WholeVideo(facts, begin, end - begin, height, width)
 
 
-def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
-    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces.
+def kept_frames(request: WholeRequest, video: WholeVideo) -> Generator[Frames | LostFrames]:
+    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces; in place of those that
+    cannot be decoded, what is lost.
 
-    The video is decoded once, from its start. Raises UnusableVideoError.
+    The video is decoded once, from its start. Raises UnusableVideoError, also where all is lost.
     """
     facts, (height, width) = video.facts, (video.height, video.width)
     plan = CENTRE
@@ -106,37 +110,88 @@ def whole_frames(request: WholeRequest, video: WholeVideo) -> Iterator[Frames]:
         largest = min(facts.height, facts.width * height / width)
         plan = replace(CENTRE, crop=CropSize("part", min(1.0, height / largest)))
     length = max(1, PIECE_BYTES // (3 * height * width))
+    frames = range(video.first_frame, video.first_frame + video.frames)
     with VideoFile(request.location, request.stream) as file:
-        frames = file.walk(range(video.first_frame, video.first_frame + video.frames))
-        for first in range(0, video.frames, length):
-            piece = np.empty((min(length, video.frames - first), 3, height, width), np.uint8)
-            maker = ClipMaker(plan, piece, file.pixel_aspect, request.deinterlace)
-            for place in range(len(piece)):
-                maker.put(place, next(frames))
-            yield piece
+        piece, filled = np.empty((0, 3, height, width), np.uint8), 0
+        for item in file.walk(frames):
+            is_lost = isinstance(item, LostFrames)
+            if filled and (is_lost or filled == len(piece)):
+                yield piece[:filled]
+                filled = 0
+            if isinstance(item, LostFrames):
+                if (item.first, item.end) == (frames.start, frames.stop):
+                    raise UnusableVideoError(f"cannot be decoded: {item.reason}")
+                yield item
+                continue
+            index, frame = item
+            if not filled:
+                piece = np.empty((min(length, frames.stop - index), 3, height, width), np.uint8)
+                maker = ClipMaker(plan, piece, file.pixel_aspect, request.deinterlace)
+            maker.put(filled, frame)
+            filled += 1
+        if filled:
+            yield piece[:filled]
 
 
 def read_facts(location: str, stream: int = BEST) -> VideoFacts:
-    """Size, rate and length. The first frame is decoded. Raises UnusableVideoError."""
-    with translate_errors("cannot be opened"):
-        media = open_media(location)
-    try:
-        container, chosen = open_video(media, stream)
-        with translate_errors("cannot be decoded"), container:
-            first = next(container.decode(chosen), None)
-            if first is None:
-                raise UnusableVideoError("has no frame")
-            height, width = first.height, first.width
-            width = round(width * float(chosen.sample_aspect_ratio or 1))
-            if round(first.rotation / 90) % 2:
-                height, width = width, height
-            rate = chosen.average_rate or chosen.guessed_rate or Fraction(24)
-    finally:
-        if not isinstance(media, str):
-            media.close()
+    """Size, rate and length. The first frame that can be is decoded. Raises UnusableVideoError."""
     with VideoFile(location, stream) as video:
-        frames = video.num_frames
-    return VideoFacts(frames, height, width, float(rate), _size(location))
+        first = video.first_frame()
+        height, width = first.height, round(first.width * video.pixel_aspect)
+        if round(first.rotation / 90) % 2:
+            height, width = width, height
+        return VideoFacts(video.frames_to_walk, height, width, video.rate, _size(location))
+
+
+@dataclass
+class Stretch:
+    """Frames of a video that follow each other, without a gap."""
+
+    first_frame: int
+    """Of the file."""
+    pieces: Iterator[Frames]
+    """uint8 [n, C, H, W] each; to be read before the next stretch is asked for."""
+
+
+def stretches(
+    video: WholeVideo, items: Iterator[Frames | LostFrames], lost: list[LostFrames]
+) -> Iterator[Stretch]:
+    """The stretches of `kept_frames`; what is lost between them is added to `lost`."""
+    index = video.first_frame
+
+    def pieces(item: Frames | LostFrames | None) -> Iterator[Frames]:
+        nonlocal index
+        while item is not None and not isinstance(item, LostFrames):
+            index += len(item)
+            yield item
+            item = next(items, None)
+        if item is not None:
+            lost.append(item)
+            index = item.end
+
+    while (item := next(items, None)) is not None:
+        # Also what of it is left unread.
+        stretch = pieces(item)
+        if isinstance(item, LostFrames):
+            deque(stretch)
+            continue
+        yield Stretch(index, stretch)
+        deque(stretch, maxlen=0)
+
+
+def whole_frames(request: WholeRequest, video: WholeVideo) -> Generator[Frames]:
+    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces. Raises UnusableVideoError
+    where one cannot be decoded."""
+    return without_gaps(kept_frames(request, video))
+
+
+def without_gaps(items: Generator[Frames | LostFrames]) -> Generator[Frames]:
+    """The pieces of `kept_frames`. Raises UnusableVideoError where frames are lost."""
+    with closing(items):
+        for item in items:
+            if isinstance(item, LostFrames):
+                raise UnusableVideoError(str(item))
+            yield item
 
 
 def _size(location: str) -> int:

@@ -68,7 +68,7 @@ def plan_decoding(config: EncodeConfig, settings: Settings, shards: Sequence[str
         )
     claim_decoded(RunFolder(config.output_dir), settings, digest, config.decode_to)
     summaries = read_summaries(RunFolder(config.decode), shards)
-    videos = (entry.video for _, summary in summaries for entry in summary.videos)
+    videos = (entry.name for _, summary in summaries for entry in summary.videos)
     names = names_of(videos, settings.root, config.decode_to)
     if names.contested:
         log.warning(
@@ -92,23 +92,25 @@ class DecodingWorker:
 
     def __call__(self, number: int) -> ShardDone:
         """Shard `number`, without what is there already and what cannot be named or placed."""
-        frames = 0
+        videos = frames = 0
         refused: list[dict[str, str]] = []
         with open_shard(self._latents, shard_name(number)) as (file, summary):
-            for video in summary.videos:
-                try:
-                    name = self._task.names.of(video.video)
-                    self._write_missing(file, video, name)
-                except (UnnamedVideoError, OccupiedError) as error:
-                    refused.append({"video": video.video, "reason": str(error)})
-                    continue
-                except OSError as error:
-                    raise TrainingError(
-                        f"{self._output.address_of(name)} cannot be written: "
-                        f"{error.strerror or error}"
-                    ) from error
-                frames += video.frames
-        videos = len(summary.videos) - len(refused)
+            for stretches in summary.by_video():
+                before = len(refused)
+                for video in stretches:
+                    try:
+                        name = self._task.names.of(video.name)
+                        self._write_missing(file, video, name)
+                    except (UnnamedVideoError, OccupiedError) as error:
+                        refused.append({"video": video.name, "reason": str(error)})
+                        continue
+                    except OSError as error:
+                        raise TrainingError(
+                            f"{self._output.address_of(name)} cannot be written: "
+                            f"{error.strerror or error}"
+                        ) from error
+                    frames += video.frames
+                videos += len(refused) == before
         return ShardDone(videos, frames, refused)
 
     def close(self) -> None:
@@ -174,4 +176,6 @@ class DecodingWorker:
 
 
 def _picture_names(video: EncodedVideo) -> list[str]:
-    return [f"{number:06d}.png" for number in range(video.frames)]
+    """Numbered as the frames of the file are."""
+    frames = range(video.first_frame, video.first_frame + video.frames)
+    return [f"{number:06d}.png" for number in frames]

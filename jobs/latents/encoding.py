@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.damage import LostFrames
 from data_pipeline.decoding.sandbox import WindowReader, retry_dead_child
-from data_pipeline.decoding.whole_video import WholeRequest, WholeVideo
+from data_pipeline.decoding.whole_video import Stretch, WholeRequest, WholeVideo, stretches
 from data_pipeline.errors import DataError, UnusableVideoError
 from data_pipeline.videos.index import open_index
 from data_pipeline.videos.storage import OutsideRootError, is_s3, resolve
@@ -121,7 +122,7 @@ class EncodingWorker:
                 f"{self._folder.address_of(name)} cannot be written: {error.strerror or error}"
             ) from error
         frames = sum(video.frames for video in summary.videos)
-        return ShardDone(len(summary.videos), frames, summary.unusable)
+        return ShardDone(len(summary.by_video()), frames, summary.unusable, summary.lost)
 
     def close(self) -> None:
         self._reader.close()
@@ -129,6 +130,7 @@ class EncodingWorker:
     def _write(self, number: int, writer: ShardWriter) -> Summary:
         videos: list[EncodedVideo] = []
         unusable: list[dict[str, str]] = []
+        lost: list[dict[str, str | int]] = []
         for row in self._settings.rows_of(number):
             path = str(self._paths[row].as_py())
             try:
@@ -136,29 +138,65 @@ class EncodingWorker:
                 # What is encoded can be decoded.
                 plain_name(path, self._settings.root, "mp4")
                 encode = partial(self._encode, path, location, writer)
-                videos.append(retry_dead_child(encode))
+                kept, gaps = retry_dead_child(encode)
+                videos += kept
+                lost += [
+                    {
+                        "video": path,
+                        "first_frame": gap.first,
+                        "end_frame": gap.end,
+                        "reason": hide_credentials(gap.reason),
+                    }
+                    for gap in gaps
+                ]
             except (UnusableVideoError, OutsideRootError, UnnamedVideoError) as error:
                 unusable.append({"video": path, "reason": hide_credentials(str(error))})
-        return Summary(videos, unusable)
+        return Summary(videos, unusable, lost)
 
-    def _encode(self, path: str, location: str, writer: ShardWriter) -> EncodedVideo:
-        settings, model = self._settings, self._model
-        request = WholeRequest(location, model.space_downscale, settings.height, settings.width)
-        video, pieces = self._reader.read_whole(request, self._seconds)
-        first_row, count = writer.rows, 0
-        frames = _one_by_one(pieces, self._device)
+    def _encode(
+        self, path: str, location: str, writer: ShardWriter
+    ) -> tuple[list[EncodedVideo], list[LostFrames]]:
+        settings = self._settings
+        multiple = self._model.space_downscale
+        request = WholeRequest(location, multiple, settings.height, settings.width)
+        video, items = self._reader.read_kept(request, self._seconds)
+        before = writer.rows
+        lost: list[LostFrames] = []
         try:
-            latents = stream_latents(model, frames, video.frames, self._dtype)
-            for stretch in _stretches(latents, DTYPES[settings.dtype], path):
-                writer.add(_row(path, video, count, stretch, model.time_downscale))
-                count += len(stretch)
+            kept = [
+                self._encode_stretch(path, video, stretch, writer)
+                for stretch in stretches(video, items, lost)
+            ]
         except UnusableVideoError:
-            writer.give_up(writer.rows - first_row)
+            writer.give_up(writer.rows - before)
             raise
         finally:
-            pieces.close()
+            items.close()
+        return kept, lost
+
+    def _encode_stretch(
+        self, path: str, video: WholeVideo, stretch: Stretch, writer: ShardWriter
+    ) -> EncodedVideo:
+        model, first_row, count, frames = self._model, writer.rows, 0, 0
+
+        def read() -> Iterator[Tensor]:
+            nonlocal frames
+            for frame in _one_by_one(stretch.pieces, self._device):
+                frames += 1
+                yield frame
+
+        latents = stream_latents(model, read(), self._dtype)
+        for part in _parts(latents, DTYPES[self._settings.dtype], path):
+            # Of the frames that have been read, which the latents of the end go beyond.
+            begin, end = (
+                stretch.first_frame + min(place * model.time_downscale, frames)
+                for place in (count, count + len(part))
+            )
+            writer.add(_row(path, range(begin, end), count, part))
+            count += len(part)
         rows, size = writer.rows - first_row, (video.height, video.width)
-        return EncodedVideo(path, first_row, rows, video.frames, count, *size, video.facts.fps)
+        fps, first_frame = video.facts.fps, stretch.first_frame
+        return EncodedVideo(path, first_row, rows, frames, count, *size, fps, first_frame)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
@@ -174,7 +212,7 @@ def _one_by_one(pieces: Iterable[Frames], device: torch.device) -> Iterator[Tens
             yield frame[None].float() / 255
 
 
-def _stretches(latents: Iterable[Tensor], dtype: torch.dtype, video: str) -> Iterator[Tensor]:
+def _parts(latents: Iterable[Tensor], dtype: torch.dtype, video: str) -> Iterator[Tensor]:
     """[1, C, h, w] each -> [t, C, h, w] of about `ROW_BYTES`."""
     waiting: list[Tensor] = []
     for latent in latents:
@@ -193,15 +231,11 @@ def _stretches(latents: Iterable[Tensor], dtype: torch.dtype, video: str) -> Ite
         yield torch.stack(waiting)
 
 
-def _row(
-    path: str, video: WholeVideo, first_latent: int, latents: Tensor, time_downscale: int
-) -> dict[str, object]:
-    begin = min(first_latent * time_downscale, video.frames)
-    end = min((first_latent + len(latents)) * time_downscale, video.frames)
+def _row(path: str, frames: range, first_latent: int, latents: Tensor) -> dict[str, object]:
     return {
         "video": path,
-        "first_frame": video.first_frame + begin,
-        "frames": end - begin,
+        "first_frame": frames.start,
+        "frames": len(frames),
         "first_latent": first_latent,
         "shape": list(latents.shape),
         "dtype": str(latents.dtype).removeprefix("torch."),

@@ -6,6 +6,7 @@ shards/latents-00000000.parquet, ...
 index.parquet       a row per video: video, shard, first_row, rows, frames, latents, height,
                     width, fps; written when all shards are there
 quarantine.jsonl    videos that could not be used, each with its reason
+lost.jsonl          only where videos are damaged: the frames that are lost
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from taehv.run.run_folder import RunFolder
 
 FORMAT, VERSION = "taehv-latents", 1
 SETTINGS, INDEX, QUARANTINE = "latents.json", "index.parquet", "quarantine.jsonl"
+LOST = "lost.jsonl"
 
 DECODED = "decoded.json"
 """What a folder of decoded videos is, so that no other videos are taken for them."""
@@ -176,12 +178,12 @@ def finished_shards(folder: RunFolder) -> set[str]:
 def kept_shards(folder: RunFolder, retry_unusable: bool) -> tuple[set[str], int]:
     """The shards that are not to be made again, and how many videos could not be used for them.
 
-    retry_unusable: remove those whose videos could not all be used.
+    retry_unusable: remove those whose videos could not all be used, or not wholly.
     """
     kept = finished_shards(folder)
     unusable = 0
     for name, summary in read_summaries(folder, sorted(kept)):
-        if retry_unusable and summary.unusable:
+        if retry_unusable and (summary.unusable or summary.lost):
             folder.remove(name)
             kept.discard(name)
         else:
@@ -195,28 +197,46 @@ def remove_unfinished(folder: RunFolder) -> None:
         left.unlink(missing_ok=True)
 
 
-def write_index(folder: RunFolder, names: Sequence[str]) -> tuple[int, int, int]:
-    """index.parquet and quarantine.jsonl, from the shards; how many videos, unusable, frames.
+@dataclass
+class Contents:
+    """What a folder of latents holds."""
+
+    videos: int = 0
+    frames: int = 0
+    unusable: int = 0
+    lost: list[dict[str, str | int]] = field(default_factory=list)
+    """Frames of damaged videos, as in `Summary`."""
+
+
+def write_index(folder: RunFolder, names: Sequence[str]) -> Contents:
+    """index.parquet, quarantine.jsonl and, where frames are lost, lost.jsonl, from the shards.
 
     Raises TrainingError where a shard is damaged, OSError where they cannot be written.
     """
-    videos = frames = 0
+    contents = Contents()
     unusable: list[str] = []
     rows: list[dict[str, Any]] = []
     with replacing(folder.local / INDEX) as temporary:
         with pq.ParquetWriter(temporary, INDEX_SCHEMA) as writer:
             for name, summary in read_summaries(folder, names):
                 rows += [asdict(video) | {"shard": name} for video in summary.videos]
-                videos += len(summary.videos)
-                frames += sum(video.frames for video in summary.videos)
+                contents.videos += len(summary.by_video())
+                contents.frames += sum(video.frames for video in summary.videos)
+                contents.lost += summary.lost
                 unusable += [json.dumps(entry) + "\n" for entry in summary.unusable]
                 if len(rows) >= INDEX_ROWS:
                     writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
                     rows.clear()
             writer.write_table(pa.Table.from_pylist(rows, schema=INDEX_SCHEMA))
         _write(folder, QUARANTINE, "".join(unusable))
+        if contents.lost:
+            _write(folder, LOST, "".join(json.dumps(entry) + "\n" for entry in contents.lost))
+        elif folder.exists(LOST):
+            # The videos have been mended.
+            folder.remove(LOST)
     folder.publish(INDEX)
-    return videos, len(unusable), frames
+    contents.unusable = len(unusable)
+    return contents
 
 
 def _write(folder: RunFolder, name: str, text: str) -> None:

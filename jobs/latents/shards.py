@@ -10,6 +10,9 @@ A shard has a row per stretch of latents, of about `ROW_BYTES`, each a row group
     dtype               float16, bfloat16 or float32
     latents             the values, little-endian, in C order
 
+Where a video is damaged, each stretch of frames that decodes is encoded by itself, as if it were a
+video: `first_latent` begins anew at 0.
+
 A shard is written to the side and appears whole. Its footer holds a `Summary`.
 """
 
@@ -20,7 +23,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +64,7 @@ SHARD_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class EncodedVideo:
-    """A video in a shard."""
+    """A video in a shard, or a stretch of a damaged one."""
 
     video: str
     first_row: int
@@ -73,6 +76,13 @@ class EncodedVideo:
     """Of the frames that were encoded."""
     width: int
     fps: float
+    first_frame: int = 0
+    """Of the file."""
+
+    @property
+    def name(self) -> str:
+        """The path, and where the stretch begins unless at the first frame."""
+        return f"{self.video}#{self.first_frame}" if self.first_frame else self.video
 
 
 @dataclass(frozen=True)
@@ -80,8 +90,39 @@ class Summary:
     """What a shard holds."""
 
     videos: list[EncodedVideo]
+    """A damaged video has an entry for each stretch, one after the other."""
     unusable: list[dict[str, str]]
     """Each with `video` and `reason`."""
+    lost: list[dict[str, str | int]] = field(default_factory=list)
+    """Frames of damaged videos: each with `video`, `first_frame`, `end_frame` and `reason`."""
+
+    def by_video(self) -> list[list[EncodedVideo]]:
+        """The entries of each video of the list."""
+        videos: list[list[EncodedVideo]] = []
+        for entry in self.videos:
+            last = videos[-1][-1] if videos else None
+            if last and last.video == entry.video and last.first_frame < entry.first_frame:
+                videos[-1].append(entry)
+            else:
+                videos.append([entry])
+        return videos
+
+    def to_json(self) -> str:
+        """As the footer has it: that of sound videos has no word of damage."""
+        content = asdict(self)
+        for entry in content["videos"]:
+            if not entry["first_frame"]:
+                del entry["first_frame"]
+        if not self.lost:
+            del content["lost"]
+        return json.dumps(content)
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Summary:
+        """Raises ValueError, KeyError or TypeError for what is none."""
+        found = json.loads(text)
+        videos = [EncodedVideo(**entry) for entry in found["videos"]]
+        return cls(videos, found["unusable"], found.get("lost", []))
 
 
 def shard_name(number: int) -> str:
@@ -119,7 +160,7 @@ class ShardWriter:
         if self.summary is not None:
             if self._given_up:
                 self._copy_kept()
-            self._writer.add_key_value_metadata({SUMMARY_KEY: json.dumps(asdict(self.summary))})
+            self._writer.add_key_value_metadata({SUMMARY_KEY: self.summary.to_json()})
         self._writer.close()
 
     def _copy_kept(self) -> None:
@@ -172,8 +213,7 @@ def open_shard(folder: RunFolder, name: str) -> Iterator[tuple[pq.ParquetFile, S
     try:
         media = open_media(address)
         file = pq.ParquetFile(media)
-        found = json.loads(file.metadata.metadata[SUMMARY_KEY.encode()])
-        summary = Summary([EncodedVideo(**entry) for entry in found["videos"]], found["unusable"])
+        summary = Summary.from_json(file.metadata.metadata[SUMMARY_KEY.encode()])
     except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise TrainingError(
             f"{address} cannot be read ({' '.join(str(error).split())}); remove it, and start the "

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from data_pipeline.decoding.damage import LostFrames
 from jobs.cli.console import stop_signals_to
 from jobs.cli.progress import VideoProgress
 from jobs.cluster.fan_out import RayConfig, Worker, fan_out
@@ -24,6 +25,14 @@ class ShardDone:
     frames: int
     unusable: list[dict[str, str]]
     """Each with `video` and `reason`."""
+    lost: list[dict[str, str | int]] = field(default_factory=list)
+    """Of `Summary`."""
+
+
+def lost_line(lost: Mapping[str, str | int]) -> str:
+    """An entry of `Summary.lost`, for people."""
+    first, end, reason = int(lost["first_frame"]), int(lost["end_frame"]), str(lost["reason"])
+    return f"video {lost['video']}: {LostFrames(first, end, reason)}"
 
 
 class Stopped(BaseException):
@@ -61,5 +70,7 @@ def work_on(
         for done in results:
             for entry in done.unusable:
                 log.warning("video %s is %s: %s", entry["video"], effect, entry["reason"])
+            for lost in done.lost:
+                log.warning("%s", lost_line(lost))
             progress.add(done.videos, done.frames, len(done.unusable))
             yield done

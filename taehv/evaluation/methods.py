@@ -104,7 +104,7 @@ class NetworkMethod:
 
     def stream(self, frames: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
         """See `Method.stream`."""
-        latents = stream_latents(self.model, frames, num_frames, self.dtype)
+        latents = stream_latents(self.model, frames, self.dtype)
         transformed = (self.transform(latent[:, None])[:, 0] for latent in latents)
         return stream_frames(self.model, transformed, num_frames, self.dtype)
 

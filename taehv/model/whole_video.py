@@ -7,7 +7,7 @@ the numbers are those of `TAEHV.reconstruct_video`.
 Shape letters: N videos, C channels, H height, W width, h and w latent size.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import repeat
 
 import torch
@@ -25,14 +25,14 @@ def num_latents(model: TAEHV, num_frames: int) -> int:
 
 @torch.no_grad()
 def stream_latents(
-    model: TAEHV, frames: Iterable[Tensor], num_frames: int, dtype: torch.dtype | None = None
+    model: TAEHV, frames: Iterable[Tensor], dtype: torch.dtype | None = None
 ) -> Iterator[Tensor]:
-    """Frames [N, 3, H, W] in [0, 1], num_frames of them -> latents [N, C, h, w] float32.
+    """Frames [N, 3, H, W] in [0, 1], at least one -> latents [N, C, h, w] float32.
 
     dtype: of autocast; None for float32.
     """
     encoder = StreamingEncoder(model)
-    for frame in _extended(frames, model.alignment.padded_length(num_frames)):
+    for frame in _extended(frames, model.alignment.padded_length):
         with autocast(dtype):
             latent = encoder.encode(frame)
         if latent is not None:
@@ -58,11 +58,12 @@ def stream_frames(
         left -= min(left, len(decoded))
 
 
-def _extended(frames: Iterable[Tensor], length: int) -> Iterator[Tensor]:
-    """The frames, the last one repeated up to `length`."""
+def _extended(frames: Iterable[Tensor], padded_length: Callable[[int], int]) -> Iterator[Tensor]:
+    """The frames, the last one repeated up to the padded length of as many."""
     last: Tensor | None = None
+    count = 0
     for last in frames:
-        length -= 1
+        count += 1
         yield last
     if last is not None:
-        yield from repeat(last, length)
+        yield from repeat(last, padded_length(count) - count)

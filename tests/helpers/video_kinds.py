@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from random import Random
 
 import av
 import numpy as np
@@ -124,6 +125,22 @@ def leave_out_frames(number: int, packet: bytes) -> bytes:
 def spoil_the_beginning(number: int, packet: bytes) -> bytes:
     """Make the first packets of H.264 in mkv or mp4 such that no decoder takes them."""
     return packet[:4] + b"\xff" * (len(packet) - 4) if number < 8 else packet
+
+
+def spoil(*numbers: int, seed: int = 0) -> Callable[[int, bytes], bytes]:
+    """Change the later part of the payload of these packets."""
+    random = Random(seed)
+
+    def change(number: int, packet: bytes) -> bytes:
+        if number not in numbers:
+            return packet
+        data = bytearray(packet)
+        # Not the beginning: the first packet of x264 has its settings there, in words.
+        for place in range(len(data) // 2, len(data) - 1):
+            data[place] ^= random.randrange(1, 256)
+        return bytes(data)
+
+    return change
 
 
 def planes(frame: av.VideoFrame) -> tuple[str, list[Frames]]:

@@ -36,6 +36,7 @@ from tests.helpers.evaluate_run import SMALL, export_small
 from tests.helpers.hold import READS, Hold
 from tests.helpers.jobs_run import REPOSITORY, assert_quiet, environment, finish, wait_for
 from tests.helpers.s3_server import s3_server
+from tests.helpers.video_kinds import remux, spoil
 
 LENGTHS = (1, 13, 14, 21, 40)
 """Frames of the videos: an odd and an even number of latents, whole and begun."""
@@ -232,15 +233,31 @@ def test_a_long_video_is_kept_in_stretches(
         assert torch.equal(latents, latents_of(encoded)[video])
 
 
+BREAKS_HALF_WAY = f"""
+from data_pipeline.decoding import sandbox_process, whole_video
+from data_pipeline.errors import UnusableVideoError
+whole_video.PIECE_BYTES = {7 * 3 * 48 * 64}
+
+def break_down(request, video):
+    for number, item in enumerate(kept_frames(request, video)):
+        if number == 4 and request.location.endswith("half.mp4"):
+            raise UnusableVideoError("changes its frame size")
+        yield item
+
+kept_frames, sandbox_process.kept_frames = sandbox_process.kept_frames, break_down
+sandbox_process.main()
+"""
+
+
 @pytest.fixture
 def damaged(annotations: Path, tmp_path: Path) -> Path:
-    """Among sound videos one that is none, one that ends half-way, and one out of bounds."""
+    """Among sound videos one that is none, one that breaks its reader half-way (see
+    `BREAKS_HALF_WAY`), and one out of bounds."""
     folder = tmp_path / "damaged"
     shutil.copytree(annotations.parent, folder)
     (folder / "none.mp4").write_bytes(b"no video")
     whole = write_video(tmp_path / "whole.mp4", moving_frames(60, 50, 68), gop=6, b_frames=0)
-    content = whole.read_bytes()
-    (folder / "half.mp4").write_bytes(content[: len(content) * 3 // 4])
+    shutil.copy(whole, folder / "half.mp4")
     names = ["none.mp4", "half.mp4", "video_13.mp4", "../whole.mp4", "absent.mp4", "video_40.mp4"]
     return write_annotations(folder, names)
 
@@ -255,9 +272,7 @@ def test_broken_videos_are_listed(
 ) -> None:
     """Nothing is left of one that turned out to be broken when half of it had been written."""
     monkeypatch.setattr(encoding, "ROW_BYTES", 1)
-    small = "from data_pipeline.decoding import sandbox_process, whole_video"
-    small += f"; whole_video.PIECE_BYTES = {7 * 3 * 48 * 64}"
-    child = (sys.executable, "-c", f"{small}; sandbox_process.main()")
+    child = (sys.executable, "-c", BREAKS_HALF_WAY)
     monkeypatch.setattr(encoding, "WindowReader", lambda: WindowReader(child))
     kept: list[int] = []
     give_up = shards.ShardWriter.give_up
@@ -289,9 +304,70 @@ def test_broken_videos_are_listed(
     assert {*latents_of(output)} == {"none.mp4", *found}
 
 
-def test_too_many_broken_videos_stop_the_job(
-    damaged: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_of_a_damaged_video_the_stretches_that_decode_are_kept(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Each is encoded, and comes back, as a video of these frames alone would."""
+    sound = write_video(tmp_path / "sound.mp4", moving_frames(48, 48, 64), b_frames=0)
+    damaged = remux(sound, tmp_path / "damaged.mp4", change=spoil(17, 36))
+    listed = write_annotations(tmp_path, ["sound.mp4", "damaged.mp4", "sound.mp4"])
+    output, more = tmp_path / "l", ["--dtype", "float32"]
+    assert run(weights, listed, output, *more) == 0
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert "video damaged.mp4: frames 17 to 23 are lost (damaged" in text
+        assert "video damaged.mp4: frames 36 to 47 are lost (damaged" in text
+    assert f"3 videos, {48 + 17 + 12 + 48} frames in 2 shards; " in captured.out
+    listed_lost = [json.loads(line) for line in (output / "lost.jsonl").read_text().splitlines()]
+    assert [(one["video"], one["first_frame"], one["end_frame"]) for one in listed_lost] == [
+        ("damaged.mp4", 17, 24),
+        ("damaged.mp4", 36, 48),
+    ]
+    assert not (output / "quarantine.jsonl").read_text()
+    rows = [row for row in index_of(output) if row["video"] == damaged.name]
+    assert [row["frames"] for row in rows] == [17, 12]
+
+    model, whole = network(weights), frames_of(sound)
+    with open_shard(RunFolder(str(output)), shards.shard_name(0)) as (file, summary):
+        kept = [video for video in summary.videos if video.video == damaged.name]
+        for video, (first, end) in zip(kept, [(0, 17), (24, 36)], strict=True):
+            assert video.first_frame == first
+            missing = model.alignment.padded_length(end - first) - (end - first)
+            frames = torch.cat([whole[:, first:end], *[whole[:, end - 1 : end]] * missing], dim=1)
+            with torch.no_grad():
+                expected = model.encode_video(frames, parallel=False)[0]
+            assert torch.equal(torch.stack([*read_latents(file, video)]), expected)
+    shown = pq.read_table(output / "shards").to_pylist()
+    places = [(row["first_frame"], row["frames"]) for row in shown if row["video"] == damaged.name]
+    assert places == [(0, 17), (24, 12)]
+
+    assert decode(weights, output, tmp_path / "v", "--decode-to", "png") == 0
+    assert f"3 videos, {48 + 17 + 12 + 48} frames; " in capsys.readouterr().out
+    for name, first, end in (("damaged.mp4", 0, 17), ("damaged.mp4#24", 24, 36)):
+        folder = tmp_path / "v" / f"{name}.frames"
+        assert sorted(p.name for p in folder.iterdir()) == [
+            f"{number:06d}.png" for number in range(first, end)
+        ]
+        with torch.no_grad():
+            expected = model.reconstruct_video(whole[:, first:end])[0].permute(0, 2, 3, 1) * 255
+        pictures = np.stack([np.array(Image.open(p), float) for p in sorted(folder.iterdir())])
+        assert np.abs(pictures - expected.numpy()).max() < 0.51
+    # Mended, it is taken in whole.
+    shutil.copy(sound, damaged)
+    assert run(weights, listed, output, *more, "--retry-unusable") == 0
+    assert not (output / "lost.jsonl").exists()
+    assert [row["frames"] for row in index_of(output)] == [48] * 3
+
+
+def test_too_many_broken_videos_stop_the_job(
+    damaged: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    child = (sys.executable, "-c", BREAKS_HALF_WAY)
+    monkeypatch.setattr(encoding, "WindowReader", lambda: WindowReader(child))
     line = refused(capsys, run(weights, damaged, tmp_path / "l"))
     assert "2 of 6 videos cannot be used, more than data.max_bad_fraction (0.05)" in line
     # What was finished stays, and counts.

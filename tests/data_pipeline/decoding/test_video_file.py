@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.decoding import video_file
+from data_pipeline.decoding.damage import MismatchError
 from data_pipeline.decoding.video_file import UnusableVideoError, VideoFile
 from tests.helpers.data_videos import Frames, moving_frames, sequential_frames, write_video
 from tests.helpers.video_kinds import Kind, make
@@ -119,7 +120,7 @@ def test_where_the_timeline_proves_wrong_half_way_all_frames_are_handed_out_agai
     def cut_short(self: VideoFile, *place: Any) -> Iterator[av.Packet]:
         for number, packet in enumerate(whole(self, *place)):
             if number == 15:
-                raise video_file._MismatchError("the file has changed")
+                raise MismatchError("the file has changed")
             yield packet
 
     monkeypatch.setattr(VideoFile, "_packets_from", cut_short)

@@ -21,7 +21,7 @@ import os, signal, time
 from data_pipeline.decoding import sandbox_process
 
 def break_down(request, video):
-    pieces = whole_frames(request, video)
+    pieces = kept_frames(request, video)
     yield next(pieces)
     fault = os.path.basename(request.location)
     if fault.startswith("hang"): time.sleep(1000)
@@ -29,7 +29,7 @@ def break_down(request, video):
     if fault.startswith("bug"): {}["no such key"]
     yield from pieces
 
-whole_frames, sandbox_process.whole_frames = sandbox_process.whole_frames, break_down
+kept_frames, sandbox_process.kept_frames = sandbox_process.kept_frames, break_down
 sandbox_process.main()
 """
 """Breaks down after the first piece of a video of certain names."""
