@@ -267,6 +267,7 @@ def test_native_windows_are_the_frames_own_pixels(
     """By default; scored as the same pixels cut from whole frames without the evaluation."""
 
     size = ["--window-height", "24", "--window-width", "32", "--window-frames", "7"]
+
     more = ["--clips", "native", *size]
     assert run(weights, annotations, tmp_path, *more, "--num-samples", "4") == 0
     told = capsys.readouterr().out.splitlines()[0]

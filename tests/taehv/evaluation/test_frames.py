@@ -59,6 +59,18 @@ def test_pieces_make_no_difference(pieces: int) -> None:
         np.testing.assert_allclose(parts[name], whole[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+def test_several_reconstructions_are_scored_as_each_by_itself() -> None:
+    original, other = pair(5, 176, 180)
+    others = {"noisy": other, "same": original, "dark": 0.5 * original}
+    scorer = FrameScorer()
+    for piece in (slice(0, 2), slice(2, 5)):
+        scorer.add(original[piece], {name: frames[piece] for name, frames in others.items()})
+    for name, table in scorer.tables().items():
+        alone = table_of(original, others[name])
+        for column in alone:
+            np.testing.assert_allclose(table[column], alone[column], rtol=1e-5, atol=1e-7)
+
+
 def test_differences_between_frames_in_float64() -> None:
     original, other = pair()
     x, y = original.double().numpy(), other.double().clamp(0, 1).numpy()

@@ -1,12 +1,22 @@
 """Methods give back every frame at its place; latents cost what they should."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
 from taehv.errors import TrainingError
 from taehv.evaluation.judgement import AgainstTeacher, Speed, judge_evaluation
-from taehv.evaluation.methods import NetworkMethod, TeacherMethod, baseline_methods
+from taehv.evaluation.linear import BlockShape, LinearLimit
+from taehv.evaluation.methods import (
+    LinearMethod,
+    Method,
+    NetworkMethod,
+    TeacherMethod,
+    baseline_methods,
+    stream_together,
+)
 from taehv.evaluation.rate import LatentStatistics, Rate, int8_round_trip
 from taehv.evaluation.timing import measure
 from taehv.evaluation.verdict import Thresholds
@@ -39,11 +49,41 @@ def test_a_network_gives_every_frame_back(variant: str, frames: int) -> None:
     assert method.encode(video).shape == (1, t, channels, height, width)
 
 
-def test_what_needs_no_network_streams_too() -> None:
-    for method in baseline_methods():
-        video = clip(3)
-        streamed = torch.stack([*method.stream(video.unbind(1), 3)], dim=1)
+def linear() -> LinearMethod:
+    block = BlockShape(frames=4, pixels=8)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(block.values, 16, generator=generator))[0].T
+    return LinearMethod(LinearLimit(block, torch.full((block.values,), 0.5), basis))
+
+
+@pytest.mark.parametrize("frames", [3, 4, 9])
+def test_what_needs_no_network_streams_too(frames: int) -> None:
+    for method in [*baseline_methods(), linear()]:
+        video = clip(frames)
+        streamed = torch.stack([*method.stream(video.unbind(1), frames)], dim=1)
         torch.testing.assert_close(streamed, method.clip(video))
+
+
+def test_methods_go_through_a_video_together_as_each_by_itself() -> None:
+    """Though they answer after one frame, four or more; no frame waits for longer than that."""
+    methods: list[Method] = [network(), linear(), *baseline_methods()]
+    frames = (clip(23) * 255).round().byte()
+    read: list[int] = []
+
+    def source() -> Iterator[torch.Tensor]:
+        for t, frame in enumerate(frames.unbind(1)):
+            read.append(t)
+            yield frame
+
+    found: dict[str, list[torch.Tensor]] = {method.key: [] for method in methods}
+    for t, (original, made) in enumerate(stream_together(methods, source(), 23)):
+        assert torch.equal(original, frames[:, t].float() / 255)
+        assert len(read) <= t + 9
+        for key, frame in made.items():
+            found[key].append(frame)
+    for method in methods:
+        alone = [*method.stream((frames.float() / 255).unbind(1), 23)]
+        torch.testing.assert_close(torch.stack(found[method.key]), torch.stack(alone))
 
 
 def test_the_teacher_is_given_long_videos_in_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
