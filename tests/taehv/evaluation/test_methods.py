@@ -58,7 +58,8 @@ def linear() -> LinearMethod:
 
 @pytest.mark.parametrize("frames", [3, 4, 9])
 def test_what_needs_no_network_streams_too(frames: int) -> None:
-    for method in [*baseline_methods(), linear()]:
+    methods: list[Method] = [*baseline_methods(), linear()]
+    for method in methods:
         video = clip(frames)
         streamed = torch.stack([*method.stream(video.unbind(1), frames)], dim=1)
         torch.testing.assert_close(streamed, method.clip(video))
