@@ -82,7 +82,7 @@ MPEG4 = Kind("a.mp4", "mpeg4", size=(96, 128))
         (MPEG4, "b.mp4", 20, 24),
         (Kind("a.3gp", "h263", size=(144, 176)), "b.3gp", 20, 24),
         # Key frames: the first, one in the middle, the last.
-        (Kind("a.mp4", "libx264", B3), "b.mp4", 0, 12),
+        (MPEG4, "b.mp4", 0, 12),
         (Kind("a.mp4", "libx264", B3), "b.mp4", 12, 24),
         (MPEG4, "b.mp4", 36, 48),
     ],
