@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import av
 
 from data_pipeline.decoding.timeline import Timeline
+from data_pipeline.errors import UnusableVideoError
 
 MAX_DELAY = 64
 """Packets that a decoder may take before their first frame comes; H.264 and HEVC need 16."""
@@ -37,6 +38,10 @@ class LostFrames:
         if self.end - self.first == 1:
             frames = f"frame {self.first} is"
         return f"{frames} lost ({self.reason})"
+
+
+class LostFramesError(UnusableVideoError):
+    """Some frames of a video are lost, where all were asked for."""
 
 
 class MismatchError(Exception):

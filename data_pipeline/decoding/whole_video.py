@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.crops import CropSize
 from data_pipeline.decoding.augment import ClipMaker, Frames
-from data_pipeline.decoding.damage import LostFrames
+from data_pipeline.decoding.damage import LostFrames, LostFramesError
 from data_pipeline.decoding.media import BEST
 from data_pipeline.decoding.video_file import VideoFile
 from data_pipeline.decoding.window import span_frames
@@ -180,17 +180,17 @@ def stretches(
 
 
 def whole_frames(request: WholeRequest, video: WholeVideo) -> Generator[Frames]:
-    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces. Raises UnusableVideoError
+    """The frames of `plan_whole(request)`, uint8 [n, C, H, W], in pieces. Raises LostFramesError
     where one cannot be decoded."""
     return without_gaps(kept_frames(request, video))
 
 
 def without_gaps(items: Generator[Frames | LostFrames]) -> Generator[Frames]:
-    """The pieces of `kept_frames`. Raises UnusableVideoError where frames are lost."""
+    """The pieces of `kept_frames`. Raises LostFramesError where frames are lost."""
     with closing(items):
         for item in items:
             if isinstance(item, LostFrames):
-                raise UnusableVideoError(str(item))
+                raise LostFramesError(str(item))
             yield item
 
 

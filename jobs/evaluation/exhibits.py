@@ -60,7 +60,7 @@ def write_samples(
                 for kind in ("original", "reconstructed", "comparison")
             ]
             shown: list[Tensor] = []
-            for original, reconstructed in _pairs(video, sampling, methods, read):
+            for original, reconstructed in _pairs(video, result, sampling, methods, read):
                 first, second = _picture(original), _picture(reconstructed)
                 pictures = (first, second, side_by_side(first, second))
                 for writer, picture in zip(writers, pictures, strict=True):
@@ -139,23 +139,36 @@ def _around(
     if not sampling.whole:
         found = read_clips(video, sampling, read)[1][clip]
         return frames_of(found, methods.device), frame
-    count = result.facts.frames
-    first = max(0, result.clips[clip].first_frame + frame - sampling.data.num_frames + 1)
-    last = min(count, first + sampling.data.num_frames)
-    stretch = replace(video, span=(first / count, last / count))
-    streamed = stream_video(stretch, sampling, [], read, methods.device)[1]
+    # From the frames before it, as far as they decode.
+    begin, length = result.clips[clip].first_frame, result.clips[clip].frames
+    first = max(0, frame - sampling.data.num_frames + 1)
+    last = min(length, first + sampling.data.num_frames)
+    part = _part(video, result, begin + first, begin + last)
+    streamed = stream_video(part, sampling, [], read, methods.device)[1]
     frames = torch.stack([original for original, _ in streamed], dim=1)
-    return frames, result.clips[clip].first_frame + frame - first
+    return frames, frame - first
+
+
+def _part(video: HeldOutVideo, result: VideoResult, first: int, end: int) -> HeldOutVideo:
+    """Frames [first, end) of the file alone."""
+    count = result.facts.frames
+    return replace(video, span=(first / count, end / count))
 
 
 def _pairs(
-    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
+    video: HeldOutVideo,
+    result: VideoResult,
+    sampling: Sampling,
+    methods: Methods,
+    read: VideoReader,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first clip's frames, or the video's, each with its reconstruction; [1, 3, H, W]."""
+    """The first clip's frames, the first `MOST_FRAMES` of a whole video, each with its
+    reconstruction; [1, 3, H, W]."""
     network, device = methods.network, methods.device
     if sampling.whole:
-        limit = min(sampling.limit or MOST_FRAMES, MOST_FRAMES)
-        for original, made in stream_video(video, sampling, [network], read, device, limit)[1]:
+        begin, length = result.clips[0].first_frame, min(result.clips[0].frames, MOST_FRAMES)
+        part = _part(video, result, begin, begin + length)
+        for original, made in stream_video(part, sampling, [network], read, device)[1]:
             yield original, made[network.key]
         return
     frames = frames_of(read_clips(video, sampling, read)[1][0], device)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.config import DataConfig
-from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo
+from data_pipeline.decoding.damage import LostFrames, LostFramesError
+from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo, stretches
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.held_out import (
     Clip,
@@ -72,6 +73,9 @@ class VideoResult:
     video: str
     facts: VideoFacts
     clips: list[ClipResult]
+    """Of a whole video the stretches that decode: one, unless it is damaged."""
+    lost: list[str]
+    """Which frames of a whole video are lost, and why."""
     latents: LatentStatistics
     """The network's, over all the clips."""
     trained: list[float]
@@ -165,14 +169,21 @@ def score_video(
     latents = LatentStatistics()
     network = methods.network.with_transform(latents.observe)
     observed = replace(methods, all=[network, *methods.all[1:]])
+    lost: list[str] = []
     if sampling.whole:
-        facts, clip = _score_whole(video, sampling, observed, read)
-        results = [clip]
+        try:
+            facts, clip = _score_whole(video, sampling, observed, read)
+            results = [clip]
+        except LostFramesError:
+            latents = LatentStatistics()
+            network = methods.network.with_transform(latents.observe)
+            observed = replace(methods, all=[network, *methods.all[1:]])
+            facts, results, lost = _score_stretches(video, sampling, observed, read)
     else:
         facts, clips = read_clips(video, sampling, read)
         results = [_score_clip(clip, observed) for clip in clips]
     trained = _score_trained(video, facts, sampling, methods, read)
-    return VideoResult(video.name, facts, results, latents, trained)
+    return VideoResult(video.name, facts, results, lost, latents, trained)
 
 
 def read_clips(
@@ -232,6 +243,28 @@ def _score_whole(
     return whole.facts, _result(whole.first_frame, (0, 0), size, scorer)
 
 
+def _score_stretches(
+    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
+) -> tuple[VideoFacts, list[ClipResult], list[str]]:
+    """The stretches of a damaged video, each by itself, and what is lost of it.
+
+    The video is decoded once more for each, and once to find them: few videos are damaged, and a
+    method has to know how long a stretch is before it begins.
+    """
+    whole, items = read.kept(_whole_request(video, sampling, sampling.limit))
+    lost: list[LostFrames] = []
+    ranges = [
+        (stretch.first_frame, stretch.first_frame + sum(map(len, stretch.pieces)))
+        for stretch in stretches(whole, items, lost)
+    ]
+    count = whole.facts.frames
+    results = [
+        _score_whole(replace(video, span=(first / count, end / count)), sampling, methods, read)[1]
+        for first, end in ranges
+    ]
+    return whole.facts, results, [str(frames) for frames in lost]
+
+
 def stream_video(
     video: HeldOutVideo,
     sampling: Sampling,
@@ -242,17 +275,10 @@ def stream_video(
 ) -> tuple[WholeVideo, Iterator[tuple[Tensor, dict[str, Tensor]]]]:
     """What is read, and each frame, [1, 3, H, W] in [0, 1], with its reconstructions by method.
 
-    limit: at most so many frames; 0: all. Raises UnusableVideoError, also from the iteration.
+    limit: at most so many frames; 0: all. Raises UnusableVideoError, also from the iteration:
+    LostFramesError where the video is damaged.
     """
-    request = WholeRequest(
-        video.location,
-        sampling.multiple,
-        span=video.span,
-        limit=limit,
-        stream=sampling.data.stream,
-        deinterlace=sampling.data.deinterlace,
-    )
-    whole, pieces = read.whole(request)
+    whole, pieces = read.whole(_whole_request(video, sampling, limit))
     if min(whole.height, whole.width) < SSIM_WINDOW:
         pieces.close()
         raise UnusableVideoError(
@@ -260,6 +286,17 @@ def stream_video(
         )
     frames = (frame for piece in pieces for frame in torch.from_numpy(piece[:, None]).to(device))
     return whole, stream_together(methods, frames, whole.frames)
+
+
+def _whole_request(video: HeldOutVideo, sampling: Sampling, limit: int) -> WholeRequest:
+    return WholeRequest(
+        video.location,
+        sampling.multiple,
+        span=video.span,
+        limit=limit,
+        stream=sampling.data.stream,
+        deinterlace=sampling.data.deinterlace,
+    )
 
 
 def _result(

@@ -7,6 +7,7 @@ from collections.abc import Generator
 
 from data_pipeline.clips import Rejection, open_sources
 from data_pipeline.decoding.augment import Frames
+from data_pipeline.decoding.damage import LostFrames
 from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo
 from data_pipeline.decoding.window import WindowClips, WindowRequest
@@ -66,6 +67,10 @@ class VideoReader:
     def whole(self, request: WholeRequest) -> tuple[WholeVideo, Generator[Frames]]:
         """Raises what `WindowReader.read_whole` raises."""
         return self._reader.read_whole(request, self._seconds)
+
+    def kept(self, request: WholeRequest) -> tuple[WholeVideo, Generator[Frames | LostFrames]]:
+        """Raises what `WindowReader.read_kept` raises."""
+        return self._reader.read_kept(request, self._seconds)
 
     def close(self) -> None:
         """End its process."""

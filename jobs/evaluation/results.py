@@ -30,7 +30,9 @@
     cost                 speed_clip: [T, H, W]; by method encode_seconds, decode_seconds,
                          encode_peak_bytes, decode_peak_bytes, repeats
     videos               [{video, frames, height, width, fps, bytes, clips: [{first_frame, place,
-                         frames, height, width, original, scores, per_frame}]}]
+                         frames, height, width, original, scores, per_frame}], lost}]; of a whole
+                         video the clips are the stretches that decode, one unless it is damaged,
+                         and lost says, in words, which frames are lost and why
 
 Scores are those of `taehv.evaluation.scores.METRICS`. Over clips, psnr and detail are pooled: made
 of the mean over all clips of the MSE, or of the Laplacian energies; psnr_mean, and all others, are
@@ -174,7 +176,12 @@ def assemble(
         "latents": latents.summary(),
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
         "videos": [
-            {"video": video.video, **asdict(video.facts), "clips": [asdict(c) for c in video.clips]}
+            {
+                "video": video.video,
+                **asdict(video.facts),
+                "clips": [asdict(clip) for clip in video.clips],
+                "lost": video.lost,
+            }
             for video in videos
         ],
     }

@@ -22,6 +22,9 @@ from taehv import distributed
 
 log = logging.getLogger(__name__)
 
+MOST_NAMED = 5
+"""Lost ranges of a video that a line names; metrics.json has all."""
+
 ScoredVideo = tuple[HeldOutVideo, VideoResult]
 
 
@@ -44,6 +47,13 @@ def score_videos(
     for answer in workers.each(worker, methods, list(enumerate(videos))):
         if isinstance(answer.outcome, VideoResult):
             scored[answer.index] = answer.outcome
+            if lost := answer.outcome.lost:
+                log.warning(
+                    "video %s: %s; what decodes is scored, in %d stretches",
+                    answer.outcome.video,
+                    "; ".join(lost[:MOST_NAMED]),
+                    len(answer.outcome.clips),
+                )
             line = sample_line(len(scored), len(videos), answer.outcome, answer.seconds)
             print(line, flush=True)
             continue

@@ -32,6 +32,7 @@ from tests.helpers.evaluate_run import (
 )
 from tests.helpers.jobs_run import REPOSITORY, assert_quiet, environment
 from tests.helpers.s3_server import s3_server
+from tests.helpers.video_kinds import Kind, make, remux, spoil
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +252,37 @@ def test_whole_frames_score_every_frame(weights: Path, annotations: Path, tmp_pa
     with torch.no_grad():
         expected = metrics.psnr(original, model.reconstruct_video(original)).item()
     assert clip["scores"]["network"]["psnr"] == pytest.approx(expected, abs=0.1)
+
+
+def test_of_a_damaged_video_the_stretches_that_decode_are_scored(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As what they are: the same stretches of the sound video, each by itself."""
+    sound = make(Kind("sound.mp4", "mpeg4", size=(96, 128)), tmp_path)
+    remux(sound, tmp_path / "damaged.mp4", change=spoil(20))
+    listed = write_annotations(tmp_path, ["damaged.mp4", "sound.mp4"])
+    assert run(weights, listed, tmp_path / "out", "--whole-frames", "--split", "all") == 0
+    videos = {video["video"]: video for video in read_metrics(tmp_path / "out")["videos"]}
+    assert videos["sound.mp4"]["lost"] == []
+    video = videos["damaged.mp4"]
+    (lost,) = video["lost"]
+    first = int(lost.split()[1])
+    assert lost.startswith(f"frames {first} to 23 are lost (damaged")
+    told = f"video damaged.mp4: {lost}; what decodes is scored, in 2 stretches"
+    assert told in capsys.readouterr().err
+
+    begun, ended = video["clips"]
+    assert (begun["first_frame"] + begun["frames"], ended["first_frame"]) == (first, 24)
+    frames = np.stack(sequential_frames(sound))
+    model = build_model(replace(SMALL, pretrained=str(weights)))
+    for clip in (begun, ended):
+        part = frames[clip["first_frame"] : clip["first_frame"] + clip["frames"]]
+        original = torch.from_numpy(part).permute(0, 3, 1, 2)[None].float() / 255
+        with torch.no_grad():
+            expected = metrics.psnr(original, model.reconstruct_video(original)).item()
+        assert clip["scores"]["network"]["psnr"] == pytest.approx(expected, abs=0.1)
+        assert len(clip["per_frame"]["network"]["psnr"]) == clip["frames"]
+    assert (tmp_path / "out" / "summary_report.html").is_file()
 
 
 def test_whole_frames_can_be_bounded(weights: Path, annotations: Path, tmp_path: Path) -> None:
