@@ -104,8 +104,12 @@ def score_of(name: str, means: Sequence[float]) -> float:
 
 def broken_scores(clip: Mapping[str, float]) -> list[str]:
     """The scores of a clip that are not finite although it does not lack them."""
-    values = {name: value_of(clip, name) for name in METRICS if name in clip}
-    return [name for name, v in values.items() if v is not None and not math.isfinite(v)]
+    found = {name: parts_of(clip, name) for name in METRICS if name in clip}
+    return [
+        name
+        for name, parts in found.items()
+        if parts is not None and not all(map(math.isfinite, (*parts, clip[name])))
+    ]
 
 
 def clip_scores(table: FrameTable) -> Scores:

@@ -72,7 +72,7 @@ MPEG4 = Kind("a.mp4", "mpeg4", size=(96, 128))
     [
         (Kind("a.mp4", "libx264", B3), "b.mp4", 20, 24),
         (Kind("a.mp4", "libx264", B3), "b.mkv", 17, 24),
-        (Kind("a.mp4", "libx264", B3), "b.ts", 16, 24),
+        (Kind("a.mp4", "libx264", B3), "b.ts", 17, 24),
         (Kind("a.mp4", "libx264", B3, stamps=UNEVEN), "b.mkv", 17, 24),
         (Kind("a.mp4", "libx264", OPEN), "b.mp4", 15, 20),
         (Kind("a.mp4", "libx264", gop=1), "b.mp4", 20, 21),
