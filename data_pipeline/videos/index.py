@@ -108,8 +108,11 @@ def open_index(
 
 
 def folder_of(annotations: str) -> str:
-    """Where the relative paths of a list start, unless another root is named."""
-    return annotations if storage.is_folder(annotations) else storage.parent(annotations)
+    """Where the relative paths of a list start, unless another root is named. Raises DataError."""
+    try:
+        return annotations if storage.is_folder(annotations) else storage.parent(annotations)
+    except OSError as error:
+        raise unreadable(annotations, error) from error
 
 
 @dataclass(frozen=True)

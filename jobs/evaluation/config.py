@@ -103,11 +103,6 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}: it cannot be negative")
         if self.clips_per_video < 1:
             raise ValueError(f"clips_per_video is {self.clips_per_video}: it must be at least 1")
-        if self.frames and not self.whole_frames:
-            raise ValueError(
-                f"frames is {self.frames}, which bounds a video of --whole-frames; the frames of a "
-                "clip are window_frames or data.num_frames"
-            )
 
 
 def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:

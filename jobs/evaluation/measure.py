@@ -100,7 +100,13 @@ class Sampling:
 
     @classmethod
     def of(cls, config: EvaluateConfig, multiple: int) -> Sampling:
-        """Raises ConfigError for clips whose size is no such multiple."""
+        """Raises ConfigError for options that exclude each other, and for clips whose size is no
+        such multiple."""
+        if config.frames and not config.whole_frames:
+            raise ConfigError(
+                f"frames is {config.frames}, which bounds a video of --whole-frames; the frames of "
+                "a clip are window_frames or data.num_frames"
+            )
         data = config.data
         frames = config.window_frames or max(data.num_frames, FEWEST_FRAMES)
         window = ClipSize(frames, config.window_height, config.window_width)

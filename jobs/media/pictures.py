@@ -89,7 +89,11 @@ def difference(original: Picture, reconstructed: Picture) -> Picture:
 
 def _pair(original: Clips, reconstructed: Clips) -> tuple[Picture, Picture]:
     """The two as NTHWC arrays; ValueError where they are no pair of RGB clips."""
-    first, second = (torch.as_tensor(c).cpu().numpy() for c in (original, reconstructed))
+    # Not by way of a tensor: what comes through Ray may only be read, and PyTorch warns of it.
+    first, second = (
+        clips.cpu().numpy() if isinstance(clips, torch.Tensor) else clips
+        for clips in (original, reconstructed)
+    )
     if first.shape != second.shape:
         raise ValueError(f"clips differ in shape: {first.shape} and {second.shape}")
     if first.ndim != 5 or first.shape[2] != 3 or first.size == 0:
