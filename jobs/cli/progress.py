@@ -86,6 +86,9 @@ class TrainingProgress(_Progress):
                 row["val_ema/ssim"],
             )
 
+    def workers_placed(self, placement_group: object) -> None:
+        """Does nothing: a sweep, which may outlive a trial, keeps what its workers hold."""
+
     def skipped(self, videos: int) -> None:
         """How many videos have turned out to be unusable by now."""
         self._skipped = f", {videos} videos skipped"

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ray.util.placement_group import PlacementGroup
+
 from jobs.training.messages import LineLogged, RowLogged, StepDone
 from taehv.interfaces import Row
 
@@ -37,7 +39,22 @@ class TagSet:
     value: str
 
 
-TrialEvent = TrialBegun | StepDone | RowLogged | LineLogged | ArtifactWritten | TagSet | TrialEnded
+@dataclass(frozen=True)
+class WorkersPlaced:
+    placement_group: PlacementGroup | None
+    """What the training workers of the trial hold, which outlives a trial that is killed."""
+
+
+TrialEvent = (
+    TrialBegun
+    | WorkersPlaced
+    | StepDone
+    | RowLogged
+    | LineLogged
+    | ArtifactWritten
+    | TagSet
+    | TrialEnded
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,9 @@ class TrialReporter(logging.Handler):
     def send(self, event: TrialEvent) -> Any:
         """Gives a reference that is ready once the message has arrived."""
         return self.mailbox.put.remote(TrialMessage(self.number, event))
+
+    def workers_placed(self, placement_group: PlacementGroup | None) -> None:
+        self.send(WorkersPlaced(placement_group))
 
     def step(self, step: int) -> None:
         self.send(StepDone(step))

@@ -14,6 +14,7 @@ from typing import Any, assert_never
 import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from jobs.cli.config import flatten
 from jobs.cli.console import stop_signals_to
@@ -27,6 +28,7 @@ from jobs.sweep.reporter import (
     TrialEnded,
     TrialEvent,
     TrialMessage,
+    WorkersPlaced,
 )
 from jobs.sweep.trial import trial_config
 from jobs.tracking.tracker import Tracker
@@ -69,6 +71,8 @@ class Session(tune.Callback):  # type: ignore[misc]
         self._trackers: dict[int, Tracker] = {}
         self._folders: dict[int, RunFolder] = {}
         self._running: set[int] = set()
+        self._placement_groups: dict[int, PlacementGroup | None] = {}
+        """What the workers of each trial's last attempt hold."""
         self._steps: dict[int, int] = {n: r.step for n, r in ledger.records.items()}
         hours = plan.sweep.budget.hours
         self._deadline = time.monotonic() + 3600 * hours if hours else float("inf")
@@ -109,6 +113,7 @@ class Session(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, trial: TuneTrial, **info: Any) -> None:
         self.handle_messages()
         number = trial.config["number"]
+        self._free_workers(number)
         if number in self._running:
             self._conclude(number, "failed", error="its process died; see the log above")
 
@@ -123,6 +128,8 @@ class Session(tune.Callback):  # type: ignore[misc]
         match event:
             case TrialBegun(run_dir):
                 self._begin(number, run_dir)
+            case WorkersPlaced(placement_group):
+                self._placement_groups[number] = placement_group
             case StepDone(step):
                 self._set_step(number, step)
             case RowLogged(row):
@@ -140,7 +147,15 @@ class Session(tune.Callback):  # type: ignore[misc]
             case _:
                 assert_never(event)
 
+    def _free_workers(self, number: int) -> None:
+        """End the workers of a trial whose process was killed: Ray keeps what they hold, and the
+        trial's next attempt would wait for it."""
+        placement_group = self._placement_groups.pop(number, None)
+        if placement_group is not None:
+            remove_placement_group(placement_group)
+
     def _begin(self, number: int, run_dir: str) -> None:
+        self._free_workers(number)
         self._running.add(number)
         attempts = self.ledger.records[number].attempts + 1
         record = self.ledger.update(number, status="running", attempts=attempts, error="")

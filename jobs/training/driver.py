@@ -267,6 +267,7 @@ class Driver:
             case WorkerStarted(node_id, placement_group):
                 self._attempt.node_ids.add(node_id)
                 self._attempt.placement_group = placement_group
+                self.progress.workers_placed(placement_group)
             case OutOfMemory():
                 # Several workers may send one; all come to the same number of clips.
                 self._attempt.shortage = message

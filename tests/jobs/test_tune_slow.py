@@ -3,6 +3,7 @@
 import csv
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -78,12 +79,15 @@ def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations:
     process = start(home, sweep, sweep_dir, "--data.annotations", annotations, hold=hold)
     rows = sweep_dir / "trials/001/metrics.jsonl"
     wait_for(lambda: hold.waits("001"), "the first trial's step 6", process, seconds=400)
-    actors = [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        # Of the first name while it is asked for something, of the second in between.
-        if any(name in part for part in child.cmdline() for name in ("Trainable", "ray::Trial"))
-    ]
+    actors = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        # Others of Ray's processes come and go.
+        with suppress(psutil.NoSuchProcess):
+            # Of the first name while it is asked for something, of the second in between.
+            if any(
+                name in part for part in child.cmdline() for name in ("Trainable", "ray::Trial")
+            ):
+                actors.append(child)
     assert actors
     os.kill(actors[0].pid, signal.SIGKILL)
     hold.let_go("001")
