@@ -61,6 +61,9 @@ def test_what_a_killed_controller_s_workers_held_is_free(
     class Silent:
         """No progress is shown."""
 
+        def workers_placed(self, placement_group: object) -> None:
+            pass
+
     progress: Any = Silent()
     nobody: Any = None
     capacity = ClusterCapacity(config, decode_cpus=0.0, nodes_may_join=False)

@@ -108,6 +108,9 @@ class Silent:
     def step(self, step: int) -> None:
         pass
 
+    def workers_placed(self, placement_group: object) -> None:
+        pass
+
 
 def drive(
     mailbox: HereAndNow,
