@@ -221,15 +221,22 @@ def _open(address: str) -> tuple[fs.FileSystem, str]:
         or environment.get("AWS_REGION")
         or environment.get("AWS_DEFAULT_REGION")
     )
-    endpoint = options.get("endpoint_override")
-    if not region and not endpoint and not environment.get("AWS_ENDPOINT_URL"):
+    # PyArrow reads these two for an address that it parses itself, and not here.
+    endpoint = (
+        options.get("endpoint_override")
+        or environment.get("AWS_ENDPOINT_URL_S3")
+        or environment.get("AWS_ENDPOINT_URL")
+        or ""
+    )
+    scheme, _, host = endpoint.rpartition("://")
+    if not region and not endpoint:
         region = fs.resolve_s3_region(bucket)
     store = fs.S3FileSystem(
         access_key=access_key or None,
         secret_key=secret_key or None,
         region=region or None,
-        scheme=options.get("scheme"),
-        endpoint_override=endpoint,
+        scheme=options.get("scheme") or scheme or None,
+        endpoint_override=host.rstrip("/") or None,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=3),
     )
     return store, f"{bucket}/{unquote(key)}"

@@ -196,3 +196,19 @@ def test_an_address_is_read_as_pyarrow_reads_it(
 def test_an_option_of_an_address_that_is_not_known_is_named() -> None:
     with pytest.raises(TrainingError, match="there is no option endpoint_overide; known: endpoint"):
         RunFolder("s3://bucket/runs/a?endpoint_overide=127.0.0.1:9")
+
+
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_the_environment_names_the_store(
+    name: str, s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on the nodes of a cluster whose store is not at AWS."""
+    for variable in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv(name, f"http://{s3.address}/")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    folder = RunFolder("s3://bucket/by_environment")
+    (folder.local / "config.yaml").write_text("data: {}")
+    folder.publish("config.yaml")
+    assert stored(s3, "bucket/by_environment/config.yaml") == b"data: {}"
+    assert RunFolder("s3://bucket/by_environment").exists("config.yaml")
