@@ -192,9 +192,10 @@ def _open_split(split: Split) -> tuple[VideoSet, VideoSet]:
     if not split.held_out:
         return _divide(index, split)
     listed = _open_same(split.held_out, split.held_out_root, "", split.held_out_fingerprint)
-    files = {place_hash(split.held_out_root, str(path)) for path in listed.paths}
+    root, held_out_root = map(storage.without_options, (split.root, split.held_out_root))
+    files = {place_hash(held_out_root, str(path)) for path in listed.paths}
     kept = np.fromiter(
-        (place_hash(split.root, str(path)) not in files for path in index.paths),
+        (place_hash(root, str(path)) not in files for path in index.paths),
         np.bool_,
         len(index),
     )

@@ -4,7 +4,7 @@ import hashlib
 import posixpath
 import re
 
-from data_pipeline.videos.storage import is_s3
+from data_pipeline.videos.storage import is_s3, without_options
 
 
 def path_hash(path: str) -> bytes:
@@ -13,8 +13,8 @@ def path_hash(path: str) -> bytes:
 
 
 def place_hash(root: str, path: str) -> bytes:
-    """Eight bytes that stand for the file that a path of a list means."""
-    return path_hash(posixpath.join(root, path))
+    """Eight bytes that stand for the file that a path of a list means. root: without options."""
+    return path_hash(path if is_s3(path) else posixpath.join(root, path))
 
 
 class SplitKeys:
@@ -26,7 +26,7 @@ class SplitKeys:
 
     def __init__(self, root: str, split_by: str) -> None:
         """split_by: as `data.split_by`, which has been checked."""
-        self.root = root.rstrip("/")
+        self.root = without_options(root).rstrip("/")
         self.split_by = split_by
         self._levels = int(split_by) if split_by.isdecimal() else 0
         self._pattern = re.compile(split_by) if split_by and not self._levels else None
@@ -62,6 +62,7 @@ class SplitKeys:
             if match is None:
                 return None
             return match[1] if self._pattern.groups else match[0]
-        inner = posixpath.normpath(file).removeprefix(f"{self.root}/")
+        # Of an S3 location this makes one slash of two, on both sides.
+        inner = posixpath.normpath(file).removeprefix(f"{posixpath.normpath(self.root)}/")
         folders = inner.split("/")[:-1]
         return "/".join(folders[: self._levels]) if len(folders) >= self._levels else None

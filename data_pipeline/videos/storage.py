@@ -69,6 +69,14 @@ def absolute(location: str) -> str:
     return location if is_s3(location) else os.path.abspath(location)  # noqa: PTH100
 
 
+def without_options(location: str) -> str:
+    """A location without how its store is opened, as paths of the annotations name it."""
+    if not is_s3(location):
+        return location
+    bucket, key, _ = _parse(location)
+    return f"{S3_SCHEME}{bucket}/{key}"
+
+
 def parent(location: str) -> str:
     """The folder that a file lies in."""
     if not is_s3(location):

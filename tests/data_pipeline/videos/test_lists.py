@@ -184,6 +184,33 @@ def test_a_folder_and_a_table_on_s3(s3: S3Server) -> None:
     assert list(list_paths(f"s3://drives/list.parquet{s3.options}")) == PATHS
 
 
+def test_a_file_on_s3_is_one_video_however_its_path_is_written(s3: S3Server) -> None:
+    """The root has options, and the paths of a list have none."""
+    names = [f"car{n % 20}/{n:03d}.mp4" for n in range(60)]
+    full = [f"s3://drives/cars/{name}" for name in names]
+    s3.put("drives/cars/both.txt", "\n".join([*names, *full]).encode())
+    s3.put("drives/cars/full.txt", "\n".join(full).encode())
+    s3.put("drives/cars/held_out.txt", "\n".join(full[:7]).encode())
+    listed, held_out = (f"s3://drives/cars/{name}.txt{s3.options}" for name in ("both", "held_out"))
+
+    def locations(side: VideoSet) -> set[str]:
+        return {side.location(n) for n in range(len(side))}
+
+    training, validation = map(locations, open_videos(listed, "", 0.3, 0))
+    assert not training & validation
+    assert len(training | validation) == 60
+    training, validation = map(
+        locations, open_videos(listed, "", 0.3, 0, validation_annotations=held_out)
+    )
+    assert not training & validation
+    assert (len(training), len(validation)) == (53, 7)
+    full_list = f"s3://drives/cars/full.txt{s3.options}"
+    by_car = open_videos(full_list, "", 0.3, 0, split_by="1")
+    cars = [{name.split("/")[4] for name in side} for side in by_car]
+    assert not cars[0] & cars[1]
+    assert len(cars[0] | cars[1]) == 20
+
+
 # ------------------------------------------------------------------ the split of such lists
 
 
