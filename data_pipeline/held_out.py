@@ -15,7 +15,7 @@ from data_pipeline.videos.split import VideoSet
 from data_pipeline.videos.storage import OutsideRootError
 
 SMALLEST_SIDE = 16
-"""Pixels of a window: fewer cannot be scored."""
+"""Pixels of a clip: fewer cannot be scored."""
 
 
 @dataclass(frozen=True)

@@ -157,25 +157,23 @@ def stretches(
     video: WholeVideo, items: Iterator[Frames | LostFrames], lost: list[LostFrames]
 ) -> Iterator[Stretch]:
     """The stretches of `kept_frames`; what is lost between them is added to `lost`."""
-    index = video.first_frame
+    index, item = video.first_frame, next(items, None)
 
-    def pieces(item: Frames | LostFrames | None) -> Iterator[Frames]:
-        nonlocal index
+    def pieces() -> Iterator[Frames]:
+        nonlocal index, item
         while item is not None and not isinstance(item, LostFrames):
             index += len(item)
             yield item
             item = next(items, None)
-        if item is not None:
-            lost.append(item)
-            index = item.end
 
-    while (item := next(items, None)) is not None:
-        # Also what of it is left unread.
-        stretch = pieces(item)
+    while item is not None:
         if isinstance(item, LostFrames):
-            deque(stretch)
+            lost.append(item)
+            index, item = item.end, next(items, None)
             continue
+        stretch = pieces()
         yield Stretch(index, stretch)
+        # What of it was left unread.
         deque(stretch, maxlen=0)
 
 

@@ -15,6 +15,7 @@ from data_pipeline.decoding.damage import LostFrames, LostFramesError
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo, stretches
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.held_out import (
+    SMALLEST_SIDE,
     Clip,
     ClipSize,
     HeldOutVideo,
@@ -31,12 +32,10 @@ from jobs.evaluation.reading import VideoReader
 from taehv.evaluation import metrics
 from taehv.evaluation.frames import FrameScorer
 from taehv.evaluation.methods import Method, stream_together
+from taehv.evaluation.metrics import psnr_of
 from taehv.evaluation.rate import LatentStatistics
-from taehv.evaluation.scores import Scores, clip_scores, psnr_of
+from taehv.evaluation.scores import Scores, clip_scores
 from taehv.evaluation.structure import SSIM_WINDOW
-
-SMALLEST_SIDE = 16
-"""Pixels of a clip."""
 
 FEWEST_FRAMES = 9
 """Of a window, by default: fewer say little of what moves."""

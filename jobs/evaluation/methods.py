@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from jobs.cli.weights import address_of, find_weights, network_of
 from jobs.evaluation.config import EvaluateConfig
 from taehv import distributed
 from taehv.errors import TrainingError
-from taehv.evaluation.linear import FILE, BlockShape, LinearLimit
+from taehv.evaluation.linear import FILE, UNREADABLE, BlockShape, LinearLimit
 from taehv.evaluation.lpips import Lpips
 from taehv.evaluation.methods import (
     LinearMethod,
@@ -103,7 +102,7 @@ def _linear_limit(weights: Path, place: str, model: TAEHV) -> tuple[LinearLimit 
         return None, f"no row of the linear limit: there is no {FILE} beside {place}"
     try:
         limit = LinearLimit.load(file)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise TrainingError(f"{file} cannot be read: {error}; remove it to do without") from error
     block = BlockShape(model.time_downscale, model.space_downscale)
     if limit.block != block or len(limit.basis) != model.latent_channels:

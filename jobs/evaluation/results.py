@@ -75,7 +75,7 @@ from taehv.evaluation.judgement import (
     judge_broken,
     judge_evaluation,
 )
-from taehv.evaluation.metrics import FLAT_SPREAD
+from taehv.evaluation.metrics import FLAT_SPREAD, psnr_of
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
 from taehv.evaluation.scores import (
     METRICS,
@@ -83,7 +83,6 @@ from taehv.evaluation.scores import (
     broken_scores,
     is_measured,
     parts_of,
-    psnr_of,
 )
 from taehv.evaluation.verdict import Finding, Level, Thresholds, overall
 from taehv.interfaces import Row

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from taehv.evaluation.intervals import bootstrap
-from taehv.evaluation.scores import METRICS, Figures, is_measured, parts_of
+from taehv.evaluation.metrics import Figures
+from taehv.evaluation.scores import METRICS, is_measured, parts_of
 
 Outcome = Literal["better", "worse", "no difference shown", "not compared"]
 

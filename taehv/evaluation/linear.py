@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -24,6 +24,9 @@ from taehv.model.alignment import repeat_last_frame
 
 FILE = "linear_limit.safetensors"
 """In a run's folder."""
+
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What reading a damaged file, or another one of its name, may raise."""
 
 FEWEST_BLOCKS = 50
 """Blocks per coefficient; of fewer, components are those of the clips and not of the videos."""
@@ -101,7 +104,7 @@ class LinearLimit:
 
     @staticmethod
     def load(file: Path) -> LinearLimit:
-        """What `save` wrote. Raises OSError, SafetensorError, KeyError."""
+        """What `save` wrote. Raises one of `UNREADABLE`."""
         with safe_open(file, "pt") as content:
             stored = content.metadata()
             block = BlockShape(int(stored["frames"]), int(stored["pixels"]))

@@ -11,13 +11,16 @@ stays one in the score. Half precision is raised to float32.
 Shape letters: N clips, T frames, C channels, H height, W width.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from taehv.evaluation import structure
+
+Figures = NDArray[np.float64]
 
 SMALLEST_MSE = 1e-10
 """Identical clips have no finite PSNR; this floor gives them 100 dB. Rounding to 8 bits alone
@@ -118,6 +121,18 @@ def score_clips(original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
     }
 
 
+def psnr_of(mse: Figures | float) -> Figures:
+    """dB of an MSE, at most 100, as `psnr`."""
+    result: Figures = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
+    return result
+
+
+def detail_of(error: Figures | float, energy: Figures | float) -> Figures:
+    """1 - |L(x - y)|^2 / |L x|^2, of the two mean Laplacian energies."""
+    result: Figures = 1 - np.asarray(error) / np.maximum(energy, FLAT_ENERGY)
+    return result
+
+
 def pool(clips: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Scores over clips, from what `score_clips` measures of each; at least one clip.
 
@@ -135,9 +150,9 @@ def pool(clips: Sequence[Mapping[str, float]]) -> dict[str, float]:
     energy, error = mean.pop("laplacian"), mean.pop("laplacian_error")
     del mean["spread"]
     return mean | {
-        "psnr": -10 * math.log10(max(mean["mse"], SMALLEST_MSE)),
+        "psnr": float(psnr_of(mean["mse"])),
         "psnr_mean": mean["psnr"],
-        "detail": 1 - error / max(energy, FLAT_ENERGY),
+        "detail": float(detail_of(error, energy)),
         "flat_clips": sum(clip["spread"] < FLAT_SPREAD for clip in clips) / len(clips),
     }
 

@@ -6,30 +6,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taehv.evaluation.frames import FrameTable
-from taehv.evaluation.metrics import FLAT_ENERGY, SMALLEST_MSE
+from taehv.evaluation.metrics import FLAT_ENERGY, Figures, detail_of, psnr_of
 
 Scores = dict[str, float]
 """Score -> value. NaN where a clip lacks a score, or the reconstruction is not a number: `value_of`
 tells the two apart."""
 
 Better = Literal["higher", "lower", "nearer 1"]
-
-Figures = NDArray[np.float64]
-
-
-def psnr_of(mse: Figures | float) -> Figures:
-    """dB of an MSE, at most 100: see `taehv.evaluation.metrics.psnr`."""
-    result: Figures = -10 * np.log10(np.maximum(mse, SMALLEST_MSE))
-    return result
-
-
-def detail_of(error: Figures | float, energy: Figures | float) -> Figures:
-    """1 - |L(x - y)|^2 / |L x|^2, of Laplacian energies: see `taehv.evaluation.metrics.pool`."""
-    result: Figures = 1 - np.asarray(error) / np.maximum(energy, FLAT_ENERGY)
-    return result
 
 
 @dataclass(frozen=True)

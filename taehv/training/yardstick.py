@@ -7,7 +7,7 @@ import logging
 import torch
 
 from taehv import distributed
-from taehv.evaluation.linear import FILE, BlockShape, LinearFit, LinearLimit
+from taehv.evaluation.linear import FILE, UNREADABLE, BlockShape, LinearFit, LinearLimit
 from taehv.interfaces import Batch
 from taehv.model import TAEHV
 from taehv.run.run_folder import RunFolder
@@ -26,8 +26,11 @@ class Yardstick:
         if not distributed.is_main():
             return
         if run.exists(FILE):
-            self._limit = LinearLimit.load(run.retrieve(FILE))
-        else:
+            try:
+                self._limit = LinearLimit.load(run.retrieve(FILE))
+            except UNREADABLE as error:
+                log.warning("%s is fitted anew: it cannot be read: %s", FILE, error)
+        if self._limit is None:
             block = BlockShape(network.time_downscale, network.space_downscale)
             self._fit = LinearFit(block, network.latent_channels)
 

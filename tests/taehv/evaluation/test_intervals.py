@@ -7,7 +7,7 @@ import pytest
 
 from taehv.evaluation.compare import FEWEST_VIDEOS, Difference, compare
 from taehv.evaluation.intervals import bootstrap, t_quantile
-from taehv.evaluation.scores import psnr_of
+from taehv.evaluation.metrics import psnr_of
 
 
 @pytest.mark.parametrize(
