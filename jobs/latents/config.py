@@ -22,15 +22,19 @@ class VideosConfig:
     """Which videos, and what is taken of them."""
 
     annotations: str = ""
-    """MiniDataset file: JSON {"total": N, "list": [{"path": "x.mp4"}, ...]}; also on s3://."""
+    """A list of videos or a folder of them, in any of the forms that a training takes."""
     root: str = ""
-    """Folder that the relative paths start at; empty means the folder of the annotations."""
+    """Folder that the relative paths start at; empty: the folder that the list lies in, or is."""
     height: int = 0
     """Rows that frames are scaled to, after the largest crop of that shape in their middle.
     0, for height and width: frames keep their size, cut about the middle to a multiple of what
     the network needs (8 pixels for most)."""
     width: int = 0
     """Columns; see height."""
+    stream: int = -1
+    """Which of a file's video streams is encoded, as in training: the run's by default."""
+    deinterlace: bool = False
+    """Whether interlaced frames are rebuilt, as in training: the run's by default."""
     max_bad_fraction: float = 0.05
     """Part of the videos that may turn out unusable; beyond it the job stops."""
     decode_seconds: float = 60.0
@@ -42,6 +46,8 @@ class VideosConfig:
             raise ValueError(
                 f"data.height is {self.height} and data.width {self.width}: give both, or neither"
             )
+        if self.stream < -1:
+            raise ValueError(f"data.stream is {self.stream}: -1 for the best, or a number from 0")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction is {self.max_bad_fraction}: 0 to 1")
         if not self.decode_seconds > 0:
@@ -97,7 +103,10 @@ def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
     if checkpoint:
         weights = find_weights(checkpoint)
         run = run_config(weights)
-        data = VideosConfig(run.data.annotations, run.data.root) if run else VideosConfig()
+        data = VideosConfig()
+        if run:
+            names = ("annotations", "root", "stream", "deinterlace")
+            data = VideosConfig(**{name: getattr(run.data, name) for name in names})
         model = dataclasses.replace(network_of(weights), pretrained="")
         defaults = EncodeConfig(data=data, model=model)
     try:

@@ -82,6 +82,8 @@ def plan_encoding(config: EncodeConfig) -> EncodingTask:
         checkpoint=address_of(weights, config.checkpoint),
         annotations=data.annotations,
         root=data.root,
+        stream=data.stream,
+        deinterlace=data.deinterlace,
     )
     return EncodingTask(model, settings, config.output_dir, data.decode_seconds)
 
@@ -158,7 +160,14 @@ class EncodingWorker:
     ) -> tuple[list[EncodedVideo], list[LostFrames]]:
         settings = self._settings
         multiple = self._model.space_downscale
-        request = WholeRequest(location, multiple, settings.height, settings.width)
+        request = WholeRequest(
+            location,
+            multiple,
+            settings.height,
+            settings.width,
+            stream=settings.stream,
+            deinterlace=settings.deinterlace,
+        )
         video, items = self._reader.read_kept(request, self._seconds)
         before = writer.rows
         lost: list[LostFrames] = []

@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_pipeline.decoding.media import BEST
 from jobs.latents.shards import SHARDS, read_summaries
 from taehv.atomic import replacing, write_atomically
 from taehv.credentials import in_all_texts, without_credentials
@@ -70,11 +71,15 @@ class Settings:
     checkpoint: str = field(compare=False)
     annotations: str = field(compare=False)
     root: str = field(compare=False)
+    stream: int = BEST
+    deinterlace: bool = False
 
     @property
     def compared(self) -> dict[str, Any]:
-        """The settings that must be the same; the others only tell where things lay."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.compare}
+        """The settings that must be the same; the others only tell where things lay. One that has
+        its default is left out, as it is in folders of versions that did not know it."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.compare}
+        return {name: value for name, (value, default) in values.items() if value != default}
 
     @property
     def num_shards(self) -> int:
@@ -121,7 +126,8 @@ def claim(folder: RunFolder, settings: Settings) -> None:
             _check_empty(folder)
             write_settings(folder, settings)
             return
-    different = [key for key, value in settings.compared.items() if there.compared[key] != value]
+    keys = [f.name for f in fields(settings) if f.compare]
+    different = [key for key in keys if getattr(settings, key) != getattr(there, key)]
     if different:
         raise TrainingError(
             f"--output-dir {folder} holds latents that were made otherwise "

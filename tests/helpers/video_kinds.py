@@ -127,6 +127,26 @@ def spoil_the_beginning(number: int, packet: bytes) -> bytes:
     return packet[:4] + b"\xff" * (len(packet) - 4) if number < 8 else packet
 
 
+def write_two_streams(path: Path) -> Path:
+    """160x90 first, and 640x360 second, which is marked as the one to show."""
+    with av.open(str(path), "w") as file:
+        streams = []
+        for width, height in ((160, 90), (640, 360)):
+            stream = file.add_stream("mpeg4", rate=24)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            streams.append(stream)
+        streams[1].disposition = av.stream.Disposition.default
+        for number in range(4):
+            for stream in streams:
+                picture = moving_frames(4, stream.height, stream.width)[number]
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = number, Fraction(1, 24)
+                file.mux(stream.encode(frame))
+        for stream in streams:
+            file.mux(stream.encode(None))
+    return path
+
+
 def spoil(*numbers: int, seed: int = 0) -> Callable[[int, bytes], bytes]:
     """Change the later part of the payload of these packets."""
     random = Random(seed)

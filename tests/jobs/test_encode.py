@@ -17,15 +17,18 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipeline.config import DataConfig
 from data_pipeline.decoding.sandbox import WindowReader
 from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
 from jobs import encode, evaluate
+from jobs.cli.config import Config
 from jobs.latents import encoding, shards
 from jobs.latents.config import EncodeConfig
 from jobs.latents.shards import DTYPES, open_shard, read_latents
 from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.model.weights import export_weights
 from taehv.run.run_folder import RunFolder
+from taehv.training.state import to_yaml
 from tests.helpers.data_videos import (
     moving_frames,
     sequential_frames,
@@ -36,7 +39,7 @@ from tests.helpers.evaluate_run import SMALL, export_small
 from tests.helpers.hold import READS, Hold
 from tests.helpers.jobs_run import REPOSITORY, assert_quiet, environment, finish, wait_for
 from tests.helpers.s3_server import s3_server
-from tests.helpers.video_kinds import remux, spoil
+from tests.helpers.video_kinds import remux, spoil, write_two_streams
 
 LENGTHS = (1, 13, 14, 21, 40)
 """Frames of the videos: an odd and an even number of latents, whole and begun."""
@@ -112,6 +115,27 @@ def frames_of(video: Path) -> torch.Tensor:
 
 def network(weights: Path) -> TAEHV:
     return build_model(replace(SMALL, pretrained=str(weights))).eval()
+
+
+def test_the_stream_that_was_trained_on_is_encoded(weights: Path, tmp_path: Path) -> None:
+    """The run's own, unless another one is asked for, which makes other latents."""
+    write_two_streams(tmp_path / "a.mp4")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    shutil.copy(weights, run_dir / "final_model.pth")
+    data = DataConfig(annotations=str(tmp_path / "a.txt"), stream=0)
+    (tmp_path / "a.txt").write_text("a.mp4")
+    (run_dir / "config.yaml").write_text(to_yaml(Config(model=SMALL, data=data)))
+
+    def encoded_width(output: str, *more: str) -> int:
+        words = ["--checkpoint", str(run_dir), "--output-dir", str(tmp_path / output)]
+        assert encode.main([*words, "--ray.use", "no", *more]) == 0
+        return int(index_of(tmp_path / output)[0]["width"])
+
+    assert encoded_width("own") == 160
+    assert encoded_width("best", "--data.stream", "-1") == 640
+    words = ["--checkpoint", str(run_dir), "--output-dir", str(tmp_path / "best")]
+    assert encode.main([*words, "--ray.use", "no"]) == 1
 
 
 def test_frames_are_cut_about_the_middle(annotations: Path) -> None:

@@ -15,30 +15,13 @@ from data_pipeline.decoding.media import BEST, open_video
 from data_pipeline.decoding.window import WindowRequest, read_window
 from data_pipeline.errors import UnusableVideoError
 from data_pipeline.plan import CENTRE
-from tests.helpers.data_videos import Frames, moving_frames
-from tests.helpers.video_kinds import X264
+from tests.helpers.data_videos import Frames
+from tests.helpers.video_kinds import X264, write_two_streams
 
 
 @pytest.fixture(scope="module")
 def two_streams(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """160x90 first, and 640x360 second, which is marked as the one to show."""
-    path = tmp_path_factory.mktemp("streams") / "a.mp4"
-    with av.open(str(path), "w") as file:
-        streams = []
-        for width, height in ((160, 90), (640, 360)):
-            stream = file.add_stream("mpeg4", rate=24)
-            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-            streams.append(stream)
-        streams[1].disposition = av.stream.Disposition.default
-        for number in range(4):
-            for stream in streams:
-                picture = moving_frames(4, stream.height, stream.width)[number]
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, 24)
-                file.mux(stream.encode(frame))
-        for stream in streams:
-            file.mux(stream.encode(None))
-    return path
+    return write_two_streams(tmp_path_factory.mktemp("streams") / "a.mp4")
 
 
 @pytest.mark.parametrize(("number", "size"), [(BEST, (640, 360)), (0, (160, 90)), (1, (640, 360))])
