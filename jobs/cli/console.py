@@ -57,15 +57,18 @@ class _CleanRecords:
 
 def take_option(arguments: Sequence[str], name: str) -> tuple[str | None, list[str]]:
     """The last value that `--name VALUE` or `--name=VALUE` gives on a command line, and the other
-    words; None where it is not there, "" where it has no value."""
+    words; None where it is not there, "" where it has no value: another option is none."""
     value, others = None, []
-    words = iter(arguments)
-    for word in words:
+    words = [*arguments]
+    while words:
+        word = words.pop(0)
         option, equals, given = word.partition("=")
-        if option.replace("_", "-") == name:
-            value = given if equals else next(words, "")
-        else:
+        if option.replace("_", "-") != name:
             others.append(word)
+        elif equals or not words or words[0].startswith("--"):
+            value = given
+        else:
+            value = words.pop(0)
     return value, others
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Any
 import tyro
 
 from jobs.cli.config import Config, flatten, read_defaults
+from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
 from jobs.cli.paths import run_address
 from jobs.cli.places import with_places
@@ -33,7 +33,9 @@ def parse(arguments: Sequence[str], description: str = "") -> tuple[Plan, RunFol
     Raises ConfigError naming the line of the YAML, or the key; SystemExit with 2 for an option that
     does not exist, with 0 after --help.
     """
-    sweep_dir, rest = _take_sweep_dir(arguments)
+    sweep_dir, rest = take_option(arguments, "--sweep-dir")
+    if sweep_dir == "":
+        raise ConfigError("--sweep-dir needs a value")
     if rest and rest[0] in ("-h", "--help"):
         tyro.cli(Config, args=["--help"], description=description)
     if rest and not rest[0].startswith("-"):
@@ -121,14 +123,3 @@ def _unchangeable(definition: dict[str, Any]) -> dict[str, Any]:
     own = ("cluster.", "tracking.", "train.run_dir", "train.resume")
     config = {key: value for key, value in definition["config"].items() if not key.startswith(own)}
     return {"sweep": sweep | {"search": search}, "config": config}
-
-
-def _take_sweep_dir(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The value of --sweep-dir, and all other arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--sweep-dir", default="")
-    try:
-        known, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise ConfigError("--sweep-dir needs a value") from error
-    return known.sweep_dir, rest

@@ -215,6 +215,7 @@ def test_settings_change_what_they_name_and_nothing_else() -> None:
         (["--loss.encoder", "0.5"], "loss.encoder is what this sweep tries"),
         (["--train.run-dir", "x"], "give --sweep-dir"),
         (["--sweep-dir"], "--sweep-dir needs a value"),
+        (["--sweep-dir", "--train.seed", "1"], "--sweep-dir needs a value"),
     ],
 )
 def test_options_that_a_sweep_does_not_take(
