@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from data_pipeline.config import DataConfig
 from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
-from jobs.cli.old_keys import translate_old_keys
+from jobs.cli.old_keys import complete_old_run, translate_old_keys
 from jobs.cli.own_config import FILE, Sections, as_defaults, run_to_resume, storage_or_environments
 from jobs.cli.yaml_file import load
 from jobs.tracking.tracker import TrackingConfig
@@ -173,6 +173,7 @@ def _read_own(run: RunFolder) -> tuple[Sections, Config] | None:
     source = run.address_of(FILE)
     try:
         own = _sections(run.retrieve(FILE), source)
+        complete_old_run(own)
         config = _validate(own, source)
         if not config.data.annotations:
             # As of a file that was not written to its end; the default is other videos.

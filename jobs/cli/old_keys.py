@@ -12,6 +12,19 @@ CROPS_THEN = (0.8, 1.0)
 """What the two had where a file named only one."""
 
 
+LACKING: dict[tuple[str, str], Any] = {
+    ("train", "start"): "near_identity",
+    ("optim", "gradient_centralization"): False,
+}
+"""Settings that came later than the first runs, and what such a run had."""
+
+
+def complete_old_run(content: dict[str, dict[str, Any]]) -> None:
+    """Add to a run's own config.yaml, which names every setting there was, what came later."""
+    for (section, key), value in LACKING.items():
+        content.setdefault(section, {}).setdefault(key, value)
+
+
 def translate_old_keys(content: dict[Any, Any], file: str) -> None:
     """Replace old keys in the content of a YAML file, with a line for what they mean today.
 

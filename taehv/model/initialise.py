@@ -61,6 +61,19 @@ def initialise_near_identity(model: "TAEHV", seed: int = 0) -> None:
     _carry_up(model.decoder, carried)
 
 
+@torch.no_grad()
+def initialise_as_pytorch(model: "TAEHV", seed: int = 0) -> None:
+    """PyTorch's own initialisation in place, with a grey picture in the last bias."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.reset_parameters()
+    last = model.decoder[-1]
+    assert isinstance(last, nn.Conv2d)
+    _bias(last).fill_(0.5)
+
+
 def _draw(conv: nn.Conv2d, generator: torch.Generator) -> None:
     """He's normal initialisation: the variance is kept through a ReLU."""
     spread = math.sqrt(2 / conv.weight[0].numel())

@@ -30,6 +30,10 @@ class TrainConfig:
     """Go on also where other videos, another split into training and validation, or another frame
     rule of the network is asked for than the run had: each would otherwise be refused. It holds for
     one command."""
+    start: Literal["solved", "near_identity", "pytorch"] = "solved"
+    """The weights of a run from scratch. solved: a linear codec, by principal components and least
+    squares from the first clips of training, written into the network in seconds. near_identity:
+    a faint thumbnail. pytorch: PyTorch's own initialisation, and a grey picture."""
     global_batch_size: int = 8
     """Clips per step over all workers. What each worker does of it follows from their number."""
     slots_per_group: int = 2

@@ -46,6 +46,10 @@ class OptimConfig:
     """AdamW's."""
     gradient_clipping: float = 1.0
     """Largest gradient norm of the generator; 0: no clipping."""
+    gradient_centralization: bool = True
+    """Take from each gradient of a convolution its mean over the inputs, for every output channel
+    (Yong et al. 2020, "Gradient Centralization"). The activations are never negative, and what all
+    weights of a channel do together, move its mean, is what bounds the learning rate otherwise."""
     zero_stage: Literal[0, 1, 2] = 0
     """What DeepSpeed partitions over the workers: 0 nothing, 1 the optimizer's state, 2 the
     gradients too. (3, the weights, is of no use to a network of 11 M.) What it saves, of 90 MB of
@@ -123,6 +127,10 @@ def build_engine(
     `graphs` both passes become CUDA graphs on a GPU; the network must then have no side effects.
     """
     deepspeed = _import_deepspeed()
+    if optim.gradient_centralization and name == "generator":
+        for parameter in network.parameters():
+            if parameter.ndim > 1:
+                parameter.register_hook(_about_its_mean)  # type: ignore[no-untyped-call]
     optimizer = torch.optim.AdamW(
         network.parameters(),
         optim.learning_rate,
@@ -153,6 +161,11 @@ def build_engine(
         dist_init_required=False,
     )
     return engine  # type: ignore[no-any-return]
+
+
+def _about_its_mean(gradient: Tensor) -> Tensor:
+    """A gradient [out, in, height, width] less its mean for each output channel."""
+    return gradient - gradient.mean(tuple(range(1, gradient.ndim)), keepdim=True)
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

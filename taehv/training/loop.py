@@ -28,6 +28,7 @@ from taehv.training.config import TrainingConfig
 from taehv.training.memory import explain_memory_shortage, release_gpu_memory
 from taehv.training.recovery import halve_passes, rollback_target
 from taehv.training.run_log import RunLog
+from taehv.training.start import prepare_start
 from taehv.training.state import TrainState
 from taehv.training.step import Signals, StepOutcome, train_step
 from taehv.training.supply import Supply
@@ -86,7 +87,8 @@ def train(
         teacher = None
         if config.teacher.path:
             teacher = Teacher.load(config.teacher, distributed.device())
-        state = _build_state(config, layout, run, resume_from)
+        start = prepare_start(config, data, run, teacher) if resume_from is None else None
+        state = _build_state(config, layout, run, resume_from, start)
         distributed.set_collective_timeouts()
         validation = decoding.result()
     if teacher:
@@ -117,16 +119,20 @@ def train(
         # Free the old state's memory before the new state is allocated.
         del attempt, state
         release_gpu_memory()
-        state = _build_state(config, layout, run, resume_from)
+        state = _build_state(config, layout, run, resume_from, start)
         state.rollbacks, state.learning_rate_scale = rollbacks, scale
 
 
 def _build_state(
-    config: TrainingConfig, layout: SlotLayout, run: RunFolder, resume_from: Path | None
+    config: TrainingConfig,
+    layout: SlotLayout,
+    run: RunFolder,
+    resume_from: Path | None,
+    start: Path | None,
 ) -> TrainState:
-    """A new state, or the state of a checkpoint."""
+    """A new state, from the weights in `start` if there is such a file, or that of a checkpoint."""
     torch.manual_seed(config.train.seed)
-    state = TrainState(config, layout, resume_from)
+    state = TrainState(config, layout, resume_from, start)
     if checkpoint.step_in_run(run, resume_from) is None:
         state.begin_new_run()
     return state

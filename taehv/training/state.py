@@ -24,6 +24,7 @@ from taehv.losses.replay import ReplayBuffer
 from taehv.losses.seraena import corrected_targets
 from taehv.model import build_model
 from taehv.model.blocks import IMAGE_CHANNELS
+from taehv.model.initialise import initialise_as_pytorch
 from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.precision import autocast
 from taehv.run import checkpoint
@@ -58,11 +59,16 @@ class TrainState:
 
     Learning rates and the order of samples are pure functions of `step`, and every draw is keyed
     by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
-    `resume_from` is a valid checkpoint to load; None begins at step 0.
+    `resume_from` is a valid checkpoint to load; None begins at step 0, with the weights in the file
+    `start` where there is one.
     """
 
     def __init__(
-        self, config: TrainingConfig, layout: SlotLayout, resume_from: Path | None = None
+        self,
+        config: TrainingConfig,
+        layout: SlotLayout,
+        resume_from: Path | None = None,
+        start: Path | None = None,
     ) -> None:
         self.config = config
         self.layout = layout
@@ -75,10 +81,12 @@ class TrainState:
         self.transient_failures: set[TransientFailure] = set()
         self._copies: dict[str, dict[str, Tensor]] = {}
         model = config.model
-        if resume_from is not None:
-            saved = str(resume_from / "generator.safetensors")
-            model = dataclasses.replace(model, pretrained=saved)
+        weights = start if resume_from is None else resume_from / "generator.safetensors"
+        if weights is not None:
+            model = dataclasses.replace(model, pretrained=str(weights))
         self.generator = build_model(model).to(distributed.device())
+        if config.train.start == "pytorch" and not model.pretrained:
+            initialise_as_pytorch(self.generator, config.train.seed)
         self.generator.gradient_checkpointing = config.train.gradient_checkpointing
         self.ema = Ema(self.generator, config.train.ema_decay)
         self.engine = build_engine(

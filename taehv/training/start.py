@@ -1,0 +1,93 @@
+"""The weights that a run from scratch begins with: the same on every worker and restart."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from taehv import distributed
+from taehv.atomic import replacing
+from taehv.errors import TrainingError
+from taehv.interfaces import Data
+from taehv.losses.teacher import Teacher
+from taehv.model import build_model
+from taehv.model.network import TAEHV
+from taehv.model.start import CLIPS, CLIPS_PER_CHUNK, StartError, check_start, solve_start
+from taehv.model.weights import load_weights
+from taehv.run.run_folder import RunFolder
+from taehv.training.config import TrainingConfig
+
+log = logging.getLogger(__name__)
+
+FILE = "start.safetensors"
+"""In a run's folder: what a restart before the first checkpoint begins with again."""
+
+
+def prepare_start(
+    config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher | None
+) -> Path | None:
+    """The file of weights to begin with; None where the network's own initialisation is asked for,
+    or is all that there is for such a network or such clips. A collective.
+
+    The main worker solves them from the first clips of training, and keeps them in the run's
+    folder. Raises TrainingError, on every worker, where they cannot be written.
+    """
+    if config.model.pretrained or config.train.start != "solved":
+        return None
+    outcome: tuple[bool, str] = (False, "")
+    if distributed.is_main():
+        try:
+            outcome = _is_there(config, run) or _solve(config, data, run, teacher), ""
+        except OSError as error:
+            outcome = False, str(error)
+    exists, fault = distributed.from_main(outcome)
+    if fault:
+        raise TrainingError(f"{FILE} cannot be written to {run}: {fault}")
+    if not exists:
+        return None
+    return run.local / FILE if distributed.is_main() else run.retrieve(FILE)
+
+
+def _is_there(config: TrainingConfig, run: RunFolder) -> bool:
+    """Whether an earlier attempt has left weights that fit."""
+    if not run.exists(FILE):
+        return False
+    try:
+        load_weights(TAEHV(config.model), run.retrieve(FILE))
+    except TrainingError as error:
+        log.warning("the start is solved anew: %s", str(error).splitlines()[0])
+        return False
+    return True
+
+
+def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher | None) -> bool:
+    model = build_model(config.model).to(distributed.device())
+    # A short run has no use for more clips than it is trained on.
+    wanted = min(CLIPS, config.train.max_steps * config.train.global_batch_size)
+    starts = range(
+        0, max(wanted, CLIPS_PER_CHUNK) // CLIPS_PER_CHUNK * CLIPS_PER_CHUNK, CLIPS_PER_CHUNK
+    )
+    schedule = (np.arange(start, start + CLIPS_PER_CHUNK) for start in starts)
+    clips = np.concatenate([batch["frames"] for batch in data.training(schedule, [])])
+    started = time.perf_counter()
+    frames = torch.from_numpy(clips).to(distributed.device()).float() / 255
+    try:
+        check_start(model, frames.shape[1])
+    except StartError as error:
+        log.warning("the run starts near the identity: %s", error)
+        return False
+    latents = None
+    if teacher and (config.loss.encoder > 0 or config.loss.decoder_input == "teacher"):
+        latents = torch.cat([teacher.encode(part) for part in torch.split(frames, CLIPS_PER_CHUNK)])
+    solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
+    weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+    with replacing(run.local / FILE) as temporary:
+        save_file(weights, temporary, {"format": "pt"})
+    run.publish(FILE)
+    log.info("solved the start from %d clips in %.1f s", len(clips), time.perf_counter() - started)
+    return True
