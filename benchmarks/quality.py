@@ -1,7 +1,7 @@
 """What recipes make of the same seconds of training: scores on native clips of a held-out video.
 
-    python benchmarks/quality.py --recipes before native --videos LIST_OR_FOLDER --out DIR
-    python benchmarks/quality.py --recipes before native --videos LIST_OR_FOLDER --out DIR \\
+    python benchmarks/quality.py --recipes before default --videos LIST_OR_FOLDER --out DIR
+    python benchmarks/quality.py --recipes before default --videos LIST_OR_FOLDER --out DIR \\
         --seconds 450 --seeds 3
 
 A recipe is a file of benchmarks/recipes/ or any YAML file, laid over `--base`. Each video of the

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from taehv import distributed
@@ -86,8 +87,12 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
         latents = torch.cat([teacher.encode(part) for part in torch.split(frames, CLIPS_PER_CHUNK)])
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    with replacing(run.local / FILE) as temporary:
-        save_file(weights, temporary, {"format": "pt"})
+    run.local.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(run.local / FILE) as temporary:
+            save_file(weights, temporary, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     run.publish(FILE)
     log.info("solved the start from %d clips in %.1f s", len(clips), time.perf_counter() - started)
     return True

@@ -50,7 +50,7 @@ def test_what_was_interrupted_goes_on_and_ends_in_tables_and_a_plot(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command = _command(videos, tmp_path / "out", "--recipes", "before", "native")
+    command = _command(videos, tmp_path / "out", "--recipes", "before", "default")
     command += ["--held-out", "video_0"]
     began = []
 
@@ -70,20 +70,20 @@ def test_what_was_interrupted_goes_on_and_ends_in_tables_and_a_plot(
     assert len(began) == 2 + 1
     assert finished.stat().st_mtime_ns == written
     out = capsys.readouterr().out
-    assert "[1/1] native, video_0 held out, seed 0: " in out
+    assert "[1/1] default, video_0 held out, seed 0: " in out
 
     summary = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert [*summary["baselines"]] == ["mean colour", "8x down and up", "linear, 16 coefficients"]
-    assert [*summary["recipes"]] == ["before", "native"]
-    before, native = (
+    assert [*summary["recipes"]] == ["before", "default"]
+    before, default = (
         json.loads((finished.parent / f"{recipe}.video_0.0.json").read_text())
-        for recipe in ("before", "native")
+        for recipe in ("before", "default")
     )
-    assert summary["recipes"]["native"]["rungs"][-1]["scores"] == native["rungs"][-1]["scores"]
-    last = [run["rungs"][-1]["scores"]["psnr"] for run in (before, native)]
-    difference = summary["recipes"]["native"]["difference"]["psnr"]
+    assert summary["recipes"]["default"]["rungs"][-1]["scores"] == default["rungs"][-1]["scores"]
+    last = [run["rungs"][-1]["scores"]["psnr"] for run in (before, default)]
+    difference = summary["recipes"]["default"]["difference"]["psnr"]
     assert difference["mean"] == pytest.approx(last[1] - last[0])
-    steps = [rung["steps"] for rung in native["rungs"]]
+    steps = [rung["steps"] for rung in default["rungs"]]
     assert steps == sorted(steps)
     assert len(set(steps)) == len(LADDER)
     assert "<svg" in (tmp_path / "out" / "quality.svg").read_text()
@@ -103,8 +103,11 @@ def test_a_recipe_is_laid_over_the_base_and_is_a_config_by_itself() -> None:
         assert laid.model == small.model
         assert read_yaml(file).data.crops == laid.data.crops
     assert crops == {
-        "before": "0.8-1.0",
-        "native": DataConfig().crops,
+        "default": DataConfig().crops,
+        "before": DataConfig().crops,
+        "ancestor": "0.8-1.0",
+        "public": "uniform",
+        "public_quick": "uniform",
         "uniform": "uniform",
         "native_only": "native",
     }

@@ -41,6 +41,8 @@ def check_start(model: TAEHV, num_frames: int) -> None:
     narrowest = min(a.encoder_width, *a.decoder_widths)
     if narrowest < NARROWEST:
         raise StartError(f"a stage has {narrowest} channels, and a solved start needs {NARROWEST}")
+    if a.space_upscale != a.space_downscale:
+        raise StartError("decoded frames have another size than the input's")
     trim = model.alignment.frames_to_trim(model.alignment.num_latents(num_frames))
     # The first latent whose raw frames all lie in the clip.
     end = -(-trim // a.time_upscale) * a.time_upscale - trim + a.time_upscale

@@ -99,11 +99,25 @@ def fit_convolution(inputs: Chunks, targets: Chunks, size: int) -> Tensor:
         wanted = y.flatten(2).transpose(0, 1).reshape(outputs, -1)
         products += (patches @ patches.T).double()
         projections += (patches @ wanted.T).double()
-    energy = products.diagonal()
-    ridge = RIDGE * energy + 1e-9 * energy.mean() + torch.finfo(torch.float64).tiny
-    products.diagonal().add_(ridge)
-    solution = torch.cholesky_solve(projections, torch.linalg.cholesky(products))
+    # In units in which each input has the energy 1; one that is always 0 gets no weight.
+    scale = products.diagonal().sqrt()
+    scale = torch.where(scale > 0, 1 / scale, 0)
+    products *= scale[:, None] * scale
+    factor = _factor(products)
+    solution = scale[:, None] * torch.cholesky_solve(scale[:, None] * projections, factor)
     return solution.T.float().reshape(outputs, -1, size, size)
+
+
+def _factor(products: Tensor) -> Tensor:
+    """Cholesky's factor of the products and the ridge: a larger one where inputs depend on each
+    other so closely that the rounding of float32 exceeds it."""
+    own = torch.eye(len(products)).to(products)
+    for larger in (1, 10, 100, 1000):
+        factor, failed = torch.linalg.cholesky_ex(products + larger * RIDGE * own)
+        if not failed:
+            found: Tensor = factor
+            return found
+    raise ArithmeticError("activations or targets of the solved start are not finite")
 
 
 def _samples(inputs: Chunks, targets: Chunks, positions: int) -> list[tuple[Tensor, Tensor]]:
