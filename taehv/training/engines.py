@@ -116,6 +116,7 @@ def build_engine(
     layout: SlotLayout,
     dtype: torch.dtype | None,
     *,
+    centralizes: bool = False,
     compiles: bool = False,
     graphs: bool = False,
 ) -> Engine:
@@ -123,11 +124,13 @@ def build_engine(
 
     A step is `layout.passes` rounds of forward and `backward`, each followed by `step`; the last
     one updates the weights. Gradients are averaged over passes and workers. `dtype` is autocast's,
-    and the log uses `name`. With `compiles` the forward pass goes through torch.compile, with
-    `graphs` both passes become CUDA graphs on a GPU; the network must then have no side effects.
+    and the log uses `name`. With `centralizes` gradients of convolutions lose their mean over the
+    inputs (`OptimConfig.gradient_centralization`). With `compiles` the forward pass goes through
+    torch.compile, with `graphs` both passes become CUDA graphs on a GPU; the network must then have
+    no side effects.
     """
     deepspeed = _import_deepspeed()
-    if optim.gradient_centralization and name == "generator":
+    if centralizes:
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 parameter.register_hook(_about_its_mean)  # type: ignore[no-untyped-call]

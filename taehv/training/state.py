@@ -95,6 +95,7 @@ class TrainState:
             config.optim,
             layout,
             config.train.autocast_dtype(),
+            centralizes=config.optim.gradient_centralization,
             compiles=config.train.compile,
             graphs=config.train.cuda_graphs,
         )

@@ -145,6 +145,18 @@ def test_under_a_clusters_storage_and_on_s3(
         assert parse(own, "").data.height == 64
 
 
+def test_a_run_of_before_keeps_what_it_had(run: RunFolder) -> None:
+    """Its own file names every setting there was; what came later had one value then."""
+    file = run.local / "config.yaml"
+    content = yaml.safe_load(file.read_text())
+    del content["train"]["start"], content["optim"]["gradient_centralization"]
+    file.write_text(yaml.safe_dump(content))
+    after = resumed(run)
+    assert after.train.start == "near_identity"
+    assert not after.optim.gradient_centralization
+    assert Config().optim.gradient_centralization
+
+
 def test_a_run_folder_that_was_moved_goes_on_where_it_is(run: RunFolder, tmp_path: Path) -> None:
     moved = RunFolder(str(tmp_path / "elsewhere"))
     run.local.rename(moved.local)

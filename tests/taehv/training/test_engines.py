@@ -31,7 +31,7 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 13), nn.Tanh(), nn.Linear(13, 3))
 
 
-def engine_for(network: nn.Module, stage: Literal[0, 1, 2]) -> Engine:
+def engine_for(network: nn.Module, stage: Literal[0, 1, 2], centralizes: bool = False) -> Engine:
     optim = OptimConfig(
         learning_rate=0.1,
         betas=(0.9, 0.95),
@@ -41,7 +41,7 @@ def engine_for(network: nn.Module, stage: Literal[0, 1, 2]) -> Engine:
     )
     workers = distributed.world_size()
     layout = SlotLayout(global_batch_size=4 * workers, slots_per_group=4, workers=workers)
-    return build_engine(network, "network", optim, layout, dtype=None)
+    return build_engine(network, "network", optim, layout, dtype=None, centralizes=centralizes)
 
 
 def take_steps(engine: Engine) -> None:
@@ -130,6 +130,28 @@ def test_a_guarded_update_is_that_of_clipped_gradients(most: float) -> None:
         expected = nn.utils.clip_grad_norm_(plain.parameters(), most or torch.inf)
         adamw.step()
         torch.testing.assert_close(norm, expected)
+    for own, other in zip(network.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_centralized_gradients_have_no_mean_over_the_inputs(stage: Literal[0, 1, 2]) -> None:
+    """Against AdamW on gradients whose mean is taken away by hand; a bias keeps its own."""
+    distributed.initialise()
+    network, plain = small_network(), small_network()
+    engine = engine_for(network, stage, centralizes=True)
+    adamw = torch.optim.AdamW(plain.parameters(), 0.1, betas=(0.9, 0.95), weight_decay=0.01)
+    take_steps(engine)
+    for step in range(STEPS):
+        x = torch.randn(4, 7, generator=torch.Generator().manual_seed(step))
+        adamw.zero_grad()
+        torch.autograd.backward(plain(x).square().mean())
+        for parameter in plain.parameters():
+            assert parameter.grad is not None
+            if parameter.ndim > 1:
+                inputs = parameter.grad.flatten(1)
+                parameter.grad.copy_((inputs - inputs.mean(1, keepdim=True)).view_as(parameter))
+        adamw.step()
     for own, other in zip(network.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(own, other)
 
