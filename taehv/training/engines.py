@@ -133,7 +133,7 @@ def build_engine(
     if centralizes:
         for parameter in network.parameters():
             if parameter.ndim > 1:
-                parameter.register_hook(_about_its_mean)  # type: ignore[no-untyped-call]
+                parameter.register_post_accumulate_grad_hook(_centralize)  # type: ignore[no-untyped-call]
     optimizer = torch.optim.AdamW(
         network.parameters(),
         optim.learning_rate,
@@ -166,9 +166,11 @@ def build_engine(
     return engine  # type: ignore[no-any-return]
 
 
-def _about_its_mean(gradient: Tensor) -> Tensor:
-    """A gradient [out, in, height, width] less its mean for each output channel."""
-    return gradient - gradient.mean(tuple(range(1, gradient.ndim)), keepdim=True)
+def _centralize(parameter: Tensor) -> None:
+    """Take from a gradient [out, in, height, width] its mean for each output channel, in place."""
+    gradient = parameter.grad
+    assert gradient is not None
+    gradient.sub_(gradient.mean(tuple(range(1, gradient.ndim)), keepdim=True))
 
 
 def set_learning_rate(engine: Engine, value: float) -> None:

@@ -84,7 +84,15 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
         return False
     latents = None
     if teacher and (config.loss.encoder > 0 or config.loss.decoder_input == "teacher"):
-        latents = torch.cat([teacher.encode(part) for part in torch.split(frames, CLIPS_PER_CHUNK)])
+        # The cache of a run's latents has them then for the first steps.
+        latents = torch.cat(
+            [
+                teacher.targets(
+                    clips[part : part + CLIPS_PER_CHUNK], frames[part : part + CLIPS_PER_CHUNK]
+                )
+                for part in range(0, len(clips), CLIPS_PER_CHUNK)
+            ]
+        )
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     run.local.mkdir(parents=True, exist_ok=True)

@@ -17,8 +17,8 @@ settings:
   seraena: {widths: [4, 8, 8, 8, 8, 8]}
   data: {height: 32, width: 32, decode_cpus: 0.5}
   optim: {warmup_steps: 2}
-  train: {max_steps: STEPS, validation_every: 2, checkpoint_every: 2, validation_clips: 2,
-          log_every: 1, sample_clips: 0, global_batch_size: 4}
+  train: {start: near_identity, max_steps: STEPS, validation_every: 2, checkpoint_every: 2,
+          validation_clips: 2, log_every: 1, sample_clips: 0, global_batch_size: 4}
 """
 
 

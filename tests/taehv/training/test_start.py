@@ -44,7 +44,7 @@ def test_a_run_begins_far_above_the_other_start(tmp_path: Path) -> None:
 def _prepare(folder: Path) -> None:
     run = RunFolder(str(folder))
     torch.set_num_threads(1)
-    file = prepare_start(small_config(), DATA, run, None)
+    file = prepare_start(small_config(start="solved"), DATA, run, None)
     assert file is not None
     copy = folder / f"of_{distributed.rank()}"
     copy.write_bytes(file.read_bytes())
@@ -64,7 +64,7 @@ def test_two_workers_begin_with_the_main_ones(tmp_path: Path) -> None:
 def test_a_restart_takes_what_is_there_if_it_fits(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, config = RunFolder(str(tmp_path)), small_config()
+    run, config = RunFolder(str(tmp_path)), small_config(start="solved")
     assert prepare_start(config, DATA, run, None) == run.local / FILE
     solved = weights_of(run)
     written = (run.local / FILE).stat().st_mtime_ns
@@ -83,7 +83,8 @@ def test_what_cannot_be_solved_begins_near_the_identity_and_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     narrow = dataclasses.replace(
-        small_config(), model=ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 2))
+        small_config(start="solved"),
+        model=ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 2)),
     )
     with caplog.at_level(logging.WARNING):
         assert prepare_start(narrow, DATA, RunFolder(str(tmp_path)), None) is None
