@@ -67,7 +67,8 @@ def _is_there(config: TrainingConfig, run: RunFolder) -> bool:
 
 
 def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher | None) -> bool:
-    model = build_model(config.model).to(distributed.device())
+    # On the CPU, beside a GPU too: the weights do not depend on the kind of machine then.
+    model = build_model(config.model)
     # A short run has no use for more clips than it is trained on.
     wanted = min(CLIPS, config.train.max_steps * config.train.global_batch_size)
     starts = range(
@@ -76,7 +77,7 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     schedule = (np.arange(start, start + CLIPS_PER_CHUNK) for start in starts)
     clips = np.concatenate([batch["frames"] for batch in data.training(schedule, [])])
     started = time.perf_counter()
-    frames = torch.from_numpy(clips).to(distributed.device()).float() / 255
+    frames = torch.from_numpy(clips).float() / 255
     try:
         check_start(model, frames.shape[1])
     except StartError as error:
@@ -84,15 +85,9 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
         return False
     latents = None
     if teacher and (config.loss.encoder > 0 or config.loss.decoder_input == "teacher"):
-        # The cache of a run's latents has them then for the first steps.
-        latents = torch.cat(
-            [
-                teacher.targets(
-                    clips[part : part + CLIPS_PER_CHUNK], frames[part : part + CLIPS_PER_CHUNK]
-                )
-                for part in range(0, len(clips), CLIPS_PER_CHUNK)
-            ]
-        )
+        # A cache of latents has them then for the first steps.
+        parts = [clips[k : k + CLIPS_PER_CHUNK] for k in range(0, len(clips), CLIPS_PER_CHUNK)]
+        latents = torch.cat([_teachers(teacher, part) for part in parts])
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     run.local.mkdir(parents=True, exist_ok=True)
@@ -104,3 +99,9 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     run.publish(FILE)
     log.info("solved the start from %d clips in %.1f s", len(clips), time.perf_counter() - started)
     return True
+
+
+def _teachers(teacher: Teacher, clips: np.ndarray) -> torch.Tensor:
+    """The teacher's latents of clips, uint8 [N, T, 3, H, W], on the CPU."""
+    frames = torch.from_numpy(clips).to(distributed.device()).float() / 255
+    return teacher.targets(clips, frames).cpu()

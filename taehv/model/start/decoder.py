@@ -19,7 +19,13 @@ from torch import Tensor, nn
 
 from taehv.model.blocks import MemBlock, TGrow
 from taehv.model.start.blocks_of_pixels import Picture, count_steps, every, steps_of
-from taehv.model.start.layers import as_parameter, last_convolution, move_mean_to, run_layers
+from taehv.model.start.layers import (
+    about_their_mean,
+    as_parameter,
+    last_convolution,
+    move_mean,
+    run_layers,
+)
 from taehv.model.start.least_squares import (
     Chunks,
     Range,
@@ -129,9 +135,7 @@ def solve_growth(grow: TGrow, x: Chunks, blocks: Chunks, first: int) -> None:
     """Each of the steps that a step grows into gets the principal components of its own block."""
     width = grow.conv.in_channels
     constant = width - 1
-    mean = channel_means(x)
-    mean[constant] = 0
-    about_mean = [chunk - mean[:, None, None] for chunk in x]
+    about_mean, mean = about_their_mean(x)
     count = min(constant, blocks[0].shape[1])
     targets = components(blocks, count)
     targets = [y / Range.of(targets).size[:, None, None] for y in targets]
@@ -142,7 +146,7 @@ def solve_growth(grow: TGrow, x: Chunks, blocks: Chunks, first: int) -> None:
         given = steps_of(about_mean, begin, count_steps(wanted))
         rows[:constant] = 0
         rows[:count] = fit_convolution(given, wanted, 1)
-        move_mean_to(constant, rows, mean)
+        move_mean(rows, mean)
         rows[constant] = 0
         rows[constant, constant] = 1
 
@@ -151,10 +155,8 @@ def _solve_convolution(
     conv: nn.Conv2d, x: Chunks, blocks: Chunks, first: int, keeps_colours: bool
 ) -> Range:
     """Principal components of the blocks, scaled to a range of 1 and not yet moved; their range."""
-    constant = conv.in_channels - 1
-    mean = channel_means(x)
-    mean[constant] = 0
-    about_mean = [chunk - mean[:, None, None] for chunk in steps_of(x, first, count_steps(blocks))]
+    about_mean, mean = about_their_mean(x)
+    about_mean = steps_of(about_mean, first, count_steps(blocks))
     count = min(conv.out_channels - 1, blocks[0].shape[1])
     if keeps_colours and count == blocks[0].shape[1]:
         centre = channel_means(blocks)[:, None, None]
@@ -165,7 +167,7 @@ def _solve_convolution(
     found = Range.of([F.conv2d(y, kernel, padding=1) for y in about_mean] + targets)
     conv.weight[:count] = kernel / found.size[:, None, None, None]
     conv.weight[-1] = 0
-    move_mean_to(constant, conv.weight[:-1], mean)
+    move_mean(conv.weight[:-1], mean)
     return found
 
 
@@ -177,14 +179,12 @@ def _move_without_bias(conv: nn.Conv2d, found: Range) -> None:
 
 
 def solve_colours(conv: nn.Conv2d, x: Chunks, colours: Chunks, first: int) -> None:
-    constant = conv.in_channels - 1
-    mean = channel_means(x)
-    mean[constant] = 0
-    about_mean = [y - mean[:, None, None] for y in steps_of(x, first, count_steps(colours))]
+    about_mean, mean = about_their_mean(x)
+    about_mean = steps_of(about_mean, first, count_steps(colours))
     centre = channel_means(colours)
     targets = [y - centre[:, None, None] for y in colours]
     conv.weight[:] = fit_convolution(about_mean, targets, 3)
-    move_mean_to(constant, conv.weight, mean)
+    move_mean(conv.weight, mean)
     as_parameter(conv.bias)[:] = centre
 
 

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from taehv.model.blocks import TPool
 from taehv.model.start.layers import (
     CLIPS_PER_CHUNK,
+    about_their_mean,
     as_parameter,
     last_convolution,
-    move_mean_to,
+    move_mean,
     run_layers,
 )
 from taehv.model.start.least_squares import (
     Chunks,
     Range,
-    channel_means,
     fit_convolution,
     principal_components,
 )
@@ -157,10 +157,7 @@ def _solve_components(conv: nn.Conv2d, x: Chunks, features: _Features) -> None:
 
 def _solve_latents(conv: nn.Conv2d, x: Chunks, latents: Chunks) -> None:
     """Latents that are nearest to the given ones."""
-    constant = conv.in_channels - 1
-    mean = channel_means(x)
-    mean[constant] = 0
-    about_mean = [chunk - mean[:, None, None] for chunk in x]
+    about_mean, mean = about_their_mean(x)
     conv.weight[:] = fit_convolution(about_mean, latents, 3)
-    move_mean_to(constant, conv.weight, mean)
+    move_mean(conv.weight, mean)
     as_parameter(conv.bias)[:] = 0

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from taehv.model.blocks import MemoryLayer, TGrow, TPool
-from taehv.model.start.least_squares import Chunks
+from taehv.model.start.least_squares import Chunks, channel_means
 from taehv.ops.fused import interleave_steps, stack_steps
 
 CLIPS_PER_CHUNK = 16
@@ -36,14 +36,22 @@ def run_layers(layers: list[nn.Module], chunks: Chunks) -> Chunks:
     return results
 
 
-def move_mean_to(constant: int, weight: Tensor, mean: Tensor) -> None:
+def about_their_mean(x: Chunks) -> tuple[Chunks, Tensor]:
+    """Activations less the mean of each channel, and the means [C]. The last channel, the constant
+    1, stays as it is, and its mean is given as 0."""
+    mean = channel_means(x)
+    mean[-1] = 0
+    return [chunk - mean[:, None, None] for chunk in x], mean
+
+
+def move_mean(weight: Tensor, mean: Tensor) -> None:
     """Make a kernel [C', C, size, size] that was fitted to activations less their mean [C] one for
     the activations as they are, in place.
 
-    The channel `constant` is 1 everywhere inside the picture, and, as all channels are, 0 in the
-    padding. So the mean is taken away by its taps, and the padding stands for the mean.
+    The constant is 1 everywhere inside the picture, and, as all channels are, 0 in the padding. So
+    the mean is taken away by its taps, and the padding stands for the mean.
     """
-    weight[:, constant] -= torch.einsum("oiyx,i->oyx", weight, mean)
+    weight[:, -1] -= torch.einsum("oiyx,i->oyx", weight, mean)
 
 
 def as_parameter(values: Tensor | None) -> Tensor:

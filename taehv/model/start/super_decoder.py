@@ -13,8 +13,8 @@ from torch import nn
 from taehv.model.blocks import SuperMemBlock, TGrow
 from taehv.model.start.blocks_of_pixels import Picture, count_steps, steps_of
 from taehv.model.start.decoder import CHUNKS, components, solve_colours, solve_growth
-from taehv.model.start.layers import as_parameter, move_mean_to, run_layers
-from taehv.model.start.least_squares import Chunks, Range, channel_means, fit_convolution
+from taehv.model.start.layers import about_their_mean, as_parameter, move_mean, run_layers
+from taehv.model.start.least_squares import Chunks, Range, fit_convolution
 
 
 def solve_super_decoder(
@@ -72,10 +72,8 @@ def _remember(block: SuperMemBlock, count: int, found: Range) -> None:
 
 def _solve_shuffled(conv: nn.Conv2d, x: Chunks, blocks: Chunks, first: int) -> None:
     """Principal components of the blocks, for each of the four pixels that a pixel becomes."""
-    constant = conv.in_channels - 1
-    mean = channel_means(x)
-    mean[constant] = 0
-    about_mean = [chunk - mean[:, None, None] for chunk in steps_of(x, first, count_steps(blocks))]
+    about_mean, mean = about_their_mean(x)
+    about_mean = steps_of(about_mean, first, count_steps(blocks))
     count = min(conv.out_channels // 4 - 1, blocks[0].shape[1])
     targets = [F.pixel_unshuffle(y, 2) for y in components(blocks, count)]
     kernel = fit_convolution(about_mean, targets, 3)
@@ -85,7 +83,7 @@ def _solve_shuffled(conv: nn.Conv2d, x: Chunks, blocks: Chunks, first: int) -> N
     rows = 4 * count
     conv.weight[:rows] = kernel / size[:, None, None, None]
     conv.weight[-4:] = 0
-    move_mean_to(constant, conv.weight[:-4], mean)
+    move_mean(conv.weight[:-4], mean)
     bias = as_parameter(conv.bias)
     bias[:rows] = -low / size
     bias[-4:] = 1
