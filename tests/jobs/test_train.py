@@ -315,14 +315,18 @@ def test_make_train_reaches_its_figures(tmp_path: Path, home: Path) -> None:
         for s in output.splitlines()
         if "bicubic" in s or "mean colour of" in s
     }
-    assert last >= 20
-    assert last >= first + 6
-    assert last >= table["mean colour of each frame"] + 3
+    trivial = table["8x down and up, bicubic"]
+    assert trivial > table["mean colour of each frame"]
+    # A codec from the start, and better by training.
+    assert first >= trivial + 1
+    assert last >= first + 0.6
+    assert last >= trivial + 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_real_driving_video_is_learned(tmp_path: Path, home: Path) -> None:
+    """From a start that shows nothing yet: a solved one would have little to learn in 60 steps."""
     folder = Path(os.environ.get("DRIVING_DATA", "")).absolute()
     if not (folder / "annotations.json").is_file():
         pytest.skip(f"no annotations.json in {folder} (set DRIVING_DATA)")
@@ -330,6 +334,7 @@ def test_real_driving_video_is_learned(tmp_path: Path, home: Path) -> None:
     line = (
         f"--config configs/small.yaml --data.annotations {folder}/annotations.json"
         f" --data.root {folder}/data --train.run-dir {run_dir} --train.max-steps 60"
+        " --train.start near_identity --optim.learning-rate 1e-3 --optim.warmup-steps 30"
     )
     code, output = finish(start(home, *line.split()), 600)
     assert code == 0, output
