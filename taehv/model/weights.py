@@ -158,8 +158,13 @@ def export_weights(
     if broken:
         raise TrainingError(f"weights to export are not finite: {_some(broken)}")
     _write(Path(path_pth), lambda temporary: torch.save(plain, temporary))
+    write_safetensors(plain, Path(path_safetensors))
+
+
+def write_safetensors(weights: dict[str, Tensor], path: Path) -> None:
+    """Write contiguous CPU tensors; the file appears whole or not at all. Raises OSError."""
     # "format" is what other readers of safetensors look for.
-    _write(Path(path_safetensors), lambda temporary: save_file(plain, temporary, {"format": "pt"}))
+    _write(path, lambda temporary: save_file(weights, temporary, {"format": "pt"}))
 
 
 def _write(path: Path, write: Callable[[Path], None]) -> None:

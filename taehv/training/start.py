@@ -8,18 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from taehv import distributed
-from taehv.atomic import replacing
 from taehv.errors import TrainingError
 from taehv.interfaces import Data
 from taehv.losses.teacher import Teacher
 from taehv.model import build_model
 from taehv.model.network import TAEHV
 from taehv.model.start import CLIPS, CLIPS_PER_CHUNK, StartError, check_start, solve_start
-from taehv.model.weights import load_weights
+from taehv.model.weights import load_weights, write_safetensors
 from taehv.run.run_folder import RunFolder
 from taehv.training.config import TrainingConfig
 
@@ -71,10 +68,8 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     model = build_model(config.model)
     # A short run has no use for more clips than it is trained on.
     wanted = min(CLIPS, config.train.max_steps * config.train.global_batch_size)
-    starts = range(
-        0, max(wanted, CLIPS_PER_CHUNK) // CLIPS_PER_CHUNK * CLIPS_PER_CHUNK, CLIPS_PER_CHUNK
-    )
-    schedule = (np.arange(start, start + CLIPS_PER_CHUNK) for start in starts)
+    parts = max(1, wanted // CLIPS_PER_CHUNK)
+    schedule = (np.arange(CLIPS_PER_CHUNK) + part * CLIPS_PER_CHUNK for part in range(parts))
     clips = np.concatenate([batch["frames"] for batch in data.training(schedule, [])])
     started = time.perf_counter()
     frames = torch.from_numpy(clips).float() / 255
@@ -86,16 +81,10 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     latents = None
     if teacher and (config.loss.encoder > 0 or config.loss.decoder_input == "teacher"):
         # A cache of latents has them then for the first steps.
-        parts = [clips[k : k + CLIPS_PER_CHUNK] for k in range(0, len(clips), CLIPS_PER_CHUNK)]
-        latents = torch.cat([_teachers(teacher, part) for part in parts])
+        latents = torch.cat([_teachers(teacher, part) for part in np.split(clips, parts)])
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-    run.local.mkdir(parents=True, exist_ok=True)
-    try:
-        with replacing(run.local / FILE) as temporary:
-            save_file(weights, temporary, {"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
+    write_safetensors(weights, run.local / FILE)
     run.publish(FILE)
     log.info("solved the start from %d clips in %.1f s", len(clips), time.perf_counter() - started)
     return True
