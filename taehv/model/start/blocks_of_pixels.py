@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from taehv.model.start.layers import CLIPS_PER_CHUNK
 from taehv.model.start.least_squares import Chunks
 
 
@@ -35,11 +33,6 @@ class Picture:
         return Picture(self.chunks[:chunks], self.trim)
 
 
-def steps_of(chunks: Chunks, first: int, count: int) -> Chunks:
-    """Time steps `first` to `first + count` of activations."""
-    return [x[first * CLIPS_PER_CHUNK : (first + count) * CLIPS_PER_CHUNK] for x in chunks]
-
-
 def _cut(video: Tensor, frames: int, side: int) -> Tensor:
     n, t, c, h, w = video.shape
     steps = t // frames
@@ -47,13 +40,3 @@ def _cut(video: Tensor, frames: int, side: int) -> Tensor:
     return cut.permute(1, 0, 2, 3, 5, 7, 4, 6).reshape(
         steps * n, frames * c * side**2, h // side, w // side
     )
-
-
-def count_steps(chunks: Chunks) -> int:
-    """T of [T * N, C, H, W]."""
-    return len(chunks[0]) // CLIPS_PER_CHUNK
-
-
-def every(chunks: Chunks, stride: int, first: int) -> Chunks:
-    """Each `stride`-th time step from `first` on."""
-    return [torch.cat(torch.split(x, CLIPS_PER_CHUNK)[first::stride]) for x in chunks]

@@ -1,41 +1,46 @@
 """A decoder that is the best linear one which its layers can be, layer by layer.
 
-The first channels of every stage estimate the principal components of the block of pixels that
-grows out of a position; each convolution is fitted by least squares to what the real layers before
-it give. The best linear estimate of a linear function of the picture is that function of the best
-estimate, so that little is lost by going stage by stage. What is lost, nearest-neighbour
-upsampling loses: where the latents are constant along a row, so is the picture.
+The first channels of every stage estimate features of the block of pixels that grows out of a
+position; each convolution is fitted by least squares to what the real layers before it give. The
+best linear estimate of a linear function of the picture is that function of the best estimate, so
+that little is lost by going stage by stage. What upsampling by copies can turn into a block are
+`running_sums`: they are the features of the first two stages. The last, whose blocks are small,
+has all of their pixels.
 
 The last channel of every stage is 1: the constant that moves features above 0 for a ReLU, and back.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from taehv.model.blocks import MemBlock, TGrow
-from taehv.model.start.blocks_of_pixels import Picture, count_steps, every, steps_of
+from taehv.model.start.blocks_of_pixels import Picture
 from taehv.model.start.layers import (
-    about_their_mean,
+    CLIPS_PER_CHUNK,
     as_parameter,
+    every,
+    fit_rows,
     last_convolution,
-    move_mean,
     run_layers,
 )
 from taehv.model.start.least_squares import (
     Chunks,
     Range,
     channel_means,
-    fit_convolution,
     principal_components,
 )
+from taehv.model.start.running_sums import running_sums
+from taehv.ops.fused import one_step_earlier
 
 CHUNKS = (8, 4, 2)
 """That each stage is fitted to; the more it enlarges, the more positions a clip has."""
+
+FEATURES_PER_LATENT = 3
+"""Features of the first stage for each channel of the latents, where it is wide enough; more bring
+nothing."""
 
 
 def solve_decoder(
@@ -50,146 +55,166 @@ def solve_decoder(
     """
     clamp, first, relu, *layers = decoder
     assert isinstance(first, nn.Conv2d)
+    enlarges = [layer.scale_factor != 1 for layer in layers if isinstance(layer, nn.Upsample)]
+    sums = [enlarges[0], enlarges[1], False]
     x = run_layers([clamp], latents)
-    features = _spread(first, x)
-    x = run_layers([first, relu], x)
-    assert isinstance(layers[0], MemBlock)
-    _remember(layers[0], features, channel_means(x))
+    carried = min(first.in_channels, first.out_channels // 2)
+    count = min(FEATURES_PER_LATENT * first.in_channels, first.out_channels - 1 - carried)
     frames, side = block
+    features = _features(picture, frames, side, count, sums[0])
+    _carry_latents(first, x, carried, features[0][0].shape[1])
+    x = run_layers([first, relu], x)
+    memory = layers[0]
+    assert isinstance(memory, MemBlock)
+    solved = _estimate(memory, x, carried, *features)
     for stage, chunks in enumerate(CHUNKS):
         blocks, (upsample, grow, conv), layers = layers[:3], layers[3:6], layers[6:]
-        assert isinstance(upsample, nn.Upsample)
         assert isinstance(grow, TGrow)
         assert isinstance(conv, nn.Conv2d)
         x, picture = run_layers(blocks, x[:chunks]), picture.head(chunks)
         frames //= grow.stride
         if grow.stride > 1:
-            solve_growth(grow, x, *picture.blocks(frames, side))
+            free = grow.conv.in_channels - 1
+            features = _features(picture, frames, side, free, sums[stage])
+            solved = solve_growth(grow, x, solved, *features)
             x = run_layers([grow], x)
-        if upsample.scale_factor != 1:
-            side //= 2
-            x = run_layers([upsample], x)
-        found = _solve_convolution(conv, x, *picture.blocks(frames, side), keeps_colours=side == 1)
+        x = run_layers([upsample], x)
+        side //= 1 + enlarges[stage]
         if stage < len(CHUNKS) - 1:
-            bias = as_parameter(last_convolution(layers[0]).bias)
-            bias[: len(found.low)] = -found.low / found.size
-            bias[conv.out_channels - 1] = 1
+            free = conv.out_channels - 1
+            features = _features(picture, frames, side, free, sums[stage + 1])
+            solved = _solve_convolution(conv, x, solved, *features, move=layers[0])
         else:
-            _move_without_bias(conv, found)
+            _solve_last(conv, x, solved, *picture.blocks(frames, side), whole=side == 1)
         x = run_layers([conv], x)
     relu, last = layers
     assert isinstance(last, nn.Conv2d)
     x = run_layers([relu], x)
-    solve_colours(last, x, *picture.blocks(frames, side))
+    solve_colours(last, x, last.in_channels - 1, *picture.blocks(frames, side))
 
 
-def _spread(conv: nn.Conv2d, latents: Chunks) -> int:
-    """Latents, and functions of their neighbours, to less than half of the channels; how many.
+def _features(
+    picture: Picture, frames: int, side: int, count: int, sums: bool
+) -> tuple[Chunks, int]:
+    """What stands for blocks of so many frames and pixels a side, and the first whole one's step.
 
-    The other half is for the same of the step before. The neighbours are mixed at random: a mean of
-    squares fitted to many mixtures finds what it needs.
+    sums: whether copies of the features will have to become the block.
     """
-    channels, width = conv.in_channels, conv.out_channels
-    count = min((width - 1) // 2, 9 * channels)
-    own = min(channels, count)
-    generator = torch.Generator().manual_seed(0)
-    mixtures = torch.randn(count, channels, 3, 3, generator=generator) / math.sqrt(9 * channels)
-    kernel = mixtures.to(conv.weight)
-    kernel[:own] = 0
-    kernel[range(own), range(own), 1, 1] = 1
-    found = Range.of([F.conv2d(chunk, kernel, padding=1) for chunk in latents])
+    blocks, first = picture.blocks(frames, side // 2 if sums else side)
+    return running_sums(blocks, count) if sums else components(blocks, count), first
+
+
+def _carry_latents(conv: nn.Conv2d, latents: Chunks, carried: int, free: int) -> None:
+    """So many latents, moved above 0; behind them channels that are left at 0 for estimates."""
+    found = Range.of([chunk[:, :carried] for chunk in latents])
+    own = range(carried)
     bias = as_parameter(conv.bias)
-    conv.weight[: 2 * count] = 0
-    bias[: 2 * count] = 0
-    conv.weight[:count] = kernel / found.size[:, None, None, None]
-    bias[:count] = -found.low / found.size
+    conv.weight[: carried + free] = 0
+    conv.weight[own, own, 1, 1] = 1 / found.size
+    bias[:carried] = -found.low / found.size
+    _make_constant(conv)
+
+
+def _make_constant(conv: nn.Conv2d) -> None:
     conv.weight[-1] = 0
-    bias[-1] = 1
-    return count
+    as_parameter(conv.bias)[-1] = 1
 
 
-def _remember(block: MemBlock, count: int, mean: Tensor) -> None:
-    """Put the features of the step before beside those of this step, `count` channels further.
+def _estimate(block: MemBlock, x: Chunks, carried: int, features: Chunks, first: int) -> int:
+    """Put estimates of features behind the channels that are carried; how many are solved then.
 
-    Before the first step all channels are 0, the constant too; the features' mean stands there.
+    Each of the block's convolutions is fitted to the same features, and sees one neighbour more
+    than the one before it; the first also sees the step before.
     """
-    first, _, second, _, third = block.conv
-    assert isinstance(first, nn.Conv2d)
-    assert isinstance(second, nn.Conv2d)
-    assert isinstance(third, nn.Conv2d)
-    width = first.out_channels
-    constant = width - 1
-    own = torch.tensor([*range(count), constant])
-    for conv, taken in ((first, own + width), (second, own)):
-        conv.weight[own] = 0
-        as_parameter(conv.bias)[own] = 0
-        conv.weight[own, taken, 1, 1] = 1
-    source, target = torch.arange(count), torch.arange(count) + count
-    third.weight[target] = 0
-    third.weight[target, source, 1, 1] = 1
-    third.weight[target, constant, 1, 1] = -mean[:count]
-    as_parameter(third.bias)[target] = mean[:count]
+    convolutions = [layer for layer in block.conv if isinstance(layer, nn.Conv2d)]
+    last, count = convolutions[-1], features[0].shape[1]
+    solved, parts = carried, 2
+    y = [torch.cat([part, one_step_earlier(part, None, CLIPS_PER_CHUNK)], 1) for part in x]
+    for conv in convolutions:
+        begin = carried if conv is last else 0
+        rows = slice(begin, begin + count)
+        fit_rows(conv.weight[rows], y, features, first, solved, parts)
+        found = Range.of([F.conv2d(part, conv.weight[rows], padding=1) for part in y])
+        conv.weight[rows] /= found.size[:, None, None, None]
+        as_parameter(conv.bias)[rows] = -found.low / found.size
+        if conv is not last:
+            _make_constant(conv)
+            y = run_layers([conv, nn.ReLU()], y)
+        solved, parts = count, 1
+    return carried + count
 
 
-def solve_growth(grow: TGrow, x: Chunks, blocks: Chunks, first: int) -> None:
-    """Each of the steps that a step grows into gets the principal components of its own block."""
+def solve_growth(grow: TGrow, x: Chunks, solved: int, features: Chunks, first: int) -> int:
+    """Each of the steps that a step grows into gets its own features; how many."""
     width = grow.conv.in_channels
     constant = width - 1
-    about_mean, mean = about_their_mean(x)
-    count = min(constant, blocks[0].shape[1])
-    targets = components(blocks, count)
-    targets = [y / Range.of(targets).size[:, None, None] for y in targets]
+    count = features[0].shape[1]
+    targets = [y / Range.of(features).size[:, None, None] for y in features]
     for position, rows in enumerate(torch.split(grow.conv.weight, width)):
         # Steps that grow into a block which lies in the picture as a whole.
         begin = max(0, -(-(first - position) // grow.stride))
         wanted = every(targets, grow.stride, begin * grow.stride + position - first)
-        given = steps_of(about_mean, begin, count_steps(wanted))
         rows[:constant] = 0
-        rows[:count] = fit_convolution(given, wanted, 1)
-        move_mean(rows, mean)
+        fit_rows(rows[:count], x, wanted, begin, solved)
         rows[constant] = 0
         rows[constant, constant] = 1
+    return count
 
 
 def _solve_convolution(
-    conv: nn.Conv2d, x: Chunks, blocks: Chunks, first: int, keeps_colours: bool
-) -> Range:
-    """Principal components of the blocks, scaled to a range of 1 and not yet moved; their range."""
-    about_mean, mean = about_their_mean(x)
-    about_mean = steps_of(about_mean, first, count_steps(blocks))
-    count = min(conv.out_channels - 1, blocks[0].shape[1])
-    if keeps_colours and count == blocks[0].shape[1]:
-        centre = channel_means(blocks)[:, None, None]
-        targets = [y - centre for y in blocks]
-    else:
-        targets = components(blocks, count)
-    kernel = fit_convolution(about_mean, targets, 3)
-    found = Range.of([F.conv2d(y, kernel, padding=1) for y in about_mean] + targets)
-    conv.weight[:count] = kernel / found.size[:, None, None, None]
+    conv: nn.Conv2d, x: Chunks, solved: int, features: Chunks, first: int, move: nn.Module
+) -> int:
+    """Features in a range of 1, which the memory block behind the convolution moves above 0; how
+    many."""
+    count = features[0].shape[1]
+    rows = conv.weight[:count]
+    fit_rows(rows, x, features, first, solved)
+    found = Range.of([F.conv2d(y, rows, padding=1) for y in x])
+    rows /= found.size[:, None, None, None]
     conv.weight[-1] = 0
-    move_mean(conv.weight[:-1], mean)
-    return found
+    bias = as_parameter(last_convolution(move).bias)
+    bias[:count] = -found.low / found.size
+    bias[conv.out_channels - 1] = 1
+    return count
 
 
-def _move_without_bias(conv: nn.Conv2d, found: Range) -> None:
-    """Move features above 0 by the constant, which is handed on."""
+def _solve_last(
+    conv: nn.Conv2d, x: Chunks, solved: int, pixels: Chunks, first: int, whole: bool
+) -> None:
+    """Pixels, and mixtures of all that there is around them, drawn at random: the convolution to
+    colours, which is fitted to many of them, finds there what it needs.
+
+    whole: whether the pixels' channels are wanted as they are, where there is room for all.
+    """
+    free = conv.out_channels - 1
+    channels = pixels[0].shape[1]
+    targets = about(pixels) if whole and channels <= free else components(pixels, free)
+    count = targets[0].shape[1]
+    fit_rows(conv.weight[:count], x, targets, first, solved)
+    generator = torch.Generator().manual_seed(0)
+    mixtures = torch.randn(free - count, solved, 3, 3, generator=generator)
+    conv.weight[count:] = 0
+    conv.weight[count:free, :solved] = mixtures
+    # The layer has no bias: the constant moves its channels above 0, and is handed on.
     constant = conv.in_channels - 1
-    conv.weight[: len(found.low), constant, 1, 1] -= found.low / found.size
-    conv.weight[-1, constant, 1, 1] = 1
+    found = Range.of([F.conv2d(y, conv.weight[:free], padding=1) for y in x])
+    conv.weight[:free] /= found.size[:, None, None, None]
+    conv.weight[:free, constant, 1, 1] -= found.low / found.size
+    conv.weight[free, constant, 1, 1] = 1
 
 
-def solve_colours(conv: nn.Conv2d, x: Chunks, colours: Chunks, first: int) -> None:
-    about_mean, mean = about_their_mean(x)
-    about_mean = steps_of(about_mean, first, count_steps(colours))
-    centre = channel_means(colours)
-    targets = [y - centre[:, None, None] for y in colours]
-    conv.weight[:] = fit_convolution(about_mean, targets, 3)
-    move_mean(conv.weight, mean)
-    as_parameter(conv.bias)[:] = centre
+def solve_colours(conv: nn.Conv2d, x: Chunks, solved: int, colours: Chunks, first: int) -> None:
+    fit_rows(conv.weight, x, about(colours), first, solved)
+    as_parameter(conv.bias)[:] = channel_means(colours)
+
+
+def about(chunks: Chunks) -> Chunks:
+    """Less the mean of each channel."""
+    mean = channel_means(chunks)[:, None, None]
+    return [y - mean for y in chunks]
 
 
 def components(blocks: Chunks, count: int) -> Chunks:
-    """About their mean."""
-    basis = principal_components(blocks, count)
-    mean = channel_means(blocks)[:, None, None]
-    return [F.conv2d(y - mean, basis[..., None, None]) for y in blocks]
+    """At most so many principal components, about their mean."""
+    basis = principal_components(blocks, min(count, blocks[0].shape[1]))
+    return [F.conv2d(y, basis[..., None, None]) for y in about(blocks)]

@@ -17,16 +17,14 @@ from torch import Tensor, nn
 from taehv.model.blocks import TPool
 from taehv.model.start.layers import (
     CLIPS_PER_CHUNK,
-    about_their_mean,
     as_parameter,
+    fit_rows,
     last_convolution,
-    move_mean,
     run_layers,
 )
 from taehv.model.start.least_squares import (
     Chunks,
     Range,
-    fit_convolution,
     principal_components,
 )
 from taehv.ops.fused import stack_steps
@@ -157,7 +155,5 @@ def _solve_components(conv: nn.Conv2d, x: Chunks, features: _Features) -> None:
 
 def _solve_latents(conv: nn.Conv2d, x: Chunks, latents: Chunks) -> None:
     """Latents that are nearest to the given ones."""
-    about_mean, mean = about_their_mean(x)
-    conv.weight[:] = fit_convolution(about_mean, latents, 3)
-    move_mean(conv.weight, mean)
+    fit_rows(conv.weight, x, latents, first=0, solved=conv.in_channels - 1)
     as_parameter(conv.bias)[:] = 0

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from taehv.model.blocks import SuperMemBlock, TGrow
-from taehv.model.start.blocks_of_pixels import Picture, count_steps, steps_of
+from taehv.model.start.blocks_of_pixels import Picture
 from taehv.model.start.decoder import CHUNKS, components, solve_colours, solve_growth
-from taehv.model.start.layers import about_their_mean, as_parameter, move_mean, run_layers
-from taehv.model.start.least_squares import Chunks, Range, fit_convolution
+from taehv.model.start.layers import as_parameter, fit_rows, run_layers
+from taehv.model.start.least_squares import Chunks, Range
 
 
 def solve_super_decoder(
@@ -30,6 +30,7 @@ def solve_super_decoder(
     x = run_layers([first], latents)
     assert isinstance(layers[0], SuperMemBlock)
     _remember(layers[0], carried, Range.of([chunk[:, :carried] for chunk in x]))
+    solved = 2 * carried
     frames, side = block
     for chunks in CHUNKS:
         blocks, (conv, relu, shuffle, grow), layers = layers[:3], layers[3:7], layers[7:]
@@ -37,14 +38,16 @@ def solve_super_decoder(
         assert isinstance(grow, TGrow)
         x, picture = run_layers(blocks, x[:chunks]), picture.head(chunks)
         side //= 2
-        _solve_shuffled(conv, x, *picture.blocks(frames, side))
+        solved = _solve_shuffled(conv, x, solved, *picture.blocks(frames, side))
         x = run_layers([conv, relu, shuffle], x)
         frames //= grow.stride
-        solve_growth(grow, x, *picture.blocks(frames, side))
+        pixels, begin = picture.blocks(frames, side)
+        features = components(pixels, grow.conv.in_channels - 1)
+        solved = solve_growth(grow, x, solved, features, begin)
         x = run_layers([grow], x)
     (last,) = layers
     assert isinstance(last, nn.Conv2d)
-    solve_colours(last, x, *picture.blocks(frames, side))
+    solve_colours(last, x, solved, *picture.blocks(frames, side))
 
 
 def _remember(block: SuperMemBlock, count: int, found: Range) -> None:
@@ -70,20 +73,18 @@ def _remember(block: SuperMemBlock, count: int, found: Range) -> None:
     narrow.weight[-1, count, 0, 0] = 1
 
 
-def _solve_shuffled(conv: nn.Conv2d, x: Chunks, blocks: Chunks, first: int) -> None:
-    """Principal components of the blocks, for each of the four pixels that a pixel becomes."""
-    about_mean, mean = about_their_mean(x)
-    about_mean = steps_of(about_mean, first, count_steps(blocks))
+def _solve_shuffled(conv: nn.Conv2d, x: Chunks, solved: int, blocks: Chunks, first: int) -> int:
+    """Principal components of the blocks, for each of the four pixels that a pixel becomes; how
+    many."""
     count = min(conv.out_channels // 4 - 1, blocks[0].shape[1])
-    targets = [F.pixel_unshuffle(y, 2) for y in components(blocks, count)]
-    kernel = fit_convolution(about_mean, targets, 3)
-    found = Range.of([F.conv2d(y, kernel, padding=1) for y in about_mean])
+    rows = conv.weight[: 4 * count]
+    fit_rows(rows, x, [F.pixel_unshuffle(y, 2) for y in components(blocks, count)], first, solved)
+    found = Range.of([F.conv2d(y, rows, padding=1) for y in x])
     low = found.low.reshape(count, 4).amin(1).repeat_interleave(4)
     size = found.high.reshape(count, 4).amax(1).repeat_interleave(4) - low
-    rows = 4 * count
-    conv.weight[:rows] = kernel / size[:, None, None, None]
+    rows /= size[:, None, None, None]
     conv.weight[-4:] = 0
-    move_mean(conv.weight[:-4], mean)
     bias = as_parameter(conv.bias)
-    bias[:rows] = -low / size
+    bias[: 4 * count] = -low / size
     bias[-4:] = 1
+    return count

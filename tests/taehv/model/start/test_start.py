@@ -87,16 +87,21 @@ def test_latents_are_the_principal_components_of_blocks(
     assert np.allclose(latents.std(0), 0.25, atol=0.02)
 
 
-def test_the_decoder_is_as_good_as_the_best_linear_one(public: TAEHV, clips: Tensor) -> None:
-    """Under the constraint that upsampling by copies sets, on clips that neither has seen."""
+@pytest.mark.parametrize("network", ["public", "small"])
+def test_the_decoder_is_better_than_the_best_linear_one_of_three_by_three_latents(
+    request: pytest.FixtureRequest, clips: Tensor, network: str
+) -> None:
+    """Under the constraint that upsampling by copies sets, on clips that neither has seen: its
+    features look further."""
+    model = request.getfixturevalue(network)
     others = natural_clips(16, seed=1)
-    seen, unseen = encoded(public, clips).double(), encoded(public, others).double()
+    seen, unseen = encoded(model, clips).double(), encoded(model, others).double()
     best = LinearDecoder(seen, clips.double())
     constrained = psnr(best(unseen), others)
-    assert reconstructed(public, others) > constrained - 0.3
-    # The constraint is real: without it the same latents give more.
+    assert reconstructed(model, others) > constrained + 0.3
+    # Without the constraint the same latents give more.
     free = LinearDecoder(seen, clips.double(), constrained=False)
-    assert psnr(free(unseen), others) > constrained + 0.3
+    assert psnr(free(unseen), others) > constrained + 0.7
 
 
 def test_a_super_decoder_is_not_constrained() -> None:
