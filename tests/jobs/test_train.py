@@ -318,9 +318,9 @@ def test_make_train_reaches_its_figures(tmp_path: Path, home: Path) -> None:
     trivial = table["8x down and up, bicubic"]
     assert trivial > table["mean colour of each frame"]
     # A codec from the start, and better by training.
-    assert first >= trivial + 1
-    assert last >= first + 0.6
-    assert last >= trivial + 2
+    assert first >= trivial + 2.5
+    assert last >= first + 0.2
+    assert last >= trivial + 3
 
 
 @pytest.mark.slow

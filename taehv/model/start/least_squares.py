@@ -29,6 +29,11 @@ MARGIN = 0.1
 """Of a feature's range, left free on either side for clips that the fit has not seen."""
 
 
+SMALLEST = 1e-4
+"""A feature whose range is smaller, a fortieth of a grey level, is a constant: it is moved, and not
+scaled."""
+
+
 @dataclass(frozen=True, eq=False)
 class Range:
     """What the values of each channel lie between, [C] each."""
@@ -41,7 +46,8 @@ class Range:
         """The values' own, and a margin."""
         low = torch.stack([chunk.amin((0, 2, 3)) for chunk in chunks]).amin(0)
         high = torch.stack([chunk.amax((0, 2, 3)) for chunk in chunks]).amax(0)
-        margin = MARGIN * (high - low).clamp_min(1e-6)
+        spread = high - low
+        margin = torch.where(spread > SMALLEST, MARGIN * spread, 0.5)
         return Range(low - margin, high + margin)
 
     @property
