@@ -21,10 +21,11 @@ from data_pipeline.videos import storage
 from data_pipeline.videos.index import folder_of
 from data_pipeline.videos.lists import list_paths
 from taehv.evaluation.linear import MOST_CLIPS, BlockShape, LinearFit, LinearLimit
+from taehv.evaluation.lpips import Lpips
 from taehv.model import TAEHV
 from taehv.training.validation import Scores, ValidationSet
 
-SCORES = ("psnr", "psnr_mean", "ssim", "detail", "flat_clips")
+SCORES = ("psnr", "psnr_mean", "ssim", "detail", "flat_clips", "lpips")
 CLIPS_PER_PASS = 8
 FIT_BATCH = 4
 
@@ -43,10 +44,17 @@ class HeldOut:
     """One of the videos, by whose clips a network is scored that was trained on the others."""
 
     def __init__(
-        self, video: str, others: Sequence[str], clips: ScoredClips, folder: Path, processes: int
+        self,
+        video: str,
+        others: Sequence[str],
+        clips: ScoredClips,
+        folder: Path,
+        processes: int,
+        lpips: Lpips | None = None,
     ) -> None:
         """video, others: full paths. folder: for two lists. processes: that decode."""
         self.name = Path(video).stem
+        self._lpips = lpips
         self._clips, self._processes = clips, processes
         lists = []
         for name, videos in ((f"{self.name}.train", others), (self.name, [video])):
@@ -68,12 +76,12 @@ class HeldOut:
 
     def score(self, network: TAEHV) -> Scores:
         """Of the clips, in float32."""
-        return _of_interest(self._validation.score(network, None))
+        return _of_interest(self.validation.score(network, None))
 
     def score_baselines(self, block: BlockShape, coefficients: int) -> dict[str, Scores]:
         """The same of what needs no network, by the row's label."""
         limit = self._linear_limit(block, coefficients)
-        scores = self._validation.score_baselines(limit)
+        scores = self.validation.score_baselines(limit)
         labels = {"mean_colour": "mean colour", "down_and_up": "8x down and up"}
         if limit is not None:
             labels["linear"] = limit.label
@@ -89,9 +97,9 @@ class HeldOut:
         return fit.result()
 
     @cached_property
-    def _validation(self) -> ValidationSet:
+    def validation(self) -> ValidationSet:
         data = self.training_data(self._native, seed=0, batch=1)
-        return ValidationSet(data, self._clips.count, CLIPS_PER_PASS)
+        return ValidationSet(data, self._clips.count, CLIPS_PER_PASS, self._lpips)
 
     @property
     def _native(self) -> DataConfig:
@@ -143,4 +151,4 @@ def choose_held_out(videos: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 
 def _of_interest(scores: Scores) -> Scores:
-    return {name: scores[name] for name in SCORES}
+    return {name: scores[name] for name in SCORES if name in scores}

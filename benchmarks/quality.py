@@ -42,8 +42,9 @@ from jobs.cli.config import Config, flatten, read_yaml
 from jobs.cli.errors import ConfigError
 from taehv import distributed
 from taehv.atomic import write_atomically
-from taehv.errors import DivergedError
+from taehv.errors import DivergedError, TrainingError
 from taehv.evaluation.linear import BlockShape
+from taehv.evaluation.lpips import Lpips
 from taehv.model import TAEHV, build_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         benchmark = Benchmark(options)
         complete = benchmark.run()
-    except (ConfigError, DataError, ValueError) as error:
+    except (ConfigError, DataError, TrainingError, ValueError) as error:
         print(error)
         return 2
     benchmark.report()
@@ -102,6 +103,7 @@ class Benchmark:
         self.clips = ScoredClips(options.clips, options.clip_size, options.clip_frames)
         self.block, self.coefficients = _latents_of(self.recipes)
         self.videos = find_videos(options.videos)
+        lpips = Lpips.load(options.lpips, distributed.device()) if options.lpips else None
         self.held_out = [
             HeldOut(
                 video,
@@ -109,6 +111,7 @@ class Benchmark:
                 self.clips,
                 self.out / "lists",
                 options.decoders,
+                lpips,
             )
             for video in choose_held_out(self.videos, options.held_out)
         ]
@@ -224,7 +227,8 @@ class Benchmark:
         }
 
     def _shared_settings(self) -> dict[str, Any]:
-        return {"videos": self.videos, "clips": vars(self.clips)}
+        scored_by_lpips = bool(self.options.lpips)
+        return {"videos": self.videos, "clips": vars(self.clips), "lpips": scored_by_lpips}
 
     @staticmethod
     def _stored(file: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -262,6 +266,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clips", type=int, default=48, help="of a held-out video, to be scored")
     parser.add_argument("--clip-size", type=int, default=96, help="their side, in pixels")
     parser.add_argument("--clip-frames", type=int, default=9)
+    parser.add_argument("--lpips", default="", help="weights: see docs/evaluation.md")
     options = parser.parse_args(arguments)
     for name in ("seeds", "decoders", "clips", "clip_size", "clip_frames", "seconds"):
         if not getattr(options, name) > 0:

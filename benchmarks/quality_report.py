@@ -18,7 +18,15 @@ Run = Mapping[str, Any]
 
 Summary = dict[str, Any]
 FEWEST_PAIRS = 3
-COLUMNS = {"psnr": "pooled PSNR", "psnr_mean": "PSNR mean", "ssim": "SSIM", "detail": "detail"}
+COLUMNS = {
+    "psnr": "pooled PSNR",
+    "psnr_mean": "PSNR mean",
+    "ssim": "SSIM",
+    "detail": "detail",
+    "lpips": "LPIPS",
+}
+"""Those that were measured are shown."""
+DIGITS = {"psnr": 2, "psnr_mean": 2, "ssim": 3, "detail": 3, "lpips": 3}
 
 
 def summarise(
@@ -69,6 +77,7 @@ def _summarise_recipe(
                 ]
             )
             for name in COLUMNS
+            if name in rungs[-1]["scores"]
         }
         if recipe != first
         else {},
@@ -103,11 +112,19 @@ def paired_difference(differences: Sequence[float]) -> Summary:
 def format_summary(summary: Summary) -> str:
     """Three tables as plain text: scores by time, times of passing, differences."""
     recipes, baselines = summary["recipes"], summary["baselines"]
-    rows = [("", "seconds", "steps", *COLUMNS.values())]
-    rows += [(label, "", "", *_cells(row)) for label, row in baselines.items()]
+    shown = [*baselines.values(), *(recipe["rungs"][-1]["scores"] for recipe in recipes.values())]
+    columns = [name for name in COLUMNS if any(name in scores for scores in shown)]
+    labels = [COLUMNS[name] for name in columns]
+    rows = [("", "seconds", "steps", *labels)]
+    rows += [(label, "", "", *_cells(row, columns)) for label, row in baselines.items()]
     for name, recipe in recipes.items():
         rows += [
-            (name, f"{rung['seconds']:.1f}", f"{rung['steps']:.0f}", *_cells(rung["scores"]))
+            (
+                name,
+                f"{rung['seconds']:.1f}",
+                f"{rung['steps']:.0f}",
+                *_cells(rung["scores"], columns),
+            )
             for rung in recipe["rungs"]
         ]
     parts = [text_table(rows)]
@@ -119,11 +136,11 @@ def format_summary(summary: Summary) -> str:
     parts.append(text_table(rows))
     compared = {name: recipe for name, recipe in recipes.items() if recipe["difference"]}
     if compared:
-        rows = [("at the end, minus the first recipe", "pairs", *COLUMNS.values())]
+        rows = [("at the end, minus the first recipe", "pairs", *labels)]
         for name, recipe in compared.items():
             found = recipe["difference"]
             pairs = str(found["psnr"]["pairs"])
-            cells = [_interval(found[c], 3 if c in ("ssim", "detail") else 2) for c in COLUMNS]
+            cells = [_interval(found[name], DIGITS[name]) for name in columns]
             rows.append((name, pairs, *cells))
         note = "95 % intervals by Student's t over the pairs: other seeds of these videos"
         parts.append(f"{text_table(rows)}\n{note}")
@@ -170,13 +187,8 @@ def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: fmean(s[name] for s in scores) for name in scores[0]}
 
 
-def _cells(scores: Mapping[str, float]) -> list[str]:
-    return [
-        f"{scores['psnr']:.2f}",
-        f"{scores['psnr_mean']:.2f}",
-        f"{scores['ssim']:.3f}",
-        f"{scores['detail']:.3f}",
-    ]
+def _cells(scores: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    return [f"{scores[name]:.{DIGITS[name]}f}" for name in columns]
 
 
 def _passing(recipe: Summary, label: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from taehv import distributed
 from taehv.evaluation import baselines
+from taehv.evaluation.frames import Perceptual
 from taehv.evaluation.linear import LinearLimit
 from taehv.evaluation.metrics import pool, score_clips
 from taehv.interfaces import Batch, Data
@@ -55,9 +56,12 @@ class ValidationSet:
     are.
     """
 
-    def __init__(self, data: Data, clips: int, clips_per_pass: int) -> None:
-        """clips: of each kind. clips_per_pass: that are scored at once."""
-        self.clips = clips
+    def __init__(
+        self, data: Data, clips: int, clips_per_pass: int, perceptual: Perceptual | None = None
+    ) -> None:
+        """clips: of each kind. clips_per_pass: that are scored at once. perceptual: gives `lpips`,
+        the mean over a clip's frames."""
+        self.clips, self._perceptual = clips, perceptual
         windows = range(distributed.rank(), clips, distributed.world_size())
         schedule = (np.array([2 * window, 2 * window + 1], dtype=np.int64) for window in windows)
         self.batches: list[Batch] = list(data.validation(schedule))
@@ -86,7 +90,7 @@ class ValidationSet:
             methods["linear"] = limit.reconstruct
 
         def score_of(method: Callable[[Tensor], Tensor]) -> Scores:
-            return self._pool(lambda frames, _: score_clips(frames, method(frames)), self.native)
+            return self._pool(lambda frames, _: self._measure(frames, method(frames)), self.native)
 
         return {name: score_of(method) for name, method in methods.items()}
 
@@ -107,7 +111,7 @@ class ValidationSet:
             original, reconstructed = model.alignment.pair(frames, decoded.float())
             if samples is not None:
                 samples.add(original[:real], reconstructed[:real])
-            per_clip = score_clips(original, reconstructed)
+            per_clip = self._measure(original, reconstructed)
             per_clip["encode_seconds"] = torch.full((len(frames),), encode_seconds / len(frames))
             per_clip["decode_seconds"] = torch.full((len(frames),), decode_seconds / len(frames))
             return per_clip
@@ -115,6 +119,14 @@ class ValidationSet:
         result = self._pool(scores, passes)
         model.train(model_was_training)
         return result
+
+    def _measure(self, original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
+        """Scores of each clip."""
+        per_clip = score_clips(original, reconstructed)
+        if self._perceptual is not None:
+            distance = self._perceptual(original.flatten(0, 1), reconstructed.flatten(0, 1))
+            per_clip["lpips"] = distance.reshape(original.shape[:2]).mean(1)
+        return per_clip
 
     def _pool(
         self, score: Callable[[Tensor, int], dict[str, Tensor]], passes: list[Pass]

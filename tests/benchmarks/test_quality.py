@@ -7,21 +7,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import ttest_rel
 
 from benchmarks import quality
 from benchmarks.decoding_ahead import decode_ahead
+from benchmarks.held_out import HeldOut, ScoredClips
 from benchmarks.quality_report import paired_difference, seconds_to_pass, summarise
 from benchmarks.timed_training import LADDER, train_by_time
 from data_pipeline.batches import iter_batches
 from data_pipeline.clips import open_sources
 from data_pipeline.config import DataConfig
 from jobs.cli.config import Config, read_yaml
+from taehv.evaluation.lpips import Lpips
 from taehv.losses.reconstruction import LossConfig
+from taehv.model import ModelConfig, build_model
+from taehv.model.weights import load_weights
 from taehv.training.config import TrainConfig
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.moving_data import MovingData
 from tests.helpers.small_run import SMALL_MODEL
+from tests.taehv.evaluation.test_frames import lpips_state
 
 BASE = """\
 model: {encoder_width: 8, decoder_widths: [16, 8, 8, 8]}
@@ -91,6 +97,40 @@ def test_what_was_interrupted_goes_on_and_ends_in_tables_and_a_plot(
     # Another recipe under the same name is not taken for what is there.
     assert quality.main([*command, "--seconds", "0.2"]) == 2
     assert "another seconds (0.1, not 0.2)" in capsys.readouterr().out
+
+
+def test_lpips_is_a_column_where_its_weights_are_given(
+    videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(lpips_state(), tmp_path / "lpips.pth")
+    command = _command(videos, tmp_path / "out", "--recipes", "default", "--held-out", "video_0")
+    assert quality.main([*command, "--lpips", str(tmp_path / "lpips.pth")]) == 0
+    printed = capsys.readouterr().out
+    assert "LPIPS" in printed
+    (finished,) = (tmp_path / "out" / "runs").glob("*.json")
+    last = json.loads(finished.read_text())["rungs"][-1]["scores"]
+    model = build_model(ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8)))
+    load_weights(model, finished.with_suffix(".safetensors"))
+    rows = HeldOut(
+        str(videos.parent.resolve() / "video_0.mp4"),
+        [str(videos.parent.resolve() / "video_1.mp4")],
+        ScoredClips(2, 32, 5),
+        tmp_path,
+        1,
+    )
+    lpips = Lpips(lpips_state())
+    distances = []
+    for passed in rows.validation.native:
+        frames = torch.from_numpy(passed[1][: len(passed[0])]).float() / 255
+        with torch.no_grad():
+            original, reconstructed = model.alignment.pair(frames, model(frames)[1])
+        pairs = zip(original.flatten(0, 1), reconstructed.flatten(0, 1), strict=True)
+        distances += [float(lpips(a[None], b[None])) for a, b in pairs]
+    assert last["lpips"] == pytest.approx(np.mean(distances), rel=1e-4)
+
+    # Without them, what was scored with them is another table.
+    assert quality.main(command) == 2
+    assert "lpips" in capsys.readouterr().out
 
 
 def test_a_recipe_is_laid_over_the_base_and_is_a_config_by_itself() -> None:
