@@ -35,20 +35,18 @@ import torch
 
 from benchmarks.held_out import HeldOut, ScoredClips, choose_held_out, find_videos
 from benchmarks.machine import CLOCK_HELP, CLOCKS, machine_name
+from benchmarks.quality_recipes import RECIPES, REPOSITORY, latents_of, read_recipe
 from benchmarks.quality_report import format_summary, summarise, write_plot
 from benchmarks.timed_training import train_by_time
 from data_pipeline.errors import DataError
-from jobs.cli.config import Config, flatten, read_yaml
+from jobs.cli.config import Config, flatten
 from jobs.cli.errors import ConfigError
 from taehv import distributed
 from taehv.atomic import write_atomically
 from taehv.errors import DivergedError, TrainingError
-from taehv.evaluation.linear import BlockShape
 from taehv.evaluation.lpips import Lpips
 from taehv.model import TAEHV, build_model
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-RECIPES = REPOSITORY / "benchmarks" / "recipes"
 UNFINISHED = ".unfinished."
 """Folders of trainings under way; one that was killed leaves its own."""
 
@@ -98,10 +96,10 @@ class Benchmark:
         for unfinished in self.out.glob(f"{UNFINISHED}*"):
             shutil.rmtree(unfinished)
         self.recipes = {
-            Path(name).stem: _read_recipe(name, options.base) for name in options.recipes
+            Path(name).stem: read_recipe(name, options.base) for name in options.recipes
         }
         self.clips = ScoredClips(options.clips, options.clip_size, options.clip_frames)
-        self.block, self.coefficients = _latents_of(self.recipes)
+        self.block, self.coefficients = latents_of(self.recipes)
         self.videos = find_videos(options.videos)
         lpips = Lpips.load(options.lpips, distributed.device()) if options.lpips else None
         self.held_out = [
@@ -272,34 +270,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         if not getattr(options, name) > 0:
             parser.error(f"--{name.replace('_', '-')} must be above 0")
     return options
-
-
-def _read_recipe(name: str, base: Path) -> Config:
-    """Raises ConfigError."""
-    file = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
-    return read_yaml(base, file)
-
-
-def _latents_of(recipes: dict[str, Config]) -> tuple[BlockShape, int]:
-    """What a latent of every recipe stands for, and its channels. Raises ValueError where they
-    differ: codecs of different rates cannot be compared by their scores."""
-    networks = {name: _untrained(config) for name, config in recipes.items()}
-    found = {
-        name: (BlockShape(network.time_downscale, network.space_downscale), network.latent_channels)
-        for name, network in networks.items()
-    }
-    first, *others = found
-    for name in others:
-        if found[name] != found[first]:
-            raise ValueError(
-                f"the latents of {name} are not those of {first}: {found[name]} and {found[first]}"
-            )
-    return found[first]
-
-
-def _untrained(config: Config) -> TAEHV:
-    with torch.device("meta"):
-        return TAEHV(config.model)
 
 
 def _load(config: Config, weights: Path) -> TAEHV:

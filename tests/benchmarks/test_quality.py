@@ -13,6 +13,7 @@ from scipy.stats import ttest_rel
 from benchmarks import quality
 from benchmarks.decoding_ahead import decode_ahead
 from benchmarks.held_out import HeldOut, ScoredClips
+from benchmarks.quality_recipes import RECIPES, REPOSITORY
 from benchmarks.quality_report import paired_difference, seconds_to_pass, summarise
 from benchmarks.timed_training import LADDER, train_by_time
 from data_pipeline.batches import iter_batches
@@ -134,10 +135,10 @@ def test_lpips_is_a_column_where_its_weights_are_given(
 
 
 def test_a_recipe_is_laid_over_the_base_and_is_a_config_by_itself() -> None:
-    base = quality.REPOSITORY / "configs" / "small.yaml"
+    base = REPOSITORY / "configs" / "small.yaml"
     small = read_yaml(base)
     crops = {}
-    for file in quality.RECIPES.glob("*.yaml"):
+    for file in RECIPES.glob("*.yaml"):
         laid = read_yaml(base, file)
         crops[file.stem] = laid.data.crops
         assert laid.model == small.model
