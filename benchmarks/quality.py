@@ -6,10 +6,10 @@
 
 A recipe is a file of benchmarks/recipes/ or any YAML file, laid over `--base`. Each video of the
 lists is held out in turn, and each recipe is trained on the others, by each seed, for so many
-seconds of steps: validation, saving and waiting for clips do not count. The averaged weights are
-scored on the same clips, in the video's own pixels, after an eighth, a quarter and a half of the
-time and at its end; the learning rate falls over the whole time. The linear limit is fitted to
-native clips of the training videos.
+seconds of solving the start and of steps: validation, saving and waiting for clips do not count.
+The averaged weights are scored on the same clips, in the video's own pixels, after an eighth, a
+quarter and a half of the time and at its end; the learning rate falls over the whole time. The
+linear limit is fitted to native clips of the training videos.
 
 Each training is kept in DIR/runs when it ends: after an interruption the same command goes on with
 what is missing. The last output is DIR/quality.json, quality.txt and quality.svg.

@@ -2,8 +2,8 @@
 times.
 
 `taehv.training.train` stops at each rung by a hook, saves a checkpoint, and goes on from it, which
-gives the very weights of training in one go. Only the steps are counted: no validation, no saving,
-no wait for clips.
+gives the very weights of training in one go. What is counted is the start, where it is solved, with
+the decoding of its clips, and the steps: no validation, no saving, no wait for clips.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from taehv.interfaces import Data, Hooks
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder
 from taehv.training import train
+from taehv.training.start import prepare_start
 
 LADDER = (1 / 8, 1 / 4, 1 / 2, 1)
 """Parts of the time after which the network is scored."""
@@ -40,7 +41,7 @@ class Rung:
     """Where a training stands after some time."""
 
     seconds: float
-    """That were spent on steps."""
+    """That were spent on the start and on steps."""
     steps: int
     weights: Path
     """The averaged ones, until the training goes on."""
@@ -62,16 +63,22 @@ def train_by_time(
     with tempfile.TemporaryDirectory(dir=folder) as name:
         first = _Timer(seconds * LADDER[0], clock, most_steps=FIRST_STEPS)
         run = RunFolder(name)
-        train(_with_steps(config, FIRST_STEPS), data, first, run)
+        quick = replace(config, train=replace(config.train, start="near_identity"))
+        train(_with_steps(quick, FIRST_STEPS), data, first, run)
     run = RunFolder(str(folder))
-    spent, steps, resume_from = 0.0, 0, None
+    begun = CLOCKS[clock]()
+    # Training finds it in the folder. A teacher would have to be loaded, which is not counted.
+    if not config.teacher.path:
+        prepare_start(config, data, run, teacher=None)
+    started = spent = CLOCKS[clock]() - begun
+    steps, resume_from = 0, None
     pace = first.seconds / first.steps
     for part in LADDER:
         timer = _Timer(part * seconds - spent, clock)
         max_steps = steps + max(1, math.ceil(SPARE_STEPS * (seconds - spent) / pace))
         summary = train(_with_steps(config, max_steps), data, timer, run, resume_from)
         spent, steps = spent + timer.seconds, summary.step
-        pace = spent / steps
+        pace = (spent - started) / steps
         newest = checkpoint.latest_valid(run)
         assert newest is not None
         resume_from = run.retrieve(newest)
