@@ -29,8 +29,9 @@ from taehv.model.start.layers import (
 from taehv.model.start.least_squares import (
     Chunks,
     Range,
+    about,
     channel_means,
-    principal_components,
+    components,
 )
 from taehv.model.start.running_sums import running_sums
 from taehv.ops.fused import one_step_earlier
@@ -206,15 +207,3 @@ def _solve_last(
 def solve_colours(conv: nn.Conv2d, x: Chunks, solved: int, colours: Chunks, first: int) -> None:
     fit_rows(conv.weight, x, about(colours), first, solved)
     as_parameter(conv.bias)[:] = channel_means(colours)
-
-
-def about(chunks: Chunks) -> Chunks:
-    """Less the mean of each channel."""
-    mean = channel_means(chunks)[:, None, None]
-    return [y - mean for y in chunks]
-
-
-def components(blocks: Chunks, count: int) -> Chunks:
-    """At most so many principal components, about their mean."""
-    basis = principal_components(blocks, min(count, blocks[0].shape[1]))
-    return [F.conv2d(y, basis[..., None, None]) for y in about(blocks)]

@@ -77,6 +77,18 @@ def principal_components(chunks: Chunks, count: int) -> Tensor:
     return signed
 
 
+def about(chunks: Chunks) -> Chunks:
+    """Less the mean of each channel."""
+    mean = channel_means(chunks)[:, None, None]
+    return [y - mean for y in chunks]
+
+
+def components(blocks: Chunks, count: int) -> Chunks:
+    """At most so many principal components, about their mean."""
+    basis = principal_components(blocks, min(count, blocks[0].shape[1]))
+    return [F.conv2d(y, basis[..., None, None]) for y in about(blocks)]
+
+
 def _leading_components(vectors: list[Tensor], count: int) -> Tensor:
     """By a randomised decomposition (Halko, Martinsson and Tropp 2011, algorithm 4.4)."""
     step = -(-sum(map(len, vectors)) // MOST_VECTORS)

@@ -10,10 +10,9 @@ what is the same at many positions in a row.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from taehv.model.start.least_squares import Chunks, channel_means, principal_components
+from taehv.model.start.least_squares import Chunks, components
 
 KEEPS = 0.5
 """What is left of a running sum at the next position."""
@@ -46,10 +45,8 @@ def running_sums(blocks: Chunks, count: int) -> Chunks:
         if not wanted:
             continue
         own = [part[kind] for part in parts]
-        basis = principal_components(own, wanted)[..., None, None]
-        mean = channel_means(own)[:, None, None]
-        for found, chunk in zip(features, own, strict=True):
-            found += _sums(F.conv2d(chunk - mean, basis), along=_ALONG[kind])
+        for found, chunk in zip(features, components(own, wanted), strict=True):
+            found += _sums(chunk, along=_ALONG[kind])
     return [torch.cat(found, 1) for found in features]
 
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from taehv.model.blocks import SuperMemBlock, TGrow
 from taehv.model.start.blocks_of_pixels import Picture
-from taehv.model.start.decoder import CHUNKS, components, solve_colours, solve_growth
+from taehv.model.start.decoder import CHUNKS, solve_colours, solve_growth
 from taehv.model.start.layers import as_parameter, fit_rows, run_layers
-from taehv.model.start.least_squares import Chunks, Range
+from taehv.model.start.least_squares import Chunks, Range, components
 
 
 def solve_super_decoder(
