@@ -15,14 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from taehv.training.health_checks import (
-    Check,
-    Exploding,
-    Level,
-    MemoryGrowing,
-    NotFinite,
-    Stagnating,
-)
+from taehv.training.health_checks import Check, Level, MemoryGrowing
+from taehv.training.loss_checks import Exploding, NotFinite, Stagnating, StartLost
 
 SETTLING_STEPS = 100
 """Steps after the warm-up in which gradients, losses and memory have not settled yet. (The first
@@ -85,6 +79,7 @@ class Health:
         checks: list[Check] = [
             NotFinite(),
             Exploding(),
+            StartLost(),
             Stagnating(log_every, settling),
             *(_gradient_levels(log_every, settling, gradient_scale) if gradient_scale else ()),
             MemoryGrowing("gpu", log_every, settling, filling_gigabytes),

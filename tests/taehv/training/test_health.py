@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.config import DataConfig
 from taehv.training.config import TrainingConfig
 from taehv.training.health import RECOVERY_STEPS, REMIND_STEPS, Finding, Health
-from taehv.training.health_checks import fitted_fall
+from taehv.training.loss_checks import fitted_fall
 
 Curve = Callable[[int], float]
 Row = dict[str, Any]
@@ -38,7 +38,7 @@ def run_rows(
     `noise` is the relative deviation of the losses and of the throughput.
     """
     random = np.random.default_rng(seed)
-    rows: list[Row] = [{"step": 0, "val/psnr": 13.0}]
+    rows: list[Row] = [{"step": 0, "val/psnr": 13.0, "val_ema/psnr": 13.0}]
     for step in range(every, steps + 1, every):
         vary, wide, jitter = np.exp(random.normal(0, [noise, 0.3, 0.005])).tolist()
         row: Row = {
@@ -58,10 +58,10 @@ def run_rows(
             "train/clips_per_second": 20 * vary * (0.3 if step % 500 == every else 1),
             "train/data_wait_fraction": 0.9 if step <= every else 0.05 * wide,
         }
+        if step % 500 == 0:
+            row |= {"val/psnr": 25.0, "val_ema/psnr": 25.0}
         if step >= onset:
             row |= {metric: curve(step) for metric, curve in (faults or {}).items()}
-        if step % 500 == 0:
-            row |= {"val/psnr": 25.0}
         rows.append(row)
     return rows
 
@@ -86,6 +86,7 @@ FAULTS: list[tuple[str, str, Curve, int]] = [
     ("not-finite", "train/reconstruction_loss", lambda _: math.nan, 0),
     ("not-finite", "train/loss", lambda _: math.inf, 0),
     ("not-finite", "train/gradient_norm", lambda _: math.inf, 0),
+    ("start-lost", "val_ema/psnr", lambda _: 11.9, 0),
     ("stagnating-loss", "train/reconstruction_loss", lambda _: falling(600), 1000),
     ("notable-gradient-norm", "train/gradient_norm", lambda _: 2.5, 110),
     ("unstable-gradient-norm", "train/gradient_norm", lambda _: 4.0, 100),
@@ -188,6 +189,17 @@ def test_a_run_is_in_doubt_before_it_is_lost() -> None:
             break
     assert not any(doubts[:-5])
     assert all(doubts[-5:])
+
+
+def test_a_warm_up_that_costs_tenths_of_a_start_keeps_quiet() -> None:
+    def told(*scores: float) -> list[int]:
+        rows = [{"step": 100 * n, "val_ema/psnr": score} for n, score in enumerate(scores)]
+        return [finding.step for finding in watch(rows)]
+
+    assert told(28.4, 27.6, 27.4, 28.0, 28.8) == []
+    assert told(28.4, 27.3, 26.0, 28.0, 28.8) == [100]
+    # Nothing is lost that the start did not have.
+    assert told(13.0, 26.0, 20.0) == []
 
 
 def test_a_plateau_is_stagnation_only_above_the_limit_of_a_success() -> None:
