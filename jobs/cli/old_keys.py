@@ -15,6 +15,7 @@ CROPS_THEN = (0.8, 1.0)
 LACKING: dict[tuple[str, str], Any] = {
     ("train", "start"): "near_identity",
     ("optim", "gradient_centralization"): False,
+    ("optim", "optimizer"): "adamw",
 }
 """Settings that came later than the first runs, and what such a run had."""
 

@@ -13,7 +13,7 @@ from taehv.losses.seraena import SeraenaConfig
 from taehv.losses.teacher import TeacherConfig
 from taehv.model.variants import ModelConfig
 from taehv.slots import SlotLayout
-from taehv.training.engines import OptimConfig
+from taehv.training.optimizer import OptimConfig
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from taehv.model import TAEHV
 from taehv.model.blocks import IMAGE_CHANNELS
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
+from taehv.training.soap import bases_bytes
 
 BUCKETS = 2 * 20_000_000 * 4
 """Bytes of the two buckets of an engine's collectives, which are there from ZeRO 1 on."""
@@ -71,6 +72,8 @@ def footprint(
     if config.optim.zero_stage:
         # ZeRO keeps a float32 copy of the weights too, and partitions all three over the workers.
         optimizers = 3 * weights // layout.workers + BUCKETS * len(networks)
+    if config.optim.optimizer == "soap":
+        optimizers += sum(map(bases_bytes, generator.parameters()))
     replay = int(config.seraena.replay_gigabytes * 1e9) // layout.workers if adversary else 0
     between_passes = (
         2 * weights  # The weights, and their gradients.

@@ -188,6 +188,7 @@ class TrainState:
             "discriminator",
             dataclasses.replace(
                 config.optim,
+                optimizer="adamw",
                 learning_rate=config.seraena.learning_rate,
                 betas=config.seraena.betas,
                 gradient_clipping=0.0,
@@ -266,7 +267,8 @@ def _load_optimizer(folder: Path, name: str, engine: Engine, network: nn.Module)
         load_optimizer_pieces(engine, network, map(load_file, files))
     except ValueError as error:
         raise TrainingError(
-            f"{folder}/{name}_*.safetensors do not fit the network: {error}"
+            f"{folder}/{name}_*.safetensors do not fit the network, or are of another "
+            f"optim.optimizer: {error}"
         ) from error
 
 

@@ -13,13 +13,13 @@ from taehv.slots import SlotLayout
 from taehv.training.engines import (
     MOMENTS,
     Engine,
-    OptimConfig,
     build_engine,
     clip_or_skip_update,
     gradient_norm_before_step,
     load_optimizer_pieces,
     optimizer_pieces,
 )
+from taehv.training.optimizer import OptimConfig
 from tests.helpers.workers import run_workers
 
 STEPS = 3
@@ -31,8 +31,14 @@ def small_network() -> nn.Module:
     return nn.Sequential(nn.Linear(7, 13), nn.Tanh(), nn.Linear(13, 3))
 
 
-def engine_for(network: nn.Module, stage: Literal[0, 1, 2], centralizes: bool = False) -> Engine:
+def engine_for(
+    network: nn.Module,
+    stage: Literal[0, 1, 2],
+    centralizes: bool = False,
+    optimizer: Literal["adamw", "soap"] = "adamw",
+) -> Engine:
     optim = OptimConfig(
+        optimizer=optimizer,
         learning_rate=0.1,
         betas=(0.9, 0.95),
         weight_decay=0.01,
@@ -44,8 +50,8 @@ def engine_for(network: nn.Module, stage: Literal[0, 1, 2], centralizes: bool = 
     return build_engine(network, "network", optim, layout, dtype=None, centralizes=centralizes)
 
 
-def take_steps(engine: Engine) -> None:
-    for step in range(STEPS):
+def take_steps(engine: Engine, steps: int = STEPS) -> None:
+    for step in range(steps):
         x = torch.randn(4, 7, generator=torch.Generator().manual_seed(step))
         engine.backward(engine(x).square().mean())
         engine.step()
@@ -156,11 +162,13 @@ def test_centralized_gradients_have_no_mean_over_the_inputs(stage: Literal[0, 1,
         torch.testing.assert_close(own, other)
 
 
-def test_a_refused_update_moves_nothing() -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "soap"])
+@pytest.mark.parametrize("steps", [0, STEPS])
+def test_a_refused_update_moves_nothing(optimizer: Literal["adamw", "soap"], steps: int) -> None:
     distributed.initialise()
     network = small_network()
-    engine = engine_for(network, 0)
-    take_steps(engine)
+    engine = engine_for(network, 0, optimizer=optimizer)
+    take_steps(engine, steps)
     before = [parameter.detach().clone() for parameter in network.parameters()]
     state = {key: value.clone() for key, value in optimizer_pieces(engine, network).items()}
     engine.backward(engine(torch.full((4, 7), torch.nan)).square().mean())
@@ -171,5 +179,42 @@ def test_a_refused_update_moves_nothing() -> None:
     engine.step()
     for own, other in zip(network.parameters(), before, strict=True):
         assert torch.equal(own, other)
+    if not steps:
+        assert float(optimizer_pieces(engine, network)["step"]) == 0
+        return
     for key, value in optimizer_pieces(engine, network).items():
         assert torch.equal(value, state[key])
+
+
+def test_soap_goes_on_from_its_pieces_bit_for_bit() -> None:
+    """Its bases are renewed at step 10, and after step 7 alone before."""
+    distributed.initialise()
+    whole, resumed = small_network(), small_network()
+    engine = engine_for(whole, 0, optimizer="soap")
+    take_steps(engine, 8)
+    pieces = {key: value.clone() for key, value in optimizer_pieces(engine, whole).items()}
+    resumed.load_state_dict(whole.state_dict())
+    other = engine_for(resumed, 0, optimizer="soap")
+    load_optimizer_pieces(other, resumed, [pieces])
+    for going_on in (engine, other):
+        take_steps(going_on, 4)
+    for own, same in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(own, same)
+    renewed = optimizer_pieces(other, resumed)
+    for key, value in optimizer_pieces(engine, whole).items():
+        assert torch.equal(value, renewed[key]), key
+        assert "basis" not in key or not torch.equal(value, pieces[key])
+
+
+def test_pieces_of_another_optimizer_are_refused() -> None:
+    distributed.initialise()
+    network = small_network()
+    engine = engine_for(network, 0)
+    take_steps(engine)
+    pieces = optimizer_pieces(engine, network)
+    soap = engine_for(network, 0, optimizer="soap")
+    with pytest.raises(ValueError, match=r"0.weight.covariance_0 is there to element 0 of 169"):
+        load_optimizer_pieces(soap, network, [pieces])
+    take_steps(soap)
+    with pytest.raises(ValueError, match=r"the network has no 0.weight.covariance_0"):
+        load_optimizer_pieces(engine_for(network, 0), network, [optimizer_pieces(soap, network)])

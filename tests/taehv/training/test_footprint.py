@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
 
 from taehv.losses.discriminator import Discriminator
@@ -11,6 +12,7 @@ from taehv.model import TAEHV
 from taehv.training import footprint as module
 from taehv.training.config import TrainingConfig
 from taehv.training.footprint import BUCKETS, footprint
+from taehv.training.soap import Soap
 from tests.helpers.small_run import small_config
 
 SHAPE = (5, 3, 32, 32)
@@ -75,6 +77,12 @@ def test_what_is_there_between_passes() -> None:
     # Weights, gradients and two moments; the average of one.
     assert reckoned(config).between_passes == 4 * both + own + replay
     assert reckoned(config).gradients == both
+    soap = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer="soap"))
+    kept = [Soap.empty_state(parameter) for parameter in generator.parameters()]
+    bases = [v for state in kept for name, v in state.items() if name[-1].isdigit()]
+    assert len(bases) > 100
+    grown = reckoned(soap).between_passes - reckoned(config).between_passes
+    assert grown == 4 * sum(map(torch.numel, bases))
     # A float32 copy besides, and buckets.
     sharing = dataclasses.replace(config, optim=dataclasses.replace(config.optim, zero_stage=1))
     assert reckoned(sharing).between_passes == 5 * both + own + 2 * BUCKETS + replay

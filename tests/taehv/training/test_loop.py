@@ -128,6 +128,23 @@ def test_resume_at_another_number_of_workers(reference: Path, tmp_path: Path) ->
     assert samples_by_step(tmp_path) == samples_by_step(reference)
 
 
+def test_soap_depends_on_neither_workers_passes_nor_a_stop(tmp_path: Path) -> None:
+    config = small_config(checkpoint_every=3)
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, optimizer="soap"))
+    whole, stopped, in_passes = (tmp_path / name for name in ("whole", "stopped", "passes"))
+    run(config, whole)
+    run(config, stopped, stop_at=3)
+    at_three = checkpoint.step_folder(stopped, 3)
+    shutil.copytree(stopped, tmp_path / "two")
+    run(config, stopped, resume_from=at_three)
+    last = checkpoint.name_of(6)
+    assert_same_tensors(stopped / last, whole / last)
+    run_workers(2, run, config, tmp_path / "two", 0, at_three)
+    assert_close(whole, tmp_path / "two", 1e-3)
+    run(with_train(config, max_clips_per_pass=2), in_passes)
+    assert_close(whole, in_passes, 1e-3)
+
+
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (0, 2), (1, 0)])
 def test_resume_with_more_workers_at_another_zero_stage(
     reference: Path, tmp_path: Path, before: Literal[0, 1], after: Literal[0, 1, 2]
