@@ -17,7 +17,7 @@ from taehv.training.soap import Soap
 class OptimConfig:
     """The generator's optimizer and its schedule, and what DeepSpeed does for both networks."""
 
-    optimizer: Literal["adamw", "soap"] = "adamw"
+    optimizer: Literal["soap", "adamw"] = "soap"
     """soap: Adam in the eigenbases of the gradients' covariances (`taehv.training.soap`); a fifth
     more time a step on a CPU, and more picture from it. It needs whole gradients: `zero_stage` 0.
     The discriminator has AdamW in any case."""

@@ -146,6 +146,7 @@ def test_a_recipe_is_laid_over_the_base_and_is_a_config_by_itself() -> None:
         assert read_yaml(file).data.crops == laid.data.crops
     assert crops == {
         "default": DataConfig().crops,
+        "adamw": DataConfig().crops,
         "before": DataConfig().crops,
         "ancestor": "0.8-1.0",
         "public": "uniform",

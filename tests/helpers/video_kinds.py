@@ -163,6 +163,21 @@ def spoil(*numbers: int, seed: int = 0) -> Callable[[int, bytes], bytes]:
     return change
 
 
+def spoil_headers(*numbers: int) -> Callable[[int, bytes], bytes]:
+    """Make these packets of H.264 in mp4 such that no decoder takes them: their slice begins at a
+    macroblock far outside of the picture (ITU-T H.264, 7.3.3).
+
+    What `spoil` makes of a small packet decodes now and then, and which ones are small depends on
+    the processor: x264 computes differently with other instructions.
+    """
+
+    def change(number: int, packet: bytes) -> bytes:
+        # Four bytes of length, one of the unit's type; 15 zero bits begin a number from 32,767 on.
+        return packet[:5] + b"\x00\x01" + packet[7:] if number in numbers else packet
+
+    return change
+
+
 def planes(frame: av.VideoFrame) -> tuple[str, list[Frames]]:
     """All that is seen of a frame, before any conversion: its format and its planes, in bytes."""
     step = 2 if frame.format.components[0].bits > 8 else 1

@@ -39,7 +39,7 @@ from tests.helpers.evaluate_run import SMALL, export_small
 from tests.helpers.hold import READS, Hold
 from tests.helpers.jobs_run import REPOSITORY, assert_quiet, environment, finish, wait_for
 from tests.helpers.s3_server import s3_server
-from tests.helpers.video_kinds import remux, spoil, write_two_streams
+from tests.helpers.video_kinds import remux, spoil_headers, write_two_streams
 
 LENGTHS = (1, 13, 14, 21, 40)
 """Frames of the videos: an odd and an even number of latents, whole and begun."""
@@ -333,7 +333,7 @@ def test_of_a_damaged_video_the_stretches_that_decode_are_kept(
 ) -> None:
     """Each is encoded, and comes back, as a video of these frames alone would."""
     sound = write_video(tmp_path / "sound.mp4", moving_frames(48, 48, 64), b_frames=0)
-    damaged = remux(sound, tmp_path / "damaged.mp4", change=spoil(17, 36))
+    damaged = remux(sound, tmp_path / "damaged.mp4", change=spoil_headers(17, 36))
     listed = write_annotations(tmp_path, ["sound.mp4", "damaged.mp4", "sound.mp4"])
     output, more = tmp_path / "l", ["--dtype", "float32"]
     assert run(weights, listed, output, *more) == 0

@@ -150,11 +150,14 @@ def test_a_run_of_before_keeps_what_it_had(run: RunFolder) -> None:
     file = run.local / "config.yaml"
     content = yaml.safe_load(file.read_text())
     del content["train"]["start"], content["optim"]["gradient_centralization"]
+    del content["optim"]["optimizer"]
     file.write_text(yaml.safe_dump(content))
     after = resumed(run)
     assert after.train.start == "near_identity"
     assert not after.optim.gradient_centralization
+    assert after.optim.optimizer == "adamw"
     assert Config().optim.gradient_centralization
+    assert Config().optim.optimizer == "soap"
 
 
 def test_a_run_folder_that_was_moved_goes_on_where_it_is(run: RunFolder, tmp_path: Path) -> None:

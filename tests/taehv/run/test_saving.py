@@ -134,6 +134,8 @@ def test_a_save_that_fails_is_told_and_too_many_stop_the_run(
     save(saver, 3)
     with pytest.raises(TrainingError, match="3 saves in a row have failed"):
         save(saver, 4)
+    # What its thread logs belongs to this test.
+    saver.close()
 
 
 def test_a_save_that_works_again_ends_the_row_of_failures(tmp_path: Path) -> None:

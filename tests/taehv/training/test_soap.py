@@ -47,6 +47,10 @@ class Reference:
         if renews:
             pairs = zip(self.covariances, self.bases, strict=True)
             self.bases = [np.linalg.qr(covariance @ basis)[0] for covariance, basis in pairs]
+            new: Array = np.ones((1, 1))
+            for basis in self.bases:
+                new = np.kron(new, basis)
+            self.squares = np.square(new.T @ turn) @ self.squares
 
 
 def test_steps_are_those_of_kronecker_matrices_in_float64() -> None:
@@ -70,7 +74,7 @@ def in_float64(
     parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], decay: float
 ) -> Soap:
     parameters = list(parameters)
-    optimizer = Soap(parameters, lr, betas, decay)
+    optimizer = Soap(parameters, lr, betas, decay, renew_every=10)
     for parameter in parameters:
         empty = optimizer.empty_state(parameter)
         optimizer.state[parameter] = {name: value.double() for name, value in empty.items()}
@@ -93,6 +97,21 @@ def test_what_has_no_basis_moves_as_by_adamw(monkeypatch: pytest.MonkeyPatch) ->
         theirs.step()
     for own, other in zip(first, second, strict=True):
         torch.testing.assert_close(own, other)
+
+
+def test_no_step_is_larger_than_the_learning_rate_has_it() -> None:
+    """While the first gradients, of rank one each, turn the bases most."""
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.zeros(32, 32))
+    optimizer = Soap([parameter], lr=1.0, betas=(0.9, 0.95), weight_decay=0.0)
+    moved = []
+    for _ in range(12):
+        before = parameter.detach().clone()
+        parameter.grad = torch.outer(torch.randn(32), torch.randn(32))
+        optimizer.step()
+        moved.append(float((parameter.detach() - before).norm()))
+    # Where every weight moves by 1 it is 32. The very first is made of rounding for the most part.
+    assert max(moved[1:]) < 32
 
 
 def test_correlated_inputs_do_not_slow_it_down() -> None:
