@@ -28,8 +28,9 @@ from taehv.training.start import prepare_start
 LADDER = (1 / 8, 1 / 4, 1 / 2, 1)
 """Parts of the time after which the network is scored."""
 
-FIRST_STEPS = 8
-"""Steps of a training that is thrown away, from which the first guess of their number is taken."""
+FIRST_STEPS = 9
+"""Steps of a training that is thrown away, from which the first guess of their number is taken, by
+their median: SOAP renews its bases after some of the first, and then hardly ever."""
 
 SPARE_STEPS = 1.05
 """The learning rate falls over so many times the steps that are expected, so that time ends the
@@ -72,7 +73,7 @@ def train_by_time(
         prepare_start(config, data, run, teacher=None)
     started = spent = CLOCKS[clock]() - begun
     steps, resume_from = 0, None
-    pace = first.seconds / first.steps
+    pace = first.pace
     for part in LADDER:
         timer = _Timer(part * seconds - spent, clock)
         max_steps = steps + max(1, math.ceil(SPARE_STEPS * (seconds - spent) / pace))
@@ -107,6 +108,11 @@ class _Timer(Hooks):
             return 0.0
         first, *others = self._taken
         return min(first, statistics.median(self._taken)) + sum(others)
+
+    @property
+    def pace(self) -> float:
+        """The median time of a step."""
+        return statistics.median(self._taken)
 
     def should_stop(self) -> bool:
         # Asked right before a step, which is made all the same.

@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from jobs.cli.config import Config, read_cluster_sections, read_defaults
+from jobs.cli.old_keys import complete_old_run
 from jobs.cli.own_config import as_defaults
 from jobs.cli.paths import absolute
 from jobs.cli.yaml_file import Lines, Place, read
@@ -229,7 +230,9 @@ def _base(sweep: Sweep, path: Path, lines: Lines) -> Config:
 
 
 def _base_of_begun(sweep: Sweep, lines: Lines) -> Config:
-    settings = as_defaults(sweep.settings, read_cluster_sections())
+    stored = {section: dict(keys) for section, keys in sweep.settings.items()}
+    complete_old_run(stored)
+    settings = as_defaults(stored, read_cluster_sections())
     values = {
         f"{section}.{key}": v for section, keys in settings.items() for key, v in keys.items()
     }

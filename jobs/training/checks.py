@@ -24,6 +24,8 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_sizes(config, network)
+    if fault := config.optim.contradiction():
+        raise ConfigError(fault)
     if config.cluster.max_workers:
         check_workers(config, config.cluster.max_workers)
     if config.model.pretrained:

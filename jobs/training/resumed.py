@@ -122,17 +122,19 @@ def _place(path: str) -> str:
 
 
 def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict[str, str]) -> None:
-    """Raises ConfigError where the networks are others than the checkpoints hold."""
+    """Raises ConfigError where the networks or the optimizer are others than the checkpoints
+    hold."""
     same = expected_shapes(before.model.architecture) == expected_shapes(after.model.architecture)
     misfits = [] if same else [key for key in changes if key.startswith("model.")]
     if after.loss.seraena > 0:
         new = before.loss.seraena == 0
         misfits += ["loss.seraena"] if new else [key for key in DISCRIMINATOR if key in changes]
+    misfits += [key for key in ("optim.optimizer",) if key in changes]
     if misfits:
         raise ConfigError(
-            f"{run} cannot go on with other networks than its checkpoints hold: "
-            f"{_format_changes(misfits, changes)}. Leave that out, or begin a new run, in another "
-            "--train.run-dir, from weights by --model.pretrained"
+            f"{run} cannot go on with other networks or another optimizer than its checkpoints "
+            f"hold: {_format_changes(misfits, changes)}. Leave that out, or begin a new run, in "
+            "another --train.run-dir, from weights by --model.pretrained"
         )
 
 

@@ -40,7 +40,7 @@ class OptimConfig:
     zero_stage: Literal[0, 1, 2] = 0
     """What DeepSpeed partitions over the workers: 0 nothing, 1 the optimizer's state, 2 the
     gradients too. (3, the weights, is of no use to a network of 11 M.) What it saves, of 90 MB of
-    optimizer state, costs thousands of small operations a step."""
+    AdamW's state, costs thousands of small operations a step."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
@@ -52,11 +52,17 @@ class OptimConfig:
         for name in ("warmup_steps", "weight_decay", "gradient_clipping"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} is {getattr(self, name)}: it cannot be negative")
+
+    def contradiction(self) -> str:
+        """What does not go together; empty: nothing. Not asked of every `OptimConfig`, since files
+        and options set one key after the other."""
         if self.optimizer == "soap" and self.zero_stage:
-            raise ValueError(
+            return (
                 f"optim.zero_stage is {self.zero_stage}, which shares gradients out in parts, and "
-                "optim.optimizer soap needs whole ones: set one of them to 0 or to adamw"
+                "optim.optimizer soap needs whole ones: set optim.zero_stage 0, or "
+                "optim.optimizer adamw"
             )
+        return ""
 
     def learning_rate_at(self, step: int, max_steps: int) -> float:
         """Linear warm-up, then a half cosine down to the final ratio; a pure function of step."""
@@ -71,7 +77,12 @@ class OptimConfig:
 def build_optimizer(
     parameters: Iterable[nn.Parameter], optim: OptimConfig
 ) -> torch.optim.AdamW | Soap:
-    """Either one clips, and refuses updates, on the device (`grad_scale`, `found_inf`)."""
+    """Either one clips, and refuses updates, on the device (`grad_scale`, `found_inf`).
+
+    Raises ValueError for settings that do not go together.
+    """
+    if fault := optim.contradiction():
+        raise ValueError(fault)
     rate, betas, decay = optim.learning_rate, optim.betas, optim.weight_decay
     if optim.optimizer == "soap":
         return Soap(parameters, rate, betas, decay)

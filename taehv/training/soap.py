@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taehv import distributed
+
 MOST_CHANNELS = 1024
 """A mode longer than this has no basis: a decomposition of it would cost more than a step."""
 
@@ -87,6 +89,14 @@ class Soap(torch.optim.Optimizer):
         renews = self._made % self._renew_every == 0 or self._made in EARLY_STEPS
         for group, parameter in pairs:
             self._update(group, parameter, first, renews)
+        if first or renews:
+            # Workers on other kinds of machines round differently, and where there is no gradient
+            # rounding decides what an eigenvector is. AdamW has nothing that would drift apart.
+            distributed.copy_from_main(
+                tensor
+                for _, parameter in pairs
+                for tensor in (parameter.detach(), *self.state[parameter].values())
+            )
 
     def _update(
         self, group: dict[str, Any], parameter: nn.Parameter, first: bool, renews: bool
@@ -102,7 +112,8 @@ class Soap(torch.optim.Optimizer):
             covariance = state[f"covariance_{mode}"]
             covariance.lerp_(rows @ rows.T, keep if first else (1 - beta2) * keep)
             if first:
-                basis.copy_(torch.linalg.eigh(covariance)[1])
+                # The largest eigenvalue first, as orthogonal iteration has them.
+                basis.copy_(torch.linalg.eigh(covariance)[1].flip(1))
         turned = _turn(seen, bases)
         squares = _as_modes(state["exp_avg_sq"])
         squares.lerp_(turned.square(), (1 - beta2) * keep)
@@ -125,7 +136,10 @@ class Soap(torch.optim.Optimizer):
         is one would have a step of many times the learning rate.
         """
         for mode, basis in bases.items():
-            renewed = torch.linalg.qr(state[f"covariance_{mode}"] @ basis)[0]
+            image = state[f"covariance_{mode}"] @ basis
+            # QR keeps the first columns' directions best: those of the largest eigenvalues.
+            order = (basis * image).sum(0).argsort(descending=True)
+            renewed = torch.linalg.qr(image[:, order])[0]
             shares = (renewed.T @ basis).square_()
             squares = _as_modes(state["exp_avg_sq"])
             turned = torch.tensordot(squares, shares, ([mode], [1])).movedim(-1, mode)

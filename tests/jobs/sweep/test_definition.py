@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs import tune
 from jobs.cli.config import Config, flatten
@@ -79,6 +80,15 @@ def test_the_printed_line_is_all_that_a_sweep_needs(
     )
     assert again.sweep.name == begun.sweep.name
     keep_definition(again, folder)
+
+    # A sweep that was begun before there was a choice goes on with what it had.
+    file = folder.local / "sweep.yaml"
+    before = file.read_text()
+    content = yaml.safe_load(before)
+    del content["settings"]["optim"]["optimizer"]
+    file.write_text(yaml.safe_dump(content))
+    assert parse(["--sweep-dir", folder.address])[0].base.optim.optimizer == "adamw"
+    file.write_text(before)
 
     # What is typed goes before it, and what makes another sweep of it is refused.
     other, _ = parse(["--sweep-dir", folder.address, "--loss.reconstruction", "6"])

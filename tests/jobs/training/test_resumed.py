@@ -242,6 +242,7 @@ def test_what_cannot_be_meant_is_refused(
 NEVER = {
     "widths": ("", "--model.decoder-widths 16 8 8 8", "model.decoder_widths"),
     "variant": ("", "--model.variant taew2_2", "model.variant"),
+    "optimizer": ("--optim.optimizer adamw", "--optim.optimizer soap", "adamw -> soap"),
     "adversary": ("--loss.seraena 0", "--loss.seraena 0.1", "loss.seraena: 0.0 -> 0.1"),
     "its widths": ("", "--seraena.widths 4 8 8 8 8 8", "seraena.widths"),
     "its groups": ("", "--seraena.frames-per-group 1", "seraena.frames_per_group"),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from taehv.training import soap
-from taehv.training.optimizer import OptimConfig
+from taehv.training.optimizer import OptimConfig, build_optimizer
 from taehv.training.soap import Soap
 
 Array = NDArray[np.floating[Any]]
@@ -34,7 +34,7 @@ class Reference:
             share = 1.0 if self.steps == 1 else 1 - self.beta2
             self.covariances[mode] = old + share * (rows @ rows.T - old)
         if self.steps == 1:
-            self.bases = [np.linalg.eigh(covariance)[1] for covariance in self.covariances]
+            self.bases = [np.linalg.eigh(covariance)[1][:, ::-1] for covariance in self.covariances]
         turn: Array = np.ones((1, 1))
         for basis in self.bases:
             turn = np.kron(turn, basis)
@@ -46,11 +46,16 @@ class Reference:
         self.weight = self.weight * (1 - self.lr * self.decay) - self.lr * update
         if renews:
             pairs = zip(self.covariances, self.bases, strict=True)
-            self.bases = [np.linalg.qr(covariance @ basis)[0] for covariance, basis in pairs]
+            self.bases = [self._renewed(covariance, basis) for covariance, basis in pairs]
             new: Array = np.ones((1, 1))
             for basis in self.bases:
                 new = np.kron(new, basis)
             self.squares = np.square(new.T @ turn) @ self.squares
+
+    @staticmethod
+    def _renewed(covariance: Array, basis: Array) -> Array:
+        eigenvalues = np.diag(basis.T @ covariance @ basis)
+        return np.linalg.qr(covariance @ basis[:, np.argsort(-eigenvalues)])[0]
 
 
 def test_steps_are_those_of_kronecker_matrices_in_float64() -> None:
@@ -141,4 +146,4 @@ def test_correlated_inputs_do_not_slow_it_down() -> None:
 
 def test_soap_needs_whole_gradients() -> None:
     with pytest.raises(ValueError, match=r"optim\.zero_stage is 1"):
-        OptimConfig(optimizer="soap", zero_stage=1)
+        build_optimizer([], OptimConfig(optimizer="soap", zero_stage=1))
