@@ -107,7 +107,7 @@ class _Timer(Hooks):
         if not self._taken:
             return 0.0
         first, *others = self._taken
-        return min(first, statistics.median(self._taken)) + sum(others)
+        return min(first, self.pace) + sum(others)
 
     @property
     def pace(self) -> float:
@@ -116,7 +116,7 @@ class _Timer(Hooks):
 
     def should_stop(self) -> bool:
         # Asked right before a step, which is made all the same.
-        expected = statistics.median(self._taken) if self._taken else 0.0
+        expected = self.pace if self._taken else 0.0
         stops = self.seconds + 1.5 * expected >= self._limit or self.steps + 1 == self._most_steps
         self._begun = self._now()
         return stops

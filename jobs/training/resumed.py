@@ -129,7 +129,8 @@ def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict
     if after.loss.seraena > 0:
         new = before.loss.seraena == 0
         misfits += ["loss.seraena"] if new else [key for key in DISCRIMINATOR if key in changes]
-    misfits += [key for key in ("optim.optimizer",) if key in changes]
+    if "optim.optimizer" in changes:
+        misfits.append("optim.optimizer")
     if misfits:
         raise ConfigError(
             f"{run} cannot go on with other networks or another optimizer than its checkpoints "
