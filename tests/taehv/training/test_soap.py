@@ -86,6 +86,30 @@ def in_float64(
     return optimizer
 
 
+def test_parameters_of_one_shape_move_as_each_would_alone() -> None:
+    """They are updated together. One of them has no gradient for a while and then stays where it
+    is, and half way all of it is loaded into an optimizer that has made no step."""
+    torch.manual_seed(0)
+    together = [nn.Parameter(torch.randn(6, 4, 3, 3)) for _ in range(3)]
+    alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
+    optimizer = Soap(together, 0.01, (0.9, 0.95), 0.1)
+    others = [Soap([parameter], 0.01, (0.9, 0.95), 0.1) for parameter in alone]
+    for step in range(12):
+        if step == 6:
+            state = {parameter: dict(own) for parameter, own in optimizer.state.items()}
+            optimizer = Soap(together, 0.01, (0.9, 0.95), 0.1)
+            optimizer.state.update(state)
+        for index, (own, other) in enumerate(zip(together, alone, strict=True)):
+            own.grad = None if index == 1 and step in (3, 4) else torch.randn_like(own)
+            other.grad = None if own.grad is None else own.grad.clone()
+        optimizer.step()
+        for each in others:
+            each.step()
+        for own, other in zip(together, alone, strict=True):
+            torch.testing.assert_close(own, other)
+    assert [int(optimizer.state[parameter]["step"]) for parameter in together] == [12, 10, 12]
+
+
 def test_what_has_no_basis_moves_as_by_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
     """A bias, and a matrix with more channels than bases are made for."""
     monkeypatch.setattr(soap, "MOST_CHANNELS", 4)
