@@ -225,7 +225,8 @@ def _empty_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
     if isinstance(optimizer, Soap):
         return optimizer.empty_state(parameter)
     return {
-        "step": torch.zeros((), device=parameter.device),
+        # Fused AdamW counts in float32, whatever the weights are.
+        "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
         **{moment: torch.zeros_like(parameter) for moment in MOMENTS},
     }
 

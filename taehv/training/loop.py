@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +14,12 @@ import psutil
 import torch
 
 from taehv import distributed
-from taehv.errors import DivergedError, MemoryShortageError, TrainingError
+from taehv.errors import DivergedError, MemoryShortageError
 from taehv.host_memory import keep_freed_memory
 from taehv.interfaces import Data, Hooks
 from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
-from taehv.model.weights import export_weights
 from taehv.run import checkpoint
-from taehv.run.run_folder import RunFolder, resume_options
+from taehv.run.run_folder import RunFolder
 from taehv.run.saving import Saver
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
@@ -33,6 +31,7 @@ from taehv.training.state import TrainState
 from taehv.training.step import Signals, StepOutcome, train_step
 from taehv.training.supply import Supply
 from taehv.training.validation import SampleClips, Scores, ValidationSet
+from taehv.training.weight_files import WeightFiles
 from taehv.training.yardstick import Yardstick
 
 log = logging.getLogger(__name__)
@@ -174,8 +173,7 @@ class _Attempt:
         self.yardstick = Yardstick(run, state.generator)
         self.meter = _Meter(self.config.global_batch_size)
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
-        self._best_weights: dict[str, torch.Tensor] | None = None
-        """Weights that have yet to be written to best_model.*, on the main worker."""
+        self.weight_files = WeightFiles(run)
 
     def run_steps(self, resumed: bool) -> Summary:
         """Train until the end or a stop.
@@ -258,28 +256,14 @@ class _Attempt:
         }
 
     def _update_best(self, psnr: float) -> bool:
-        """Whether this validation is the best so far; if so, export its averaged weights."""
+        """Whether this validation is the best so far; if so, write its averaged weights."""
         state = self.state
         # Also false for NaN.
         if not psnr > (-math.inf if state.best is None else state.best[0]):
             return False
         state.best = (psnr, state.step)
-        if distributed.is_main():
-            weights = state.ema.network.state_dict()
-            self._best_weights = {key: value.clone() for key, value in weights.items()}
-            self._export_best()
+        self.weight_files.keep_best(state.ema.network)
         return True
-
-    def _export_best(self) -> None:
-        """Write the best weights; after a failure the next save tries again."""
-        if self._best_weights is None:
-            return
-        try:
-            self._export("best_model", self._best_weights)
-        except OSError as error:
-            log.warning("best_model.* cannot be written yet: %s", error)
-        else:
-            self._best_weights = None
 
     def _has_stagnated(self) -> bool:
         """Whether `early_stopping_validations` in a row have brought no better PSNR."""
@@ -299,7 +283,7 @@ class _Attempt:
     def _save(self) -> None:
         self.supply.gather_rejected()
         self.log.publish()
-        self._export_best()
+        self.weight_files.write_best()
         # The new snapshot overwrites the one that may still be being written.
         self.saver.finish()
         self.saver.begin(self.state.snapshot())
@@ -308,9 +292,9 @@ class _Attempt:
         self.close()
         if self.teacher and self.validation.batches:
             _warn_of_slope(self.state, self.teacher, self.validation)
-        self._export_best()
+        self.weight_files.write_best()
         if finished:
-            self._export_final()
+            self.weight_files.write_final(self.state.ema.network, self.saver.last_good)
         self.log.close()
         distributed.barrier()
 
@@ -319,29 +303,6 @@ class _Attempt:
         self.saver.finish()
         self.saver.close()
         self.supply.close()
-
-    def _export_final(self) -> None:
-        """Write the final averaged weights. A collective. Raises TrainingError if that fails."""
-        fault = ""
-        if distributed.is_main():
-            try:
-                self._export("final_model", self.state.ema.network.state_dict())
-            except OSError as error:
-                fault = str(error)
-        fault = distributed.from_main(fault)
-        if fault:
-            good = self.saver.last_good
-            raise TrainingError(
-                f"final_model.* cannot be written ({fault}). Make room in, or see to, {self.run}, "
-                f"and go on with {resume_options(self.run.address)}; the last good checkpoint is "
-                + ("none of this process's" if good is None else f"the one of step {good}")
-            )
-
-    def _export(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
-        files = [f"{name}.pth", f"{name}.safetensors"]
-        export_weights(weights, *(self.run.local / file for file in files))
-        for file in files:
-            self.run.publish(file)
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ class Soap(torch.optim.Optimizer):
     gradients, and nothing moves, state included, where `found_inf` is 1.
 
     Args:
-        parameters: of a network; float32.
+        parameters: of a network. The state is of their dtype.
         lr, betas, weight_decay, eps: as in AdamW. The covariances decay by the second beta.
         renew_every: steps between two renewals of the bases, one step each of orthogonal iteration.
             10 and 50 gave the same picture; a renewal costs as much as a step or two.
@@ -77,14 +77,15 @@ class Soap(torch.optim.Optimizer):
     @staticmethod
     def empty_state(parameter: Tensor) -> dict[str, Tensor]:
         """The state before the first step, by name."""
+        alike: dict[str, Any] = {"dtype": parameter.dtype, "device": parameter.device}
         state = {
-            "step": torch.zeros((), device=parameter.device),
-            "exp_avg": torch.zeros(parameter.shape, device=parameter.device),
-            "exp_avg_sq": torch.zeros(parameter.shape, device=parameter.device),
+            "step": torch.zeros((), **alike),
+            "exp_avg": torch.zeros(parameter.shape, **alike),
+            "exp_avg_sq": torch.zeros(parameter.shape, **alike),
         }
         for mode, size in _modes(parameter).items():
-            state[f"covariance_{mode}"] = torch.zeros(size, size, device=parameter.device)
-            state[f"basis_{mode}"] = torch.eye(size, device=parameter.device)
+            state[f"covariance_{mode}"] = torch.zeros(size, size, **alike)
+            state[f"basis_{mode}"] = torch.eye(size, **alike)
         return state
 
     @torch.no_grad()

@@ -1,6 +1,5 @@
 """Soap against the same update written out in numpy and float64, and what it is for."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,7 +63,7 @@ def test_steps_are_those_of_kronecker_matrices_in_float64() -> None:
     reference = Reference(weight, lr=0.01, beta1=0.9, beta2=0.95, decay=0.1)
     # float32 would not bear the comparison: small eigenvalues decide directions.
     parameter = nn.Parameter(torch.from_numpy(weight.reshape(4, 3, 2, 3)))
-    optimizer = in_float64([parameter], 0.01, (0.9, 0.95), 0.1)
+    optimizer = Soap([parameter], 0.01, (0.9, 0.95), 0.1, renew_every=10)
     for step in range(1, 25):
         gradient = random.normal(size=weight.shape) * np.exp(random.normal(size=(1, 3, 1)))
         parameter.grad = torch.from_numpy(gradient.reshape(4, 3, 2, 3))
@@ -73,17 +72,6 @@ def test_steps_are_those_of_kronecker_matrices_in_float64() -> None:
         np.testing.assert_allclose(
             parameter.detach().numpy().ravel(), reference.weight, rtol=0, atol=1e-9
         )
-
-
-def in_float64(
-    parameters: Iterable[nn.Parameter], lr: float, betas: tuple[float, float], decay: float
-) -> Soap:
-    parameters = list(parameters)
-    optimizer = Soap(parameters, lr, betas, decay, renew_every=10)
-    for parameter in parameters:
-        empty = optimizer.empty_state(parameter)
-        optimizer.state[parameter] = {name: value.double() for name, value in empty.items()}
-    return optimizer
 
 
 def test_parameters_of_one_shape_move_as_each_would_alone() -> None:
