@@ -10,6 +10,7 @@ import logging
 import os
 import sqlite3
 import time
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 METRICS_PER_BATCH = 1000
 PARAMETERS_PER_BATCH = 100
 """MLflow refuses larger batches."""
+
+REQUEST = "request"
+"""A tag: which tracker asked for the run. Whose reply is lost, asks again."""
 
 LONGEST_PARAMETER = 6000
 """Characters of a parameter's value that MLflow keeps; what is longer is cut off here."""
@@ -92,6 +96,7 @@ class Tracker:
         self._tags = {name: _storable(value) for name, value in (tags or {}).items()}
         if parent_run_id is not None:
             self._tags["mlflow.parentRunId"] = parent_run_id
+        self._tags[REQUEST] = uuid.uuid4().hex
         self._uri = _uri_of(config, self._run_dir)
         self.run_id = run_id
         """Id of the MLflow run; None until the store has been reached."""
@@ -255,11 +260,20 @@ class Tracker:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             experiment = client.get_experiment_by_name(name)
-        return client.create_run(
+        run = client.create_run(
             experiment.experiment_id,
             tags=self._tags,
             run_name=self._config.run_name or self._run_dir.name,
         )
+        # A server that answers too late is asked again, by MLflow's client or by this one, and has
+        # then made a run for each time.
+        asked_for = client.search_runs(
+            [experiment.experiment_id], f"tags.{REQUEST} = '{self._tags[REQUEST]}'"
+        )
+        for twin in asked_for:
+            if twin.info.run_id != run.info.run_id:
+                client.delete_run(twin.info.run_id)
+        return run
 
     def _send(self) -> None:
         """Deliver to the open run. What has gone leaves its queue at once."""

@@ -219,6 +219,36 @@ def test_a_store_that_is_down_at_the_start_is_caught_up(
     assert store(run_dir).get_run(tracker.run_id).data.params == {"a": "1"}
 
 
+@pytest.mark.parametrize("asks_again", ["MLflow's client", "the tracker"])
+def test_a_server_that_answers_too_late_keeps_one_run(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, asks_again: str
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    create, calls = MlflowClient.create_run, []
+
+    def create_late(*given: Any, **named: Any) -> Any:
+        calls.append(create(*given, **named))
+        if len(calls) > 1:
+            return calls[-1]
+        if asks_again == "the tracker":
+            raise MlflowException("API request timed out")
+        return create_late(*given, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", create_late)
+    tracker = Tracker(NO_WAIT, run_dir, {})
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.finish()
+    assert len(calls) == 2
+    client = store(run_dir)
+    experiment = client.get_experiment_by_name("taehv").experiment_id
+    (held,) = client.search_runs([experiment])
+    assert held.info.run_id == tracker.run_id
+    assert held.info.status == "FINISHED"
+    assert history(run_dir, tracker.run_id, "loss") == [(1, 1.0)]
+
+
 def test_a_store_that_goes_down_on_the_way_is_caught_up_at_the_end(
     run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
