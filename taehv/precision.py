@@ -7,6 +7,13 @@ import torch
 from taehv import distributed
 
 
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """Of autocast for `auto`, `fp32` or `bf16`: auto is bf16 on a GPU, fp32 on a CPU. None stands
+    for float32."""
+    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if bf16 else None
+
+
 def autocast(dtype: torch.dtype | None) -> torch.autocast:
     """Autocast to `dtype` on this worker's device; None leaves everything in float32."""
     kind = distributed.device().type

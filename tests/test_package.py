@@ -13,7 +13,7 @@ from jobs.cluster.connection import sent_code
 from tests.helpers.jobs_run import REPOSITORY, environment
 
 PACKAGES = ("taehv", "data_pipeline", "jobs")
-SCRIPTS = ("train", "tune", "evaluate", "encode", "export", "doctor")
+SCRIPTS = ("train", "tune", "evaluate", "reconstruct", "encode", "export", "doctor")
 
 
 @pytest.fixture(scope="module")

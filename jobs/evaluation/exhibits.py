@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from data_pipeline.held_out import HeldOutVideo
-from jobs.evaluation.measure import Sampling, VideoResult, frames_of, read_clips, stream_video
+from jobs.evaluation.measure import Sampling, VideoResult, frames_of, read_clips, whole_request
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.scoring import ScoredVideo
+from jobs.evaluation.streaming import stream_video
 from jobs.media.latents import latent_png
 from jobs.media.mp4 import Mp4Writer, Picture
-from jobs.media.pictures import DIFFERENCE_GAIN, difference, side_by_side
+from jobs.media.pictures import DIFFERENCE_GAIN, difference, picture_of, side_by_side
 
 CLIP_FPS = 8.0
 """Of a clip's video: slow enough to see what flickers."""
@@ -61,7 +61,7 @@ def write_samples(
             ]
             shown: list[Tensor] = []
             for original, reconstructed in _pairs(video, result, sampling, methods, read):
-                first, second = _picture(original), _picture(reconstructed)
+                first, second = picture_of(original), picture_of(reconstructed)
                 pictures = (first, second, side_by_side(first, second))
                 for writer, picture in zip(writers, pictures, strict=True):
                     writer.add(picture)
@@ -104,12 +104,12 @@ def worst_clips(
 
 
 def _stills(frames: Tensor, index: int, methods: Methods, stem: Path) -> list[tuple[str, Path]]:
-    original = _picture(frames[:, index])
+    original = picture_of(frames[:, index])
     pictures: list[tuple[str, Picture]] = [("original", original)]
     for method in methods.all:
         if method.key in ("int8", "mean_colour"):
             continue
-        picture = _picture(method.clip(frames)[:, index])
+        picture = picture_of(method.clip(frames)[:, index])
         pictures.append((method.label, picture))
         if method.key == "network":
             pictures.append((f"difference x{DIFFERENCE_GAIN}", difference(original, picture)))
@@ -144,7 +144,7 @@ def _around(
     first = max(0, frame - sampling.data.num_frames + 1)
     last = min(length, first + sampling.data.num_frames)
     part = _part(video, result, begin + first, begin + last)
-    streamed = stream_video(part, sampling, [], read, methods.device)[1]
+    streamed = stream_video(whole_request(part, sampling), [], read, methods.device)[1]
     frames = torch.stack([original for original, _ in streamed], dim=1)
     return frames, frame - first
 
@@ -168,14 +168,9 @@ def _pairs(
     if sampling.whole:
         begin, length = result.clips[0].first_frame, min(result.clips[0].frames, MOST_FRAMES)
         part = _part(video, result, begin, begin + length)
-        for original, made in stream_video(part, sampling, [network], read, device)[1]:
+        request = whole_request(part, sampling)
+        for original, made in stream_video(request, [network], read, device)[1]:
             yield original, made[network.key]
         return
     frames = frames_of(read_clips(video, sampling, read)[1][0], device)
     yield from zip(frames.unbind(1), network.clip(frames).unbind(1), strict=True)
-
-
-def _picture(frame: Tensor) -> NDArray[np.uint8]:
-    """[1, 3, H, W] in [0, 1] -> HWC uint8."""
-    array: NDArray[np.uint8] = (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
-    return array

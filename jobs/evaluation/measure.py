@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor
 
 from data_pipeline.config import DataConfig
-from data_pipeline.decoding.damage import LostFrames, LostFramesError
-from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest, WholeVideo, stretches
-from data_pipeline.errors import UnusableVideoError
+from data_pipeline.decoding.damage import LostFramesError
+from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest
 from data_pipeline.held_out import (
     SMALLEST_SIDE,
     Clip,
@@ -29,13 +27,12 @@ from jobs.cli.weights import find_weights, run_config
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
+from jobs.evaluation.streaming import sound_parts, stream_video
 from taehv.evaluation import metrics
 from taehv.evaluation.frames import FrameScorer
-from taehv.evaluation.methods import Method, stream_together
 from taehv.evaluation.metrics import psnr_of
 from taehv.evaluation.rate import LatentStatistics
 from taehv.evaluation.scores import Scores, clip_scores
-from taehv.evaluation.structure import SSIM_WINDOW
 
 FEWEST_FRAMES = 9
 """Of a window, by default: fewer say little of what moves."""
@@ -176,14 +173,18 @@ def score_video(
     observed = replace(methods, all=[network, *methods.all[1:]])
     lost: list[str] = []
     if sampling.whole:
+        request = whole_request(video, sampling, sampling.limit)
         try:
-            facts, clip = _score_whole(video, sampling, observed, read)
+            facts, clip = _score_whole(video.name, request, observed, read)
             results = [clip]
         except LostFramesError:
             latents = LatentStatistics()
             network = methods.network.with_transform(latents.observe)
             observed = replace(methods, all=[network, *methods.all[1:]])
-            facts, results, lost = _score_stretches(video, sampling, observed, read)
+            parts, missing = sound_parts(request, read)
+            scored = [_score_whole(video.name, part, observed, read) for part in parts]
+            facts, results = scored[0][0], [clip for _, clip in scored]
+            lost = [str(frames) for frames in missing]
     else:
         facts, clips = read_clips(video, sampling, read)
         results = [_score_clip(clip, observed) for clip in clips]
@@ -235,11 +236,11 @@ def _score_trained(
 
 
 def _score_whole(
-    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
+    name: str, request: WholeRequest, methods: Methods, read: VideoReader
 ) -> tuple[VideoFacts, ClipResult]:
     scorer = FrameScorer(methods.lpips)
-    whole, frames = stream_video(video, sampling, methods.all, read, methods.device, sampling.limit)
-    with closing(FrameProgress(video.name, whole.frames)) as progress:
+    whole, frames = stream_video(request, methods.all, read, methods.device)
+    with closing(FrameProgress(name, whole.frames)) as progress:
         # One after the other: a CPU's caches hold no more.
         for original, reconstructions in frames:
             scorer.add(original, reconstructions)
@@ -248,52 +249,8 @@ def _score_whole(
     return whole.facts, _result(whole.first_frame, (0, 0), size, scorer)
 
 
-def _score_stretches(
-    video: HeldOutVideo, sampling: Sampling, methods: Methods, read: VideoReader
-) -> tuple[VideoFacts, list[ClipResult], list[str]]:
-    """The stretches of a damaged video, each by itself, and what is lost of it.
-
-    The video is decoded once more for each, and once to find them: few videos are damaged, and a
-    method has to know how long a stretch is before it begins.
-    """
-    whole, items = read.kept(_whole_request(video, sampling, sampling.limit))
-    lost: list[LostFrames] = []
-    ranges = [
-        (stretch.first_frame, stretch.first_frame + sum(map(len, stretch.pieces)))
-        for stretch in stretches(whole, items, lost)
-    ]
-    count = whole.facts.frames
-    results = [
-        _score_whole(replace(video, span=(first / count, end / count)), sampling, methods, read)[1]
-        for first, end in ranges
-    ]
-    return whole.facts, results, [str(frames) for frames in lost]
-
-
-def stream_video(
-    video: HeldOutVideo,
-    sampling: Sampling,
-    methods: Sequence[Method],
-    read: VideoReader,
-    device: torch.device,
-    limit: int = 0,
-) -> tuple[WholeVideo, Iterator[tuple[Tensor, dict[str, Tensor]]]]:
-    """What is read, and each frame, [1, 3, H, W] in [0, 1], with its reconstructions by method.
-
-    limit: at most so many frames; 0: all. Raises UnusableVideoError, also from the iteration:
-    LostFramesError where the video is damaged.
-    """
-    whole, pieces = read.whole(_whole_request(video, sampling, limit))
-    if min(whole.height, whole.width) < SSIM_WINDOW:
-        pieces.close()
-        raise UnusableVideoError(
-            f"has frames of {whole.height}x{whole.width} pixels, too small for SSIM"
-        )
-    frames = (frame for piece in pieces for frame in torch.from_numpy(piece[:, None]).to(device))
-    return whole, stream_together(methods, frames, whole.frames)
-
-
-def _whole_request(video: HeldOutVideo, sampling: Sampling, limit: int) -> WholeRequest:
+def whole_request(video: HeldOutVideo, sampling: Sampling, limit: int = 0) -> WholeRequest:
+    """All frames of a video, in its own size; limit: at most so many, 0: all."""
     return WholeRequest(
         video.location,
         sampling.multiple,

@@ -25,6 +25,7 @@ from taehv.evaluation.rate import int8_round_trip
 from taehv.losses.teacher import Teacher, check_teacher
 from taehv.model import TAEHV, build_model
 from taehv.model.variants import ModelConfig
+from taehv.precision import autocast_dtype
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Methods:
         for method in self.all:
             if isinstance(method, NetworkMethod):
                 method.model.to(device)
-                method.dtype = _dtype(self.precision, device)
+                method.dtype = autocast_dtype(self.precision, device)
             elif isinstance(method, TeacherMethod):
                 method.teacher = method.teacher.to(device)
         if self.lpips:
@@ -68,7 +69,7 @@ def load_methods(config: EvaluateConfig) -> Methods:
     """Load everything. Raises TrainingError, naming the file, for what cannot be used."""
     # With Ray the networks go from here to the workers' devices.
     device = torch.device("cpu") if config.ray.wanted else distributed.device()
-    dtype = _dtype(config.precision, device)
+    dtype = autocast_dtype(config.precision, device)
     weights = find_weights(config.checkpoint)
     model = _build(dataclasses.replace(config.model, pretrained=str(weights)), device)
     network = NetworkMethod(model, "network", "network", dtype)
@@ -87,14 +88,14 @@ def load_methods(config: EvaluateConfig) -> Methods:
     if config.teacher.path:
         check_teacher(config.teacher.path)
         methods.append(TeacherMethod(Teacher.load(config.teacher, device)))
-    limit, limit_note = _linear_limit(weights, config.checkpoint, model)
+    limit, limit_note = linear_limit(weights, config.checkpoint, model)
     methods += [LinearMethod(limit)] if limit else []
     methods += baseline_methods()
     lpips = Lpips.load(config.lpips, device) if config.lpips else None
     return Methods(network, methods, lpips, device, config.precision, weights, files, limit_note)
 
 
-def _linear_limit(weights: Path, place: str, model: TAEHV) -> tuple[LinearLimit | None, str]:
+def linear_limit(weights: Path, place: str, model: TAEHV) -> tuple[LinearLimit | None, str]:
     """That of the run that made the weights, or why there is none. Raises TrainingError for a file
     that cannot be read."""
     file = weights.parent / FILE
@@ -112,8 +113,3 @@ def _linear_limit(weights: Path, place: str, model: TAEHV) -> tuple[LinearLimit 
 
 def _build(config: ModelConfig, device: torch.device) -> TAEHV:
     return build_model(config).to(device).eval().requires_grad_(False)
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if bf16 else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.evaluation.measure import VideoResult
 from taehv.evaluation.compare import FEWEST_VIDEOS
-from taehv.evaluation.scores import METRICS, pooled_scores
+from taehv.evaluation.scores import METRICS, Scores, pooled_scores, value_of
 from taehv.evaluation.verdict import Finding, format_verdict
 from taehv.text_table import text_table
 
@@ -54,6 +54,18 @@ def closing_table(results: Mapping[str, Any]) -> str:
         format_verdict(findings),
     ]
     return "\n".join(parts)
+
+
+def scores_table(title: str, methods: Mapping[str, Scores]) -> str:
+    """A row of scores for each method, by its label."""
+    first = next(iter(methods.values()))
+    shown = [name for name in METRICS if value_of(first, name) is not None and name in first]
+    lines = [(title, *(METRICS[name].label for name in shown))]
+    lines += [
+        (label, *(_format_mean(value_of(scores, name)) for name in shown))
+        for label, scores in methods.items()
+    ]
+    return text_table(lines)
 
 
 def flat_line(results: Mapping[str, Any]) -> str:

@@ -9,24 +9,24 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.cli.weights import digest_of, find_weights
 from jobs.latents.config import EncodeConfig
-from jobs.latents.encoding import autocast_dtype, load_network
+from jobs.latents.encoding import load_network
 from jobs.latents.folder import Settings, claim_decoded
 from jobs.latents.names import Names, UnnamedVideoError, names_of
 from jobs.latents.shards import EncodedVideo, open_shard, read_latents, read_summaries, shard_name
 from jobs.latents.work import ShardDone
-from jobs.media.mp4 import Mp4Writer
+from jobs.media.mp4 import Mp4Writer, Picture
+from jobs.media.pictures import picture_of
 from taehv import distributed
 from taehv.errors import TrainingError
 from taehv.model import TAEHV
 from taehv.model.whole_video import stream_frames
+from taehv.precision import autocast_dtype
 from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -165,14 +165,14 @@ class DecodingWorker:
             with suppress(OSError):
                 unfinished.unlink()
 
-    def _frames(self, file: pq.ParquetFile, video: EncodedVideo) -> Iterator[NDArray[np.uint8]]:
+    def _frames(self, file: pq.ParquetFile, video: EncodedVideo) -> Iterator[Picture]:
         """HWC uint8, as many as the video had."""
         latents = (
             latent[None].to(self._device, torch.float32) for latent in read_latents(file, video)
         )
         # [1, 3, H, W] in [0, 1].
         for frame in stream_frames(self._model, latents, video.frames, self._dtype):
-            yield (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+            yield picture_of(frame)
 
 
 def _picture_names(video: EncodedVideo) -> list[str]:

@@ -39,6 +39,7 @@ from taehv.credentials import hide_credentials
 from taehv.errors import TrainingError
 from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.model.whole_video import stream_latents
+from taehv.precision import autocast_dtype
 from taehv.run.run_folder import RunFolder
 
 
@@ -206,12 +207,6 @@ class EncodingWorker:
         rows, size = writer.rows - first_row, (video.height, video.width)
         fps, first_frame = video.facts.fps, stretch.first_frame
         return EncodedVideo(path, first_row, rows, frames, count, *size, fps, first_frame)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The network's arithmetic; None for float32."""
-    bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if bf16 else None
 
 
 def _one_by_one(pieces: Iterable[Frames], device: torch.device) -> Iterator[Tensor]:

@@ -71,6 +71,12 @@ def comparison_mp4(original: Clips, reconstructed: Clips, path: Path, fps: float
             video.add(_joined(rows, axis=0, gap=GAP))
 
 
+def picture_of(frame: torch.Tensor) -> Picture:
+    """[1, 3, H, W] in [0, 1] -> HWC uint8."""
+    array: Picture = (frame[0] * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+    return array
+
+
 def side_by_side(original: Picture, reconstructed: Picture, factor: int = 1) -> Picture:
     """Original, reconstruction and amplified difference of one frame, each enlarged by factor."""
     cells = [
