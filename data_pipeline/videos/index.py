@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -56,9 +56,9 @@ class Index:
     paths: pa.ChunkedArray
     """The path of each entry as in the annotation, as large strings."""
 
-    hashes: tuple[Hashes, ...]
+    hashes: Iterable[Hashes]
     """A hash of what decides on which side of a split each entry is, uint64, in pieces that follow
-    each other, none empty: see `SplitKeys`."""
+    each other, none empty: see `SplitKeys`. They are read anew each time."""
 
     duplicates: int
     """Entries that name a file which an entry before them names, however it is spelled."""
@@ -170,20 +170,39 @@ def _load(place: Path, source: _Source) -> Index | None:
         if not 0 < int(summary[b"entries"]) == len(table):
             raise ValueError("entries are missing")
         _check_some(table, source)
+        hashes = _StoredHashes(place)
+        if hashes.metadata != reader.schema.metadata or hashes.batches != reader.num_record_batches:
+            raise ValueError("it was replaced while it was opened")
     except FileNotFoundError:
         return None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         logger.warning("the index %s is damaged and is made anew: %s", place, error)
         return None
-    hashes = [np.asarray(np.from_dlpack(piece), np.uint64) for piece in table["hash"].chunks]
     return Index(
         source.annotations,
         fingerprint=summary[b"fingerprint"].decode(),
         paths=table["path"],
-        hashes=tuple(piece for piece in hashes if len(piece)),
+        hashes=hashes,
         duplicates=int(summary[b"duplicates"]),
         alone=int(summary[b"alone"]),
     )
+
+
+class _StoredHashes:
+    """The hashes in an index, read and not mapped: of a mapped file all the pages near one that is
+    touched count as this process's memory, and the paths lie between the hashes."""
+
+    def __init__(self, place: Path) -> None:
+        only_hashes = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("hash")])
+        self._reader = pa.ipc.open_file(pa.OSFile(str(place)), options=only_hashes)
+        self.metadata = self._reader.schema.metadata
+        self.batches = self._reader.num_record_batches
+
+    def __iter__(self) -> Iterator[Hashes]:
+        for number in range(self.batches):
+            piece = self._reader.get_batch(number).column("hash")
+            if len(piece):
+                yield np.asarray(np.from_dlpack(piece), np.uint64)
 
 
 def _check_some(table: pa.Table, source: _Source) -> None:
