@@ -20,7 +20,7 @@ import tyro
 
 from data_pipeline.decoding.whole_video import WholeRequest
 from data_pipeline.errors import DataError, UnusableVideoError
-from data_pipeline.videos.storage import absolute, is_s3
+from data_pipeline.videos.storage import absolute, is_s3, without_options
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
 from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
@@ -35,6 +35,7 @@ from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.table import scores_table
 from taehv import distributed
 from taehv.atomic import write_atomically
+from taehv.credentials import hide_credentials, in_all_texts
 from taehv.errors import TrainingError
 from taehv.evaluation.lpips import Lpips
 from taehv.evaluation.methods import LinearMethod, Method, NetworkMethod, baseline_methods
@@ -82,11 +83,15 @@ def main(arguments: list[str] | None = None) -> int:
         return refuse(error, BAD_CONFIG)
     except (TrainingError, DataError, OSError) as error:
         return refuse(error, FAILED)
+    except KeyboardInterrupt:
+        print("stopped before there was a result", file=sys.stderr)
+        return 130
 
 
 def run(config: ReconstructConfig) -> int:
-    """Check, reconstruct, and say what came of it. Ctrl-C ends the videos with the next frame."""
-    folder = _claimed(config)
+    """Check, reconstruct, and say what came of it. Ctrl-C ends the videos with the next frame, and
+    a second one at once, without them."""
+    folder = _output_folder(config)
     device = distributed.device()
     weights = str(find_weights(config.checkpoint))
     model = build_model(dataclasses.replace(config.model, pretrained=weights))
@@ -102,11 +107,17 @@ def run(config: ReconstructConfig) -> int:
         deinterlace=config.deinterlace,
     )
     stopped: list[signal.Signals] = []
+
+    def stop(number: signal.Signals) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        stopped.append(number)
+
     limit, _ = linear_limit(Path(weights), config.checkpoint, model)
     others: list[Method] = [LinearMethod(limit)] if limit else []
     others += baseline_methods()
     begun = time.perf_counter()
-    with closing(VideoReader(config.decode_seconds)) as read, stop_signals_to(stopped.append):
+    with closing(VideoReader(config.decode_seconds)) as read, stop_signals_to(stop):
         try:
             result = reconstruct(
                 request,
@@ -144,7 +155,7 @@ def _summary(
     facts, worst = result.facts, int(np.argmin(result.psnr))
     cut = (facts.height, facts.width) != (result.height, result.width)
     lines = [
-        f"{Path(config.video).name}: {result.frames} frames of {result.height}x{result.width}"
+        f"{_name(config)}: {result.frames} frames of {result.height}x{result.width}"
         f"{f', cut from {facts.height}x{facts.width}' if cut else ''}, {facts.fps:.4g} a second; "
         f"{seconds:.0f} s ({result.frames / seconds:.3g} frames/s, reading and writing included)",
         *result.lost,
@@ -173,24 +184,28 @@ def _write_figures(file: Path, config: ReconstructConfig, result: ReconstructedV
         },
         "psnr": [value if np.isfinite(value) else None for value in result.psnr],
     }
-    write_atomically(file, json.dumps(figures, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(in_all_texts(hide_credentials, figures), indent=1, allow_nan=False)
+    write_atomically(file, text + "\n")
 
 
-def _claimed(config: ReconstructConfig) -> Path:
-    """The output folder, which is made. Raises TrainingError where it holds results."""
-    video = Path(config.video)
-    beside = Path() if is_s3(config.video) else video.parent
-    folder = Path(config.output_dir or beside / f"{video.stem}_reconstructed")
+def _output_folder(config: ReconstructConfig) -> Path:
+    """The output folder, which need not be there. Raises TrainingError where it holds results."""
+    beside = Path() if is_s3(config.video) else Path(config.video).parent
+    folder = Path(config.output_dir or beside / f"{Path(_name(config)).stem}_reconstructed")
     held = [name for name in (RECONSTRUCTION, SIDE_BY_SIDE, FIGURES) if (folder / name).exists()]
     if held and not config.overwrite:
         raise TrainingError(
             f"--output-dir {folder} holds {held[0]} already: choose another, or replace it with "
             "--overwrite"
         )
-    if not is_s3(config.video) and not video.is_file():
+    if not is_s3(config.video) and not Path(config.video).is_file():
         raise DataError(f"{config.video}: there is no such video file")
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _name(config: ReconstructConfig) -> str:
+    """The video's file name."""
+    return Path(without_options(config.video)).name
 
 
 def _parse(arguments: list[str]) -> ReconstructConfig:

@@ -8,8 +8,8 @@ from taehv import distributed
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Of autocast for `auto`, `fp32` or `bf16`: auto is bf16 on a GPU, fp32 on a CPU. None stands
-    for float32."""
+    """What `auto`, `fp32` or `bf16` means for autocast: auto is bf16 on a GPU and fp32 on a CPU.
+    None stands for float32."""
     bf16 = precision == "bf16" or (precision == "auto" and device.type == "cuda")
     return torch.bfloat16 if bf16 else None
 

@@ -171,7 +171,7 @@ def _load(place: Path, source: _Source) -> Index | None:
             raise ValueError("entries are missing")
         _check_some(table, source)
         hashes = _StoredHashes(place)
-        if hashes.metadata != reader.schema.metadata or hashes.batches != reader.num_record_batches:
+        if hashes.summary != summary:
             raise ValueError("it was replaced while it was opened")
     except FileNotFoundError:
         return None
@@ -195,11 +195,12 @@ class _StoredHashes:
     def __init__(self, place: Path) -> None:
         only_hashes = pa.ipc.IpcReadOptions(included_fields=[SCHEMA.get_field_index("hash")])
         self._reader = pa.ipc.open_file(pa.OSFile(str(place)), options=only_hashes)
-        self.metadata = self._reader.schema.metadata
-        self.batches = self._reader.num_record_batches
+        self._batches = self._reader.num_record_batches
+        last = self._reader.get_batch_with_custom_metadata(self._batches - 1)
+        self.summary = last.custom_metadata or {}
 
     def __iter__(self) -> Iterator[Hashes]:
-        for number in range(self.batches):
+        for number in range(self._batches):
             piece = self._reader.get_batch(number).column("hash")
             if len(piece):
                 yield np.asarray(np.from_dlpack(piece), np.uint64)

@@ -23,7 +23,7 @@ from jobs.cli.errors import ConfigError
 from jobs.cli.old_keys import complete_old_run, translate_old_keys
 from jobs.cli.own_config import FILE, Sections, as_defaults, run_to_resume, storage_or_environments
 from jobs.cli.yaml_file import load
-from jobs.tracking.tracker import TrackingConfig
+from jobs.tracking.config import TrackingConfig
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder

@@ -18,7 +18,7 @@ from jobs.cli.config import load_yaml
 from jobs.cli.errors import ConfigError
 from jobs.cli.weights import checkpoint_of, find_weights, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
-from jobs.tracking.tracker import TrackingConfig
+from jobs.tracking.config import TrackingConfig
 from taehv.evaluation.verdict import Thresholds
 from taehv.losses.teacher import TeacherConfig
 from taehv.model.shapes import infer_config

@@ -13,6 +13,7 @@ import torch
 
 from data_pipeline.decoding.damage import LostFramesError
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest
+from data_pipeline.videos.storage import without_options
 from jobs.cli.progress import FrameProgress
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.streaming import sound_parts, stream_video
@@ -64,14 +65,15 @@ def reconstruct(
 
     others: are scored beside it, and not written.
     is_stopped: asked after each frame; where it is true, what is done by then is the result.
-    Raises UnusableVideoError where no frame can be read, OSError where nothing can be written.
+    Raises UnusableVideoError where no frame can be read, OSError where nothing can be written, and
+    KeyboardInterrupt where it is stopped while it looks for what decodes.
     """
     work = _Work(network, others, read, device, folder, lpips, is_stopped)
     try:
         return work.do([request], lost=[])
     except LostFramesError as error:
         log.warning("%s; starting again with the frames that decode", error)
-        parts, lost = sound_parts(request, read)
+        parts, lost = sound_parts(request, read, is_stopped)
         return work.do(parts, [str(frames) for frames in lost])
 
 
@@ -89,35 +91,30 @@ class _Work:
         """The parts of a video, one after the other, into the same two files."""
         scorer, frames = FrameScorer(self.lpips), 0
         with ExitStack() as stack:
-            facts = self.read.facts(parts[0].location, parts[0].stream)
-            writers = [
-                stack.enter_context(
-                    Mp4Writer(stack.enter_context(replacing(self.folder / name)), facts.fps, 1)
-                )
-                for name in (RECONSTRUCTION, SIDE_BY_SIDE)
-            ]
+            writers: list[Mp4Writer] = []
             for part in parts:
-                whole, pairs = stream_video(
-                    part, [self.network, *self.others], self.read, self.device
-                )
-                name = Path(part.location).name
-                progress = stack.enter_context(closing(FrameProgress(name, whole.frames)))
-                for original, made in pairs:
-                    scorer.add(original, made)
-                    first, second = picture_of(original), picture_of(made[self.network.key])
-                    for writer, picture in zip(
-                        writers, (second, _side_by_side(first, second)), strict=True
-                    ):
-                        writer.add(picture)
-                    frames += 1
-                    progress.add(1)
-                    if self.is_stopped():
-                        break
+                methods = [self.network, *self.others]
+                whole, pairs = stream_video(part, methods, self.read, self.device)
+                if not writers:
+                    for name in (RECONSTRUCTION, SIDE_BY_SIDE):
+                        path = stack.enter_context(replacing(self.folder / name))
+                        writers.append(stack.enter_context(Mp4Writer(path, whole.facts.fps, 1)))
+                name = Path(without_options(part.location)).name
+                with closing(FrameProgress(name, whole.frames)) as progress:
+                    for original, made in pairs:
+                        scorer.add(original, made)
+                        first, second = picture_of(original), picture_of(made[self.network.key])
+                        writers[0].add(second)
+                        writers[1].add(_side_by_side(first, second))
+                        frames += 1
+                        progress.add(1)
+                        if self.is_stopped():
+                            break
                 if self.is_stopped():
                     break
         tables = scorer.tables()
         return ReconstructedVideo(
-            facts,
+            whole.facts,
             whole.height,
             whole.width,
             frames,

@@ -3,7 +3,8 @@ decodes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import torch
@@ -35,19 +36,27 @@ def stream_video(
 
 
 def sound_parts(
-    request: WholeRequest, read: VideoReader
+    request: WholeRequest, read: VideoReader, is_stopped: Callable[[], bool] = lambda: False
 ) -> tuple[list[WholeRequest], list[LostFrames]]:
     """A request for each stretch of a damaged video, and what is lost of it.
 
     The video is decoded once to find them, and once more for each: few videos are damaged, and a
-    network has to know how long a stretch is before it begins. Raises UnusableVideoError.
+    network has to know how long a stretch is before it begins.
+
+    is_stopped: asked after each piece of a few megabytes.
+    Raises UnusableVideoError, and KeyboardInterrupt where it was stopped.
     """
     whole, items = read.kept(request)
     lost: list[LostFrames] = []
-    ranges = [
-        (stretch.first_frame, stretch.first_frame + sum(map(len, stretch.pieces)))
-        for stretch in stretches(whole, items, lost)
-    ]
+    ranges: list[tuple[int, int]] = []
+    with closing(items):
+        for stretch in stretches(whole, items, lost):
+            end = first = stretch.first_frame
+            for piece in stretch.pieces:
+                end += len(piece)
+                if is_stopped():
+                    raise KeyboardInterrupt
+            ranges.append((first, end))
     count = whole.facts.frames
     return [
         replace(request, span=(first / count, end / count), limit=0) for first, end in ranges

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import sqlite3
 import time
@@ -10,12 +11,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from taehv.credentials import without_credentials
+from jobs.tracking.config import TrackingConfig
+from taehv.credentials import hide_credentials, without_credentials
 
 logger = logging.getLogger(__name__)
 
 Measured = tuple[str, float, int, int]
 """Name, value, time in ms since 1970, step."""
+
+LONGEST_PARAMETER = 6000
+"""Characters of a parameter's value that MLflow keeps; what is longer is cut off here."""
 
 
 def measurements(row: Mapping[str, Any], step: int) -> list[Measured]:
@@ -68,3 +73,19 @@ def open_hint(uri: str) -> str:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false mlflow ui --workers 1 "
         f"--backend-store-uri {shlex.quote(uri)} --host 127.0.0.1 --port 5000"
     )
+
+
+def uri_of(config: TrackingConfig, run_dir: Path) -> str:
+    named = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+
+
+def storable(value: str) -> str:
+    """A parameter's or tag's value as it may be kept elsewhere."""
+    return hide_credentials(value)[:LONGEST_PARAMETER]
+
+
+def format_error(error: Exception, uri: str) -> str:
+    """The message of a store's error, without credentials. The store's address is replaced as a
+    whole, since a password with a space in it ends an address for `hide_credentials`."""
+    return hide_credentials(str(error).replace(uri, without_credentials(uri)))

@@ -12,20 +12,23 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.tracking.config import TrackingConfig
 from jobs.tracking.stores import (
     Measured,
     artifacts_beside,
+    format_error,
     measurements,
     open_hint,
     probe_sqlite,
     read_run_id,
+    storable,
+    uri_of,
 )
 from jobs.tracking.tensorboard import EventFile
-from taehv.credentials import hide_credentials, without_credentials
+from taehv.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -35,36 +38,7 @@ PARAMETERS_PER_BATCH = 100
 """MLflow refuses larger batches."""
 
 REQUEST = "request"
-"""A tag: which tracker asked for the run. Whose reply is lost, asks again."""
-
-LONGEST_PARAMETER = 6000
-"""Characters of a parameter's value that MLflow keeps; what is longer is cut off here."""
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Where a run is shown."""
-
-    enabled: bool = True
-    """Off: nothing of MLflow is touched or imported."""
-
-    experiment: str = "taehv"
-    """Name of the experiment that groups the runs; made where it does not exist."""
-
-    run_name: str = ""
-    """Name of the run. Empty: the name of its folder."""
-
-    uri: str = ""
-    """Tracking store. Empty: MLFLOW_TRACKING_URI, else an SQLite file beside the run folders. A
-    password in it is not written down: who goes on with the run gives it again, or by
-    MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD."""
-
-    retry_seconds: float = 60.0
-    """A store that is down is not tried again before this, since every try may have to time out."""
-
-    tensorboard: bool = False
-    """Event files for TensorBoard besides, with the same names, in the run folder's `tensorboard/`;
-    also where `enabled` is off."""
+"""The tag by which a tracker finds the run that it asked for, where the answer was lost."""
 
 
 class Tracker:
@@ -92,12 +66,12 @@ class Tracker:
         self._config = config
         self._run_dir = run_dir.absolute()
         self._id_file = self._run_dir / "mlflow.json"
-        self._parameters = {name: _storable(str(value)) for name, value in parameters.items()}
-        self._tags = {name: _storable(value) for name, value in (tags or {}).items()}
+        self._parameters = {name: storable(str(value)) for name, value in parameters.items()}
+        self._tags = {name: storable(value) for name, value in (tags or {}).items()}
         if parent_run_id is not None:
             self._tags["mlflow.parentRunId"] = parent_run_id
         self._tags[REQUEST] = uuid.uuid4().hex
-        self._uri = _uri_of(config, self._run_dir)
+        self._uri = uri_of(config, self._run_dir)
         self.run_id = run_id
         """Id of the MLflow run; None until the store has been reached."""
         self.status_before: Status | None = None
@@ -143,7 +117,7 @@ class Tracker:
     def tag(self, name: str, value: str) -> None:
         """Set a tag of the run."""
         if self._config.enabled:
-            self._new_tags.append((name, _storable(value)))
+            self._new_tags.append((name, storable(value)))
             self._deliver()
 
     def register(self, model: str, weights: Path, tags: Mapping[str, str]) -> None:
@@ -165,6 +139,9 @@ class Tracker:
         self._end = [status]
         self._retry_at = 0.0
         self._deliver()
+        # A request that the server was late with may have been carried out since.
+        if self._client is not None and not self._down:
+            self._remove_twins(self._client)
         if self._end or self._artifacts or self._versions:
             logger.warning(
                 "MLflow did not take %d values and %d files%s; the metrics are in the run's "
@@ -191,7 +168,7 @@ class Tracker:
                 logger.warning(
                     "MLflow failed, training goes on without it; what it did not take is kept and "
                     "sent later: %s",
-                    _format_error(error, self._uri),
+                    format_error(error, self._uri),
                 )
             self._down = True
         else:
@@ -213,6 +190,7 @@ class Tracker:
         self.run_id = run.info.run_id
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._id_file.write_text(json.dumps({"run_id": self.run_id}) + "\n", encoding="utf-8")
+        self._remove_twins(client)
 
         known = run.data.params
         new = [Param(k, v) for k, v in self._parameters.items() if k not in known]
@@ -260,20 +238,37 @@ class Tracker:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
             experiment = client.get_experiment_by_name(name)
-        run = client.create_run(
+        # Of an earlier try, whose answer was lost.
+        asked_for = self._asked_for(client)
+        if asked_for:
+            return asked_for[0]
+        return client.create_run(
             experiment.experiment_id,
             tags=self._tags,
             run_name=self._config.run_name or self._run_dir.name,
         )
-        # A server that answers too late is asked again, by MLflow's client or by this one, and has
-        # then made a run for each time.
-        asked_for = client.search_runs(
-            [experiment.experiment_id], f"tags.{REQUEST} = '{self._tags[REQUEST]}'"
+
+    def _asked_for(self, client: Any) -> list[Any]:
+        """The runs that were made for this tracker, the oldest first."""
+        experiment = client.get_experiment_by_name(self._config.experiment)
+        if experiment is None:
+            return []
+        found = client.search_runs(
+            [experiment.experiment_id],
+            f"tags.{REQUEST} = '{self._tags[REQUEST]}'",
+            order_by=["attributes.start_time"],
         )
-        for twin in asked_for:
-            if twin.info.run_id != run.info.run_id:
-                client.delete_run(twin.info.run_id)
-        return run
+        return list(found)
+
+    def _remove_twins(self, client: Any) -> None:
+        """Delete all runs but one that were made for this tracker: MLflow's client asks a server
+        that answers too late a second time, and the server makes a run for each."""
+        try:
+            for run in self._asked_for(client):
+                if run.info.run_id != self.run_id:
+                    client.delete_run(run.info.run_id)
+        except _store_errors() as error:
+            logger.warning("MLflow may show this run twice: %s", format_error(error, self._uri))
 
     def _send(self) -> None:
         """Deliver to the open run. What has gone leaves its queue at once."""
@@ -336,7 +331,7 @@ class Tracker:
 def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
     """The store in which a run in `run_dir` would be shown, and why it cannot be used; "" where it
     can. Nothing is written there."""
-    uri = _uri_of(config, run_dir.absolute())
+    uri = uri_of(config, run_dir.absolute())
     place = without_credentials(uri)
     _quieten()
     from mlflow import MlflowClient
@@ -352,24 +347,8 @@ def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
         else:
             MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except _store_errors() as error:
-        return place, _format_error(error, uri).splitlines()[0]
+        return place, format_error(error, uri).splitlines()[0]
     return place, ""
-
-
-def _storable(value: str) -> str:
-    """A parameter's or tag's value as it may be kept elsewhere."""
-    return hide_credentials(value)[:LONGEST_PARAMETER]
-
-
-def _format_error(error: Exception, uri: str) -> str:
-    """The message of a store's error, without credentials. The store's address is replaced as a
-    whole, since a password with a space in it ends an address for `hide_credentials`."""
-    return hide_credentials(str(error).replace(uri, without_credentials(uri)))
-
-
-def _uri_of(config: TrackingConfig, run_dir: Path) -> str:
-    named = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    return named or f"sqlite:///{run_dir.parent / 'mlflow.db'}"
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

@@ -117,7 +117,7 @@ class Soap(torch.optim.Optimizer):
             if parameter.grad is not None
         ]
         found = [(parameter, self.state[parameter]) for _, parameter in pairs]
-        # They are others where a state was loaded, or a parameter was frozen.
+        # After a state is loaded, or a parameter frozen, the batches of before do not serve.
         if [(id(p), id(own)) for p, own in found] == [(id(p), id(own)) for p, own in self._batched]:
             return self._batches
         alike: dict[Any, tuple[dict[str, Any], list[nn.Parameter]]] = {}

@@ -104,6 +104,25 @@ def test_of_a_damaged_video_the_frames_that_decode_are_taken(
     assert len(sequential_frames(tmp_path / "out" / SIDE_BY_SIDE)) == 34
 
 
+def test_a_second_ctrl_c_ends_it_at_once(
+    weights: Path,
+    video: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(FrameProgress, "add", interrupt)
+    out = tmp_path / "out"
+    arguments = [str(video), "--checkpoint", str(weights), "--output-dir", str(out)]
+    assert reconstruct.main(arguments) == 130
+    assert "stopped before there was a result" in capsys.readouterr().err
+    assert not [*out.iterdir()]
+
+
 def test_ctrl_c_keeps_what_is_done(
     weights: Path, video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,4 +185,4 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert says in error
-    assert not [*tmp_path.glob("out/*")]
+    assert not (tmp_path / "out").exists()

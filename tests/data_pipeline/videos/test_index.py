@@ -94,13 +94,46 @@ def test_the_file_is_read_once_and_then_mapped(tmp_path: Path, builds: list[str]
     assert builds == [str(file)]
     assert index_of(file).stat().st_size > 700_000
     assert pa.total_allocated_bytes() - before < 10_000
-    assert not any(piece.flags.owndata for piece in second.hashes)
     assert second.paths.equals(first.paths)
     assert second.fingerprint == first.fingerprint
     assert sorted(path.name for path in file.parent.iterdir()) == [
         "annotations.json",
         "annotations.json.index.arrow",
     ]
+
+
+def test_no_more_than_a_piece_of_the_hashes_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "BATCH_ENTRIES", 500)
+    file = write(tmp_path / "data", names(20_000))
+    index = open_index(str(file))
+    before, most = pa.total_allocated_bytes(), index_of(file).stat().st_size / 10
+    pieces = 0
+    for piece in index.hashes:
+        assert pa.total_allocated_bytes() - before < most
+        pieces += len(piece) == 500
+    del piece
+    assert pieces == 40
+    assert pa.total_allocated_bytes() - before < 10_000
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_not_mixed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is opened twice, for the paths and for the hashes."""
+    file, other = (write(tmp_path / name, names(count)) for name, count in (("a", 5), ("b", 8)))
+    for each in (file, other):
+        open_index(str(each))
+    stored, places = index_module._StoredHashes, [index_of(other)]
+
+    def replaced(place: Path) -> index_module._StoredHashes:
+        return stored(places.pop() if places else place)
+
+    monkeypatch.setattr(index_module, "_StoredHashes", replaced)
+    index = open_index(str(file))
+    assert not places
+    assert len(hashes_of(index)) == len(index) == 5
 
 
 def test_a_changed_file_is_read_again(tmp_path: Path, builds: list[str]) -> None:

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from jobs.evaluate import main
-from jobs.tracking.tracker import Tracker, TrackingConfig
+from jobs.tracking.config import TrackingConfig
+from jobs.tracking.tracker import Tracker
 from tests.helpers.evaluate_run import CLIPS, export_small, make_videos, read_metrics
 
 

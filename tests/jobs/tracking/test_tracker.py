@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from jobs.tracking.tracker import Tracker, TrackingConfig, find_fault
+from jobs.tracking.config import TrackingConfig
+from jobs.tracking.tracker import Tracker, find_fault
 
 NO_WAIT = TrackingConfig(retry_seconds=0)
 
@@ -219,34 +220,50 @@ def test_a_store_that_is_down_at_the_start_is_caught_up(
     assert store(run_dir).get_run(tracker.run_id).data.params == {"a": "1"}
 
 
-@pytest.mark.parametrize("asks_again", ["MLflow's client", "the tracker"])
+@pytest.mark.parametrize("late", ["asked again by MLflow", "asked again by the tracker", "at last"])
+@pytest.mark.parametrize("may_delete", [True, False])
 def test_a_server_that_answers_too_late_keeps_one_run(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, asks_again: str
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    late: str,
+    may_delete: bool,
 ) -> None:
+    """It carries out each request that it got, the first one even after the second."""
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    create, calls = MlflowClient.create_run, []
+    create, requests = MlflowClient.create_run, []
 
     def create_late(*given: Any, **named: Any) -> Any:
-        calls.append(create(*given, **named))
-        if len(calls) > 1:
-            return calls[-1]
-        if asks_again == "the tracker":
+        requests.append((given, named))
+        run = create(*given, **named)
+        if late == "asked again by the tracker":
             raise MlflowException("API request timed out")
-        return create_late(*given, **named)
+        return create(*given, **named) if late == "asked again by MLflow" else run
+
+    def refuse(*_: Any) -> None:
+        raise MlflowException("Permission denied")
 
     monkeypatch.setattr(MlflowClient, "create_run", create_late)
+    if not may_delete:
+        monkeypatch.setattr(MlflowClient, "delete_run", refuse)
     tracker = Tracker(NO_WAIT, run_dir, {})
-    tracker.log({"loss": 1.0}, step=1)
+    for step in (1, 2):
+        tracker.log({"loss": 1.0}, step)
+    [(given, named)] = requests
+    if late == "at last":
+        create(*given, **named)
     tracker.finish()
-    assert len(calls) == 2
+
     client = store(run_dir)
-    experiment = client.get_experiment_by_name("taehv").experiment_id
-    (held,) = client.search_runs([experiment])
-    assert held.info.run_id == tracker.run_id
-    assert held.info.status == "FINISHED"
-    assert history(run_dir, tracker.run_id, "loss") == [(1, 1.0)]
+    held = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
+    twins = [run for run in held if run.info.run_id != tracker.run_id]
+    may_have_twins = not may_delete and late != "asked again by the tracker"
+    assert len(twins) == may_have_twins
+    assert ("may show this run twice" in caplog.text) == may_have_twins
+    assert client.get_run(tracker.run_id).info.status == "FINISHED"
+    assert history(run_dir, tracker.run_id, "loss") == [(1, 1.0), (2, 1.0)]
 
 
 def test_a_store_that_goes_down_on_the_way_is_caught_up_at_the_end(
@@ -403,7 +420,8 @@ def test_switched_off_it_touches_nothing(run_dir: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-from jobs.tracking.tracker import Tracker, TrackingConfig
+from jobs.tracking.config import TrackingConfig
+from jobs.tracking.tracker import Tracker
 
 tracker = Tracker(TrackingConfig(enabled=False), Path({str(run_dir)!r}), {{"a": 1}})
 tracker.log({{"train/loss": 1.0}}, 1)
@@ -423,7 +441,8 @@ def test_a_new_store_is_made_without_a_word(run_dir: Path) -> None:
     program = f"""
 import logging, os
 from pathlib import Path
-from jobs.tracking.tracker import Tracker, TrackingConfig
+from jobs.tracking.config import TrackingConfig
+from jobs.tracking.tracker import Tracker
 
 logging.basicConfig(level=logging.INFO)
 tracker = Tracker(TrackingConfig(), Path({str(run_dir)!r}), {{"a": 1}})

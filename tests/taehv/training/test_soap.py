@@ -1,5 +1,6 @@
 """Soap against the same update written out in numpy and float64, and what it is for."""
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_steps_are_those_of_kronecker_matrices_in_float64() -> None:
 
 def test_parameters_of_one_shape_move_as_each_would_alone() -> None:
     """They are updated together. One of them has no gradient for a while and then stays where it
-    is, and half way all of it is loaded into an optimizer that has made no step."""
+    is. Half way all of it is loaded into an optimizer that has made no step, later into itself."""
     torch.manual_seed(0)
     together = [nn.Parameter(torch.randn(6, 4, 3, 3)) for _ in range(3)]
     alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
@@ -84,9 +85,12 @@ def test_parameters_of_one_shape_move_as_each_would_alone() -> None:
     others = [Soap([parameter], 0.01, (0.9, 0.95), 0.1) for parameter in alone]
     for step in range(12):
         if step == 6:
-            state = {parameter: dict(own) for parameter, own in optimizer.state.items()}
+            saved = copy.deepcopy(optimizer.state_dict())
             optimizer = Soap(together, 0.01, (0.9, 0.95), 0.1)
-            optimizer.state.update(state)
+            optimizer.load_state_dict(saved)
+        if step == 9:
+            # A state of before, loaded into an optimizer that has batches of its own.
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
         for index, (own, other) in enumerate(zip(together, alone, strict=True)):
             own.grad = None if index == 1 and step in (3, 4) else torch.randn_like(own)
             other.grad = None if own.grad is None else own.grad.clone()
