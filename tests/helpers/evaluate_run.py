@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jobs import evaluate
-from taehv.model import ModelConfig, build_model
+from taehv.model import TAEHV, ModelConfig, build_model
 from taehv.model.weights import export_weights
 from tests.helpers.data_videos import write_dataset, write_video
 
@@ -24,6 +24,17 @@ def export_small(folder: Path, seed: int = 0, config: ModelConfig = SMALL) -> Pa
         model = build_model(config)
     folder.mkdir(parents=True, exist_ok=True)
     export_weights(model.state_dict(), folder / "w.pth", folder / "w.safetensors")
+    return folder / "w.pth"
+
+
+def export_pytorch_start(folder: Path) -> Path:
+    """Weights of PyTorch's own start: that of training decodes a latent to four frames that are
+    alike. The last layer is enlarged, so that a change of the latents shows in the frames."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        state = TAEHV(SMALL).state_dict()
+    state["decoder.22.weight"] *= 30
+    export_weights(state, folder / "w.pth", folder / "w.safetensors")
     return folder / "w.pth"
 
 

@@ -26,7 +26,6 @@ from jobs.latents import encoding, shards
 from jobs.latents.config import EncodeConfig
 from jobs.latents.shards import DTYPES, open_shard, read_latents
 from taehv.model import TAEHV, ModelConfig, build_model
-from taehv.model.weights import export_weights
 from taehv.run.run_folder import RunFolder
 from taehv.training.state import to_yaml
 from tests.helpers.data_videos import (
@@ -35,7 +34,7 @@ from tests.helpers.data_videos import (
     write_annotations,
     write_video,
 )
-from tests.helpers.evaluate_run import SMALL, export_small
+from tests.helpers.evaluate_run import SMALL, export_pytorch_start, export_small
 from tests.helpers.hold import READS, Hold
 from tests.helpers.jobs_run import REPOSITORY, assert_quiet, environment, finish, wait_for
 from tests.helpers.s3_server import s3_server
@@ -47,15 +46,7 @@ LENGTHS = (1, 13, 14, 21, 40)
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of PyTorch's own start: that of training decodes a latent to four frames that are alike."""
-    folder = tmp_path_factory.mktemp("weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        state = TAEHV(SMALL).state_dict()
-    # So that a change of the latents shows in the frames.
-    state["decoder.22.weight"] *= 30
-    export_weights(state, folder / "w.pth", folder / "w.safetensors")
-    return folder / "w.pth"
+    return export_pytorch_start(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

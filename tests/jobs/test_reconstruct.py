@@ -14,9 +14,8 @@ from jobs import reconstruct
 from jobs.cli.progress import FrameProgress
 from jobs.evaluation.one_video import RECONSTRUCTION, SIDE_BY_SIDE
 from taehv.model import TAEHV
-from taehv.model.weights import export_weights
 from tests.helpers.data_videos import moving_frames, sequential_frames, write_video
-from tests.helpers.evaluate_run import SMALL
+from tests.helpers.evaluate_run import SMALL, export_pytorch_start
 from tests.helpers.video_kinds import remux, spoil_headers
 
 FRAMES = 14
@@ -27,14 +26,7 @@ FILES = {RECONSTRUCTION, SIDE_BY_SIDE, reconstruct.FIGURES}
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("weights")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        state = TAEHV(SMALL).state_dict()
-    # So that what is made of a frame shows what the frame is.
-    state["decoder.22.weight"] *= 30
-    export_weights(state, folder / "w.pth", folder / "w.safetensors")
-    return folder / "w.pth"
+    return export_pytorch_start(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture
