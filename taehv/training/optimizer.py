@@ -21,8 +21,10 @@ class OptimConfig:
     """soap: Adam in the eigenbases of the gradients' covariances (`taehv.training.soap`); a fifth
     more time a step on a CPU, and more picture from it. It needs whole gradients: `zero_stage` 0.
     The discriminator has AdamW in any case."""
-    learning_rate: float = 3e-4
-    """Peak, reached after the warm-up."""
+    learning_rate: float = 1e-4
+    """Peak, reached after the warm-up. By soap the default raises a solved start of the public
+    widths from its first steps on, where 3e-4 takes it down; narrower networks bear more
+    (docs/recipe.md)."""
     final_learning_rate_ratio: float = 0.05
     """Learning rate at `train.max_steps`, as a fraction of the peak."""
     warmup_steps: int = 100

@@ -37,7 +37,7 @@ def small_config(**train_settings: Any) -> TrainingConfig:
         model=SMALL_MODEL,
         seraena=SeraenaConfig(widths=(4, 8, 8, 8, 8, 8), replay_gigabytes=0.01),
         # Soap, which ZeRO does not share out, has tests of its own.
-        optim=OptimConfig(optimizer="adamw"),
+        optim=OptimConfig(optimizer="adamw", learning_rate=3e-4),
         train=TrainConfig(**settings),
     )
 
