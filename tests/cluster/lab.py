@@ -53,7 +53,9 @@ JOB: dict[str, dict[str, Any]] = {
     "data": {"height": 32, "width": 32, "decode_nodes": "role=decode", "decode_cpus": 0.5},
     "model": {"encoder_width": 8, "decoder_widths": [16, 8, 8, 8]},
     "seraena": {"widths": [4, 8, 8, 8, 8, 8], "replay_gigabytes": 0.01},
-    "optim": {"warmup_steps": 2},
+    # The run is compared with one in another process, step by step: Soap, in directions in which
+    # there is next to no gradient, makes more of what two workers round differently.
+    "optim": {"optimizer": "adamw", "learning_rate": 3.0e-4, "warmup_steps": 2},
     "train": {"validation_clips": 2, "log_every": 1, "checkpoint_every": 10, "resume": "latest"},
     "cluster": {
         "gpu": "pretend",
