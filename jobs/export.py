@@ -14,6 +14,7 @@ import tyro
 
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse
 from jobs.cli.errors import ConfigError
+from jobs.cli.paths import check_replaceable
 from jobs.cli.weights import checkpoint_of, find_weights, network_of
 from taehv.errors import TrainingError
 from taehv.model import ModelConfig, build_model
@@ -57,12 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: ExportConfig) -> int:
     """Export, check, and say what was written."""
     folder = Path(config.output_dir)
-    held = [name for name in ("encoder.pt2", "decoder.pt2") if (folder / name).exists()]
-    if held and not config.overwrite:
-        raise TrainingError(
-            f"--output-dir {folder} holds {held[0]} already: choose another, or replace it with "
-            "--overwrite"
-        )
+    check_replaceable(folder, ("encoder.pt2", "decoder.pt2"), config.overwrite)
     weights = str(find_weights(config.checkpoint))
     model = build_model(dataclasses.replace(config.model, pretrained=weights))
     shape = (config.batch, config.num_frames, config.height, config.width)

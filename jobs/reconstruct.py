@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError, UnusableVideoError
 from data_pipeline.videos.storage import absolute, is_s3, without_options
 from jobs.cli.console import BAD_CONFIG, DONE, FAILED, log_plainly, refuse, stop_signals_to
 from jobs.cli.errors import ConfigError
+from jobs.cli.paths import check_replaceable
 from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
 from jobs.evaluation.methods import linear_limit
 from jobs.evaluation.one_video import (
@@ -192,12 +193,7 @@ def _output_folder(config: ReconstructConfig) -> Path:
     """The output folder, which need not be there. Raises TrainingError where it holds results."""
     beside = Path() if is_s3(config.video) else Path(config.video).parent
     folder = Path(config.output_dir or beside / f"{Path(_name(config)).stem}_reconstructed")
-    held = [name for name in (RECONSTRUCTION, SIDE_BY_SIDE, FIGURES) if (folder / name).exists()]
-    if held and not config.overwrite:
-        raise TrainingError(
-            f"--output-dir {folder} holds {held[0]} already: choose another, or replace it with "
-            "--overwrite"
-        )
+    check_replaceable(folder, (RECONSTRUCTION, SIDE_BY_SIDE, FIGURES), config.overwrite)
     if not is_s3(config.video) and not Path(config.video).is_file():
         raise DataError(f"{config.video}: there is no such video file")
     return folder

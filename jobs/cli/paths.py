@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyarrow import fs
 
 from data_pipeline.synthetic import ANNOTATIONS
+from taehv.errors import TrainingError
 from taehv.run.run_folder import send
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,16 @@ log = logging.getLogger(__name__)
 def is_job_copy(folder: Path) -> bool:
     """Whether it is in the copy of the code that `ray job submit` made, and will throw away."""
     return "runtime_resources" in folder.parts
+
+
+def check_replaceable(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Raises TrainingError where an output folder holds one of these results already."""
+    held = [name for name in names if (folder / name).exists()]
+    if held and not overwrite:
+        raise TrainingError(
+            f"--output-dir {folder} holds {held[0]} already: choose another, or replace it with "
+            "--overwrite"
+        )
 
 
 def placed(path: str, storage: str) -> str:

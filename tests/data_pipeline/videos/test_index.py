@@ -94,6 +94,7 @@ def test_the_file_is_read_once_and_then_mapped(tmp_path: Path, builds: list[str]
     assert builds == [str(file)]
     assert index_of(file).stat().st_size > 700_000
     assert pa.total_allocated_bytes() - before < 10_000
+    assert not any(piece.flags.owndata for piece in second.hashes)
     assert second.paths.equals(first.paths)
     assert second.fingerprint == first.fingerprint
     assert sorted(path.name for path in file.parent.iterdir()) == [
