@@ -24,6 +24,15 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_sizes(config, network)
+    if network.alignment.learns_another_rule(config.data.num_frames):
+        log.warning(
+            "clips of %d frames are %d latents. Of an even number %s drops no frame, so the "
+            "network learns to show each frame 3 earlier than it has to in whole videos and "
+            "evaluations, which have an odd number: take data.num_frames 9, 12 or 17",
+            config.data.num_frames,
+            network.alignment.num_latents(config.data.num_frames),
+            config.model.variant,
+        )
     if fault := config.optim.contradiction():
         raise ConfigError(fault)
     if config.cluster.max_workers:

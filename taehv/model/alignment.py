@@ -6,7 +6,10 @@ against frames[:, 3:]. With 4 frames to a latent, T = 4k + 1 comes back whole an
 last three frames.
 
 CogVideoX (trims_even False) is the exception: of an even number of latents nothing is dropped, so
-more frames may come back than went in (5 -> 8, 13 -> 16).
+more frames may come back than went in (5 -> 8, 13 -> 16). A decoder does not know how many latents
+are to come, and makes the same raw frames of both numbers. So one that learned of an odd number
+gives back an even one three frames late, and three frames of nothing first: whole videos are
+extended to an odd number.
 """
 
 from dataclasses import dataclass
@@ -63,8 +66,15 @@ class FrameAlignment:
         return latents * self.time_upscale - self.frames_to_trim(latents)
 
     def padded_length(self, num_frames: int) -> int:
-        """The next time_downscale * k + 1: a video extended to it comes back whole."""
-        return -(-(num_frames - 1) // self.time_downscale) * self.time_downscale + 1
+        """The next length at which a video comes back whole: time_downscale * k + 1, of an odd
+        number of latents where an even one is not trimmed (9, 17, 25 for taecvx)."""
+        block = self.time_downscale * (1 if self.trims_even else 2)
+        return -(-(num_frames - 1) // block) * block + 1
+
+    def learns_another_rule(self, num_frames: int) -> bool:
+        """Whether clips of so many frames teach a decoder to show its frames earlier than whole
+        videos need them (see above)."""
+        return not self.trims_even and self.num_latents(num_frames) % 2 == 0
 
     @property
     def frame_step(self) -> int:

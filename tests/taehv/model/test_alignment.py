@@ -39,16 +39,25 @@ def test_lengths(alignment: FrameAlignment, frames: int, latents: int, decoded: 
     assert alignment.num_decoded(frames) == decoded
 
 
-@pytest.mark.parametrize("alignment", [PUBLIC, COGVIDEOX, EIGHTFOLD])
+@pytest.mark.parametrize(
+    ("alignment", "whole"),
+    [(PUBLIC, [1, 5, 9, 13, 17]), (COGVIDEOX, [1, 9, 17, 25]), (EIGHTFOLD, [1, 9, 17, 25])],
+)
 def test_a_padded_video_comes_back_whole_and_is_the_shortest_such(
-    alignment: FrameAlignment,
+    alignment: FrameAlignment, whole: list[int]
 ) -> None:
-    for frames in range(1, 40):
+    for frames in range(1, whole[-1] + 1):
         length = alignment.padded_length(frames)
-        assert length >= frames
-        assert length % alignment.time_downscale == 1
-        assert length - alignment.time_downscale < frames
-        assert alignment.num_decoded(length) >= length
+        assert length == min(one for one in whole if one >= frames)
+        assert alignment.num_decoded(length) == length
+        # The raw frames before the first that is kept are as many as for any other length.
+        assert alignment.frames_to_trim(alignment.num_latents(length)) == alignment.time_upscale - 1
+
+
+def test_lengths_that_teach_another_rule() -> None:
+    lengths = range(1, 18)
+    assert [n for n in lengths if COGVIDEOX.learns_another_rule(n)] == [5, 6, 7, 8, 13, 14, 15, 16]
+    assert not any(PUBLIC.learns_another_rule(n) for n in lengths)
 
 
 def test_the_trim() -> None:

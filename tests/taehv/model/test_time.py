@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taehv.evaluation.methods import NetworkMethod
 from taehv.model import TAEHV, ModelConfig
 from taehv.model.streaming import StreamingDecoder, StreamingEncoder
 
@@ -266,6 +267,21 @@ def test_a_whole_video_comes_back_whole(name: str, parallel: bool) -> None:
         assert back.shape == (1, num_frames, 3, side, side)
         assert back.min() >= 0
         assert back.max() <= 1
+
+
+@pytest.mark.parametrize("name", ["taehv", "taecvx"])
+def test_a_frame_is_the_same_in_a_video_of_any_length(name: str) -> None:
+    """Frames 0 to 4 need the first two latents, of eight frames. A network learns of some lengths,
+    and is used on all others: it must not show its frames later or earlier there."""
+    model = random_model(SMALL[name])
+    frames = torch.rand(1, 21, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    of_a_clip = model.reconstruct_video(frames[:, :9])[:, :5]
+    for length in range(8, 22):
+        whole = model.reconstruct_video(frames[:, :length])
+        assert whole.shape[1] == length
+        torch.testing.assert_close(whole[:, :5], of_a_clip, rtol=1e-4, atol=1e-5)
+        stream = list(NetworkMethod(model, name, name).stream(frames.unbind(1)[:length], length))
+        torch.testing.assert_close(torch.stack(stream, 1), whole, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_are_the_same_in_parallel_and_in_sequence() -> None:
