@@ -20,7 +20,7 @@ from jobs.evaluation.output import prepare_output, write_results
 from jobs.evaluation.publish import publish
 from jobs.evaluation.reading import videos_to_score
 from jobs.evaluation.results import assemble
-from jobs.evaluation.scoring import measure_costs, score_videos
+from jobs.evaluation.scoring import measure_costs, probe, score_videos
 from jobs.evaluation.table import closing_table
 from taehv.errors import TrainingError
 
@@ -55,13 +55,15 @@ def run(config: EvaluateConfig) -> int:
 
     with fan_out(config.ray) as workers:
         scored, skipped = score_videos(videos, refused, sampling, methods, workers, config)
+        probes = probe(scored, sampling, methods, workers, config)
         costs = measure_costs(methods, workers)
 
-    results = assemble(config, methods, sampling, scored, skipped, costs, limits)
+    results = assemble(config, methods, sampling, scored, skipped, costs, probes, limits)
     write_results(output, results, began, scored, sampling, methods, config)
     print(f"\n{closing_table(results)}")
     hint = publish(config, methods.weights, output, results)
     print(f"\nresults   {output}\nreport    {output / 'summary_report.html'}")
+    print(f"artifacts {output / 'artifacts.html'}")
     if hint:
         print(f"MLflow    {hint}")
     failed = results["verdict"]["overall"] == "failure"

@@ -22,6 +22,7 @@ from jobs.evaluation.streaming import stream_video
 from jobs.media.latents import latent_png
 from jobs.media.mp4 import Mp4Writer, Picture
 from jobs.media.pictures import DIFFERENCE_GAIN, difference, picture_of, side_by_side
+from taehv.evaluation.methods import Method
 
 CLIP_FPS = 8.0
 """Of a clip's video: slow enough to see what flickers."""
@@ -97,22 +98,30 @@ def worst_clips(
         clip = result.clips[c]
         # Of frames that are not numbers, the first.
         worst = int(np.argmin(clip.per_frame["network"]["psnr"]))
-        frames, index = _around(video, result, sampling, read, methods, c, worst)
-        pictures = _stills(frames, index, methods, folder / f"clip_{place}")
+        frames, index = frames_around(video, result, sampling, read, methods, c, worst)
+        shown = [m for m in methods.all if m.key not in ("int8", "mean_colour")]
+        pictures = stills(frames, index, shown, folder / f"clip_{place}")
         found.append(WorstClip(v, c, worst, pictures))
     return found
 
 
-def _stills(frames: Tensor, index: int, methods: Methods, stem: Path) -> list[tuple[str, Path]]:
+def stills(
+    frames: Tensor, index: int, methods: Sequence[Method], stem: Path
+) -> list[tuple[str, Path]]:
+    """Write frame `index` of a clip, [1, T, 3, H, W], its reconstruction by each method, and the
+    difference of the network's; what each shows, and its file."""
     original = picture_of(frames[:, index])
     pictures: list[tuple[str, Picture]] = [("original", original)]
-    for method in methods.all:
-        if method.key in ("int8", "mean_colour"):
-            continue
+    for method in methods:
         picture = picture_of(method.clip(frames)[:, index])
         pictures.append((method.label, picture))
         if method.key == "network":
             pictures.append((f"difference x{DIFFERENCE_GAIN}", difference(original, picture)))
+    return write_pictures(pictures, stem)
+
+
+def write_pictures(pictures: Sequence[tuple[str, Picture]], stem: Path) -> list[tuple[str, Path]]:
+    """Write pictures to stem_0, stem_1 and so on; what each shows, and its file."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     written = []
     for number, (label, picture) in enumerate(pictures):
@@ -126,7 +135,7 @@ def _stills(frames: Tensor, index: int, methods: Methods, stem: Path) -> list[tu
     return written
 
 
-def _around(
+def frames_around(
     video: HeldOutVideo,
     result: VideoResult,
     sampling: Sampling,

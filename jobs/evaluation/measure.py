@@ -29,6 +29,7 @@ from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.streaming import sound_parts, stream_video
 from taehv.evaluation import metrics
+from taehv.evaluation.artifacts import Parts, parts_of
 from taehv.evaluation.frames import FrameScorer
 from taehv.evaluation.metrics import psnr_of
 from taehv.evaluation.rate import LatentStatistics
@@ -60,6 +61,8 @@ class ClipResult:
     """By method."""
     per_frame: dict[str, dict[str, list[float]]]
     """By method and by score."""
+    artifacts: dict[str, Parts]
+    """By method: what it gives to the figures over clips of `taehv.evaluation.artifacts`."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +217,7 @@ def _score_clip(clip: Clip, methods: Methods) -> ClipResult:
     scorer = FrameScorer(methods.lpips)
     scorer.add(frames[0], {method.key: method.clip(frames)[0] for method in methods.all})
     _, t, _, height, width = frames.shape
-    return _result(clip.first_frame, clip.place, (t, height, width), scorer)
+    return _result(clip.first_frame, clip.place, (t, height, width), scorer, methods)
 
 
 def _score_trained(
@@ -246,7 +249,7 @@ def _score_whole(
             scorer.add(original, reconstructions)
             progress.add(len(original))
     size = (whole.frames, whole.height, whole.width)
-    return whole.facts, _result(whole.first_frame, (0, 0), size, scorer)
+    return whole.facts, _result(whole.first_frame, (0, 0), size, scorer, methods)
 
 
 def whole_request(video: HeldOutVideo, sampling: Sampling, limit: int = 0) -> WholeRequest:
@@ -262,7 +265,11 @@ def whole_request(video: HeldOutVideo, sampling: Sampling, limit: int = 0) -> Wh
 
 
 def _result(
-    first_frame: int, place: tuple[int, int], size: tuple[int, int, int], scorer: FrameScorer
+    first_frame: int,
+    place: tuple[int, int],
+    size: tuple[int, int, int],
+    scorer: FrameScorer,
+    methods: Methods,
 ) -> ClipResult:
     tables = scorer.tables()
     scores = {key: clip_scores(table) for key, table in tables.items()}
@@ -279,4 +286,6 @@ def _result(
         key: {name: value for name, value in found.items() if name not in OF_ORIGINAL}
         for key, found in scores.items()
     }
-    return ClipResult(first_frame, place, *size, original, own, per_frame)
+    alignment = methods.network.model.alignment
+    artifacts = {key: parts_of(table, alignment) for key, table in tables.items()}
+    return ClipResult(first_frame, place, *size, original, own, per_frame, artifacts)

@@ -12,11 +12,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from jobs.evaluation.artifact_pictures import picture_artifacts
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.exhibits import worst_clips, write_samples
 from jobs.evaluation.measure import Sampling
 from jobs.evaluation.methods import Methods
-from jobs.evaluation.page import write_report
+from jobs.evaluation.page import write_artifacts, write_report
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.scoring import ScoredVideo
 from taehv.errors import TrainingError
@@ -26,9 +27,11 @@ log = logging.getLogger(__name__)
 RESULTS = (
     "metrics.json",
     "summary_report.html",
+    "artifacts.html",
     "comparison_videos",
     "latent_visualizations",
     "worst_clips",
+    "artifacts",
 )
 """All that an evaluation writes."""
 
@@ -78,8 +81,12 @@ def write_results(
             worst = worst_clips(
                 scored, sampling, methods, read, folder / "worst_clips", config.worst_clips
             )
+            pictures = picture_artifacts(
+                results, scored, sampling, methods, read, folder / "artifacts"
+            )
             _write_metrics(folder, results, began)
             write_report(folder, results, worst)
+            write_artifacts(folder, results, pictures)
     except BaseException:
         log.warning(
             "all scores and the verdict are in %s; the report is not written",

@@ -1,4 +1,4 @@
-"""summary_report.html: one page that holds all it shows."""
+"""summary_report.html and artifacts.html: pages that hold all they show."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.evaluation import plots
+from jobs.evaluation.artifact_pictures import Pictures
 from jobs.evaluation.exhibits import WorstClip
 from jobs.evaluation.table import flat_line, scale_line
 from jobs.report.words import interval, number, outcome, picture, render
+from taehv.evaluation.artifact_verdict import ARTIFACTS, EXPLAINED
 from taehv.evaluation.compare import FEWEST_VIDEOS
 from taehv.evaluation.scores import METRICS
 
@@ -57,6 +59,35 @@ def write_report(folder: Path, results: Results, worst: Sequence[WorstClip]) -> 
         picture=picture,
     )
     (folder / "summary_report.html").write_text(page, encoding="utf-8")
+
+
+def write_artifacts(folder: Path, results: Results, pictures: Pictures) -> None:
+    """Write the page of the artifacts."""
+    found, limits = results["artifacts"], results["verdict"]["thresholds"]
+    path = Path(results["checkpoint"]["path"])
+    methods = [*found["figures"]]
+    # As in the verdict.
+    levels = {f["name"]: f["level"] for f in results["verdict"]["findings"]}
+    page = render(
+        "evaluation/artifacts.html.j2",
+        title=f"{path.parent.name}/{path.name}: artifacts",
+        name=f"{path.parent.name}/{path.name}",
+        results=results,
+        found=found,
+        methods=methods,
+        labels={key: results["methods"][key]["label"] for key in methods},
+        artifacts={
+            name: (artifact, f"{'above' if artifact.above else 'below'} {limits[artifact.limit]:g}")
+            for name, artifact in ARTIFACTS.items()
+            if name in found["figures"]["network"]
+        },
+        levels=levels,
+        explained=EXPLAINED,
+        pictures=pictures,
+        plots=plots,
+        picture=picture,
+    )
+    (folder / "artifacts.html").write_text(page, encoding="utf-8")
 
 
 def _badness(entry: tuple[str, Mapping[str, Any]]) -> float:

@@ -121,6 +121,31 @@ def left_out(results: Results, methods: Sequence[str], metric: str) -> str:
     return ", ".join(f"{count} of {label}" for label, count in counts.items() if count)
 
 
+def phases(results: Results) -> Markup | None:
+    """The gain over 8x down and up by a frame's place within its latent, a line a method; None
+    where no clip has two latents."""
+    from matplotlib.ticker import MaxNLocator
+
+    drawn = {
+        method: gains
+        for method, gains in results["artifacts"]["phases"].items()
+        if gains and None not in gains
+    }
+    if not drawn:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for series, gains in enumerate(drawn.values()):
+            axes.plot(range(1, len(gains) + 1), gains, **line_style(series))
+            points = [(k + 1, gain, f"{gain:.2f} dB") for k, gain in enumerate(gains)]
+            marks(axes, points, series)
+        axes.set(xlabel="frame of its latent", ylabel="gain, dB")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        legend(axes, labels_of(results, [*drawn]), lines=True)
+
+    return plot(draw, "gain over 8x down and up by frame of a latent", height=260)
+
+
 def channels(latents: Mapping[str, Any]) -> Markup | None:
     """Range, spread and mean of each latent channel; None where not all latents are numbers."""
     from matplotlib.ticker import MaxNLocator

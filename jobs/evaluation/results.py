@@ -27,10 +27,17 @@
     rate                 bits per pixel (half, int8, source, raw), ratios, int8_psnr_cost: {mean,
                          low, high, clips}
     latents              mean, std, channel_mean, channel_std, channel_min, channel_max
+    artifacts            figures: by method and artifact (see `taehv.evaluation.artifact_verdict`),
+                         of the network what the probes found, too; phases, kinds: the gains over 8x
+                         down and up, dB, by method; flat, shimmer: root mean square, by colour and
+                         by video; sizes: PSNR of the same pixels in frames of several sizes, by
+                         video; worst: the clip with the worst figure, as places in `videos` and in
+                         its clips
     cost                 speed_clip: [T, H, W]; by method encode_seconds, decode_seconds,
                          encode_peak_bytes, decode_peak_bytes, repeats
     videos               [{video, frames, height, width, fps, bytes, clips: [{first_frame, place,
-                         frames, height, width, original, scores, per_frame}], lost}]; of a whole
+                         frames, height, width, original, scores, per_frame,
+                         artifacts}], lost}]; of a whole
                          video the clips are the stretches that decode, one unless it is damaged,
                          and lost says, in words, which frames are lost and why
 
@@ -60,12 +67,14 @@ import torch
 from data_pipeline.clips import Rejection
 from data_pipeline.crops import mean_scale
 from data_pipeline.videos.storage import parent
+from jobs.evaluation.artifacts import summarise_artifacts
 from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.cost import Costs
 from jobs.evaluation.measure import Sampling, VideoResult
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.scoring import ScoredVideo
 from taehv.credentials import hide_credentials, in_all_texts
+from taehv.evaluation.artifact_verdict import judge_artifacts
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
 from taehv.evaluation.judgement import (
@@ -76,6 +85,7 @@ from taehv.evaluation.judgement import (
     judge_evaluation,
 )
 from taehv.evaluation.metrics import FLAT_SPREAD, psnr_of
+from taehv.evaluation.probes import Probes
 from taehv.evaluation.rate import RAW_BITS, LatentStatistics, Rate
 from taehv.evaluation.scores import (
     METRICS,
@@ -106,6 +116,7 @@ def assemble(
     scored: Sequence[ScoredVideo],
     skipped: Sequence[Rejection],
     cost: Costs,
+    probes: Probes,
     limits: Thresholds,
 ) -> dict[str, Any]:
     """All but `seconds`."""
@@ -119,6 +130,8 @@ def assemble(
         # What the network is compared with may be broken without its fault.
         level: Level = "failure" if m.key in OWN else "warning"
         findings += judge_broken(m.label, broken_clips(videos, m.key), level)
+    artifacts = summarise_artifacts(videos, [m.key for m in methods.all], probes)
+    findings += judge_artifacts(artifacts["figures"]["network"], limits)
     latents = LatentStatistics()
     for video in videos:
         latents.merge(video.latents)
@@ -173,6 +186,7 @@ def assemble(
         "trained_on": _trained_on(videos, sampling, scores["network"]["psnr"].mean),
         "rate": _rate(videos, methods, seed),
         "latents": latents.summary(),
+        "artifacts": artifacts,
         "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
         "videos": [
             {

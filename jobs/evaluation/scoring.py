@@ -16,14 +16,18 @@ from jobs.evaluation.config import EvaluateConfig
 from jobs.evaluation.cost import Costs, costs
 from jobs.evaluation.measure import Sampling, VideoResult, score_video
 from jobs.evaluation.methods import Methods
+from jobs.evaluation.probing import probe_network
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.table import sample_line
 from taehv import distributed
+from taehv.evaluation.probes import Probes
 
 log = logging.getLogger(__name__)
 
 MOST_NAMED = 5
 """Lost ranges of a video that a line names; metrics.json has all."""
+
+PROBED_VIDEOS = 3
 
 ScoredVideo = tuple[HeldOutVideo, VideoResult]
 
@@ -78,6 +82,19 @@ def measure_costs(methods: Methods, workers: FanOut) -> Costs:
     return next((workers if workers.has_gpus else FanOut()).each(CostWorker, methods, [None]))
 
 
+def probe(
+    scored: Sequence[ScoredVideo],
+    sampling: Sampling,
+    methods: Methods,
+    workers: FanOut,
+    config: EvaluateConfig,
+) -> Probes:
+    """What the network makes of pictures that are made for it, some from the first videos."""
+    videos = [video for video, _ in scored[:PROBED_VIDEOS]]
+    worker = partial(ProbeWorker, sampling, config.data.decode_seconds)
+    return next((workers if workers.has_gpus else FanOut()).each(worker, methods, [videos]))
+
+
 def _log_skipped(rejection: Rejection) -> Rejection:
     log.warning("video %s is skipped: %s", rejection.video, rejection.reason)
     return rejection
@@ -111,6 +128,21 @@ class ScoringWorker:
         except UnusableVideoError as error:
             outcome = Rejection(video.name, str(error))
         return ScoringAnswer(index, outcome, time.perf_counter() - start)
+
+    def close(self) -> None:
+        self._read.close()
+
+
+class ProbeWorker:
+    """Probes the network on the device that a worker has."""
+
+    def __init__(self, sampling: Sampling, decode_seconds: float, methods: Methods) -> None:
+        methods.move_to(distributed.device())
+        self._methods, self._sampling = methods, sampling
+        self._read = VideoReader(decode_seconds)
+
+    def __call__(self, piece: list[HeldOutVideo]) -> Probes:
+        return probe_network(piece, self._sampling, self._methods, self._read)
 
     def close(self) -> None:
         self._read.close()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from data_pipeline.crops import are_whole_pictures
 from jobs.cli.config import Config
 from taehv.credentials import without_credentials
+from taehv.evaluation.artifact_verdict import judge_artifacts
 from taehv.evaluation.verdict import Finding, Thresholds, format_verdict, judge
 from taehv.interfaces import Row
 from taehv.run.run_folder import RunFolder
@@ -36,7 +37,7 @@ def closing_summary(
         first, last = validations[0], validations[-1]
         coefficients = config.model.architecture.latent_channels
         parts.append(_table(first, last, baselines, f"linear, {coefficients} coefficients"))
-        parts += [*_remarks(config, last), ""]
+        parts += [*_remarks(config, last, limits), ""]
         if finished:
             parts += [format_verdict(judge_run(rows, baselines, limits)), ""]
     parts.append(f"run folder   {_short(run.address)}")
@@ -77,12 +78,18 @@ def _table(first: Row, last: Row, baselines: Mapping[str, Mapping[str, float]], 
     return text_table([("held-out clips, native", *metrics), *rows])
 
 
-def _remarks(config: Config, last: Row) -> list[str]:
+def _remarks(config: Config, last: Row, limits: Thresholds) -> list[str]:
     """What the table does not say."""
     remarks = [
         "psnr is of the error pooled over all clips, psnr_mean the mean of the clips' own; "
         f"{last['val/flat_clips']:.0%} of the clips are flat"
     ]
+    start = "artifacts/"
+    figures = {n.removeprefix(start): value for n, value in last.items() if n.startswith(start)}
+    seen = [f for f in judge_artifacts(figures, limits) if f.level != "pass"]
+    if seen:
+        listed = "; ".join(f"{f.name} {f.figure:.2g}, {f.threshold} wanted" for f in seen)
+        remarks.append(f"artifacts: {listed} (docs/evaluation.md)")
     if are_whole_pictures(config.data.crops):
         gap = last["val_ema/psnr"] - last["val_shrunk/psnr"]
         remarks.append(

@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from taehv.evaluation import metrics
+from taehv.evaluation import artifacts, metrics
+from taehv.evaluation.metrics import LUMA, STILL
 from taehv.evaluation.structure import Reference
 
 FrameTable = dict[str, NDArray[np.float64]]
@@ -23,13 +24,6 @@ FrameTable = dict[str, NDArray[np.float64]]
 
 Perceptual = Callable[[Tensor, Tensor], Tensor]
 """[T, 3, H, W] twice, in [0, 1] -> [T], 0 is right: see `taehv.evaluation.lpips`."""
-
-STILL = 2.5 / 255
-"""A pixel stands still if no channel changes by more than two grey levels of 255, which is what the
-rounding of a video codec may change."""
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of R, G, B in brightness (BT.601)."""
 
 
 class FrameScorer:
@@ -51,6 +45,7 @@ class FrameScorer:
     - `laplacian`, `laplacian_reconstructed`, `laplacian_error`: Laplacian energies of the original,
       of the reconstruction, and of their difference, from which sharpness and detail follow.
     - `motion`: mean |x[t] - x[t - 1]| of the original. `brightness`: mean luma of the original.
+    - what artifacts are made of: see `taehv.evaluation.artifacts.Reference`.
     - `red`, `green`, `blue`, `variance`: the original's mean of each, and the variance about them,
       from which the spread of a clip follows.
     """
@@ -82,6 +77,7 @@ class FrameScorer:
         laplacian = metrics.laplacian(x)
         channels = x.mean(dim=(2, 3))
         changes = _Changes(x, self._last)
+        faults = artifacts.Reference(x, changes.largest())
         of_original = {
             "laplacian": _energy(laplacian),
             "brightness": channels @ x.new_tensor(LUMA),
@@ -90,6 +86,7 @@ class FrameScorer:
             "blue": channels[:, 2],
             "variance": x.var(dim=(2, 3), correction=0).mean(dim=1),
             **changes.of_original(),
+            **faults.of_original(),
         }
         for name, y in ys.items():
             response = metrics.laplacian(y)
@@ -99,6 +96,7 @@ class FrameScorer:
                 "laplacian_reconstructed": _energy(response),
                 "laplacian_error": _energy(response.sub_(laplacian)),
                 **changes.of_reconstruction(y, self._last_of.get(name)),
+                **faults.of_reconstruction(y),
             }
             if self._perceptual is not None:
                 columns["lpips"] = self._perceptual(x, y)
@@ -125,7 +123,15 @@ class _Changes:
     def __init__(self, x: Tensor, last: Tensor | None) -> None:
         self._is_first = last is None
         self._dx = x.diff(dim=0, prepend=last)
-        self._still = (self._dx.abs().amax(dim=1) <= STILL).float()
+        self._largest = self._dx.abs().amax(dim=1)
+        self._still = (self._largest <= STILL).float()
+
+    def largest(self) -> Tensor:
+        """|x[t] - x[t - 1]|, the largest of the channels, [T, H, W]."""
+        if not self._is_first:
+            return self._largest
+        none = self._dx.new_full((1, *self._dx.shape[-2:]), torch.nan)
+        return torch.cat([none, self._largest])
 
     def of_original(self) -> dict[str, Tensor]:
         size = self._dx.abs()

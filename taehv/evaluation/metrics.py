@@ -34,6 +34,13 @@ flat, and says nothing of sharpness."""
 FLAT_ENERGY = 1e-6
 """Laplacian energy below which a clip counts as flat: a quarter of a grey level of 255, squared."""
 
+STILL = 2.5 / 255
+"""A pixel stands still if no channel changes by more than two grey levels of 255, which is what the
+rounding of a video codec may change."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G, B in brightness (BT.601)."""
+
 
 def mse(original: Tensor, reconstructed: Tensor) -> Tensor:
     """Mean squared error over all values of a clip. NTCHW x2 -> [N], 0 is right."""

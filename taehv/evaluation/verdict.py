@@ -74,6 +74,22 @@ class Thresholds:
     teacher_speed_gain: float = 2.0
     """Encoding and decoding should be faster than the teacher's by more than this many times its
     speed: 2, or 200 %, is three times as fast."""
+    artifact_phase: float = 1.5
+    """The gain over 8x down and up may differ by so much between the frames of a latent, dB."""
+    artifact_border: float = 1.5
+    """At the border it may be less by so much than inside, dB."""
+    artifact_gain: float = 0.0
+    """It should be more than this where something moves, and where it is dark or bright, dB."""
+    artifact_grid: float = 3.0
+    """The error's energy at periods of 8, 4 and 2 pixels may be so far above that beside it, dB."""
+    artifact_flat_grey: float = 0.02
+    """A clip of one grey may be off by so much, root mean square."""
+    artifact_flat_colour: float = 0.1
+    """The same of a saturated colour."""
+    artifact_shimmer: float = 0.01
+    """What stands still may change by so much from frame to frame, root mean square."""
+    artifact_size: float = 0.5
+    """The same pixels may be worse by so much in a large frame than in a small one, dB."""
 
     def with_gradient_scale(self, scale: float) -> "Thresholds":
         """The limits for a run whose gradients are so many times larger (see

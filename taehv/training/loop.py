@@ -243,15 +243,18 @@ class _Attempt:
         state, train = self.state, self.config
         dtype = train.autocast_dtype()
         samples = SampleClips(train.sample_clips if distributed.is_main() else 0)
-        averaged = self.validation.score(state.ema.network, dtype, samples)
+        averaged, artifacts = self.validation.score_with_artifacts(
+            state.ema.network, dtype, samples
+        )
         # Before the first step both networks are the same.
         raw = self.validation.score(state.generator, dtype) if state.step else averaged
         shrunk = self.validation.score_shrunk(state.ema.network, dtype)
         if samples.count:
             self.hooks.on_samples(state.step, *samples.arrays())
+        found = {"val": raw, "val_ema": averaged, "val_shrunk": shrunk, "artifacts": artifacts}
         return {
             f"{prefix}/{name}": value
-            for prefix, scores in (("val", raw), ("val_ema", averaged), ("val_shrunk", shrunk))
+            for prefix, scores in found.items()
             for name, value in scores.items()
         }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from taehv import distributed
 from taehv.evaluation import baselines
+from taehv.evaluation.clip_artifacts import clip_figures, clip_parts
 from taehv.evaluation.frames import Perceptual
 from taehv.evaluation.linear import LinearLimit
 from taehv.evaluation.metrics import pool, score_clips
+from taehv.evaluation.probes import flat_errors, flat_figures
 from taehv.interfaces import Batch, Data
 from taehv.model import TAEHV
 from taehv.precision import autocast
@@ -75,12 +78,25 @@ class ValidationSet:
         """The scores of the native clips (see `taehv.evaluation.metrics.pool`), and the seconds it
         takes per clip to encode and to decode on this device. A collective; `samples` are added
         to."""
-        return self._score(model, dtype, self.native, samples)
+        return self._score(model, dtype, self.native, samples)[0]
+
+    @torch.no_grad()
+    def score_with_artifacts(
+        self, model: TAEHV, dtype: torch.dtype | None, samples: SampleClips
+    ) -> tuple[Scores, Scores]:
+        """The same, and the artifacts of these clips and of clips of one colour, by the names of
+        `taehv.evaluation.artifact_verdict.ARTIFACTS`. A collective."""
+        scores, artifacts = self._score(model, dtype, self.native, samples, artifacts=True)
+        with _evaluating(model), autocast(dtype):
+            flat = flat_errors(
+                lambda clip: model.reconstruct_video(clip).float(), distributed.device()
+            )
+        return scores, artifacts | flat_figures(flat)
 
     @torch.no_grad()
     def score_shrunk(self, model: TAEHV, dtype: torch.dtype | None) -> Scores:
         """The same of the pictures scaled down. A collective."""
-        return self._score(model, dtype, self.shrunk, None)
+        return self._score(model, dtype, self.shrunk, None)[0]
 
     def score_baselines(self, limit: LinearLimit | None) -> dict[str, Scores]:
         """What needs no network, on the native clips: `mean_colour`, `down_and_up`, and, where
@@ -90,7 +106,10 @@ class ValidationSet:
             methods["linear"] = limit.reconstruct
 
         def score_of(method: Callable[[Tensor], Tensor]) -> Scores:
-            return self._pool(lambda frames, _: self._measure(frames, method(frames)), self.native)
+            clips = self._of_clips(
+                lambda frames, _: self._measure(frames, method(frames)), self.native
+            )
+            return pool(clips)
 
         return {name: score_of(method) for name, method in methods.items()}
 
@@ -100,9 +119,10 @@ class ValidationSet:
         dtype: torch.dtype | None,
         passes: list[Pass],
         samples: SampleClips | None,
-    ) -> Scores:
-        model_was_training = model.training
-        model.eval()
+        artifacts: bool = False,
+    ) -> tuple[Scores, Scores]:
+        """Scores, and artifacts where they are wanted."""
+        parts: set[str] = set()
 
         def scores(frames: Tensor, real: int) -> dict[str, Tensor]:
             with autocast(dtype):
@@ -112,13 +132,18 @@ class ValidationSet:
             if samples is not None:
                 samples.add(original[:real], reconstructed[:real])
             per_clip = self._measure(original, reconstructed)
+            if artifacts:
+                found = clip_parts(original, reconstructed, model.alignment)
+                parts.update(found)
+                per_clip |= found
             per_clip["encode_seconds"] = torch.full((len(frames),), encode_seconds / len(frames))
             per_clip["decode_seconds"] = torch.full((len(frames),), decode_seconds / len(frames))
             return per_clip
 
-        result = self._pool(scores, passes)
-        model.train(model_was_training)
-        return result
+        with _evaluating(model):
+            clips = self._of_clips(scores, passes)
+        own = [{k: v for k, v in clip.items() if k not in parts} for clip in clips]
+        return pool(own), clip_figures(clips) if artifacts else {}
 
     def _measure(self, original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
         """Scores of each clip."""
@@ -128,11 +153,11 @@ class ValidationSet:
             per_clip["lpips"] = distance.reshape(original.shape[:2]).mean(1)
         return per_clip
 
-    def _pool(
+    def _of_clips(
         self, score: Callable[[Tensor, int], dict[str, Tensor]], passes: list[Pass]
-    ) -> Scores:
-        """Of what `score` says of each clip, given frames in [0, 1] [N, T, 3, H, W], of which the
-        first so many are no surplus."""
+    ) -> list[dict[str, float]]:
+        """What `score` says of each clip of all workers, given frames in [0, 1] [N, T, 3, H, W], of
+        which the first so many are no surplus."""
         own: dict[int, dict[str, float]] = {}
         for clips, stacked in passes:
             frames = torch.from_numpy(stacked).to(distributed.device()).float() / 255
@@ -140,7 +165,17 @@ class ValidationSet:
             for position, clip in enumerate(clips):
                 own[clip] = {name: values[position] for name, values in columns.items()}
         by_clip = {k: v for part in distributed.gather_objects(own) for k, v in part.items()}
-        return pool([by_clip[clip] for clip in sorted(by_clip)])
+        return [by_clip[clip] for clip in sorted(by_clip)]
+
+
+@contextmanager
+def _evaluating(model: TAEHV) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def _passes(batches: list[Batch], kind: int, length: int) -> list[Pass]:

@@ -16,6 +16,7 @@ from PIL import Image
 from jobs import evaluate
 from jobs.evaluation.output import staged
 from taehv.evaluation import metrics
+from taehv.evaluation.artifact_verdict import ARTIFACTS
 from taehv.evaluation.linear import BlockShape, LinearLimit
 from taehv.model import build_model
 from taehv.model.variants import ModelConfig
@@ -60,6 +61,8 @@ def evaluated(
 def test_all_files_are_there(evaluated: tuple[Path, Path]) -> None:
     output, _ = evaluated
     assert sorted(p.name for p in output.iterdir()) == [
+        "artifacts",
+        "artifacts.html",
         "comparison_videos",
         "latent_visualizations",
         "metrics.json",
@@ -118,7 +121,8 @@ def test_the_document_holds_together(evaluated: tuple[Path, Path], weights: Path
     assert found["low"] < found["mean"] < found["high"]
     mean = results["methods"]["network"]["scores"]["psnr_mean"]
     assert mean["mean"] == pytest.approx(np.mean(psnr))
-    assert results["rate"]["raw_over_half"] == pytest.approx(24 / (2 * 16 * 16 / (5 * 64)))
+    # Five frames are extended to nine: three latents of 16 channels in 16 bits.
+    assert results["rate"]["raw_over_half"] == pytest.approx(24 / (3 * 16 * 16 / (5 * 64)))
     assert results["rate"]["int8_psnr_cost"]["mean"] == pytest.approx(0, abs=0.05)
     # The baseline is the network itself: nothing can be shown.
     differences = {d["metric"]: d for d in results["differences"]["baseline"]}
@@ -130,6 +134,47 @@ def test_the_document_holds_together(evaluated: tuple[Path, Path], weights: Path
     assert below["psnr"] == "worse"
     levels = {f["name"]: f["level"] for f in results["verdict"]["findings"]}
     assert levels["PSNR against no network, dB"] in ("warning", "failure")
+
+
+def test_artifacts_are_measured_judged_and_shown(evaluated: tuple[Path, Path]) -> None:
+    results = read_metrics(evaluated[0])
+    found = results["artifacts"]
+    # Neither the network's int8 latents nor what has no pixels is told of.
+    assert [*found["figures"]] == ["network", "baseline", "compare_0"]
+    network = found["figures"]["network"]
+    # Frames of 32x48 are smaller than a segment, and all border.
+    assert {"phase", "flat_grey", "flat_colour", "shimmer"} <= network.keys()
+    assert not {"border", "grid_8", "size"} & network.keys()
+    assert found["figures"]["baseline"]["phase"] == network["phase"]
+    findings = {f["name"]: f for f in results["verdict"]["findings"]}
+    page = (evaluated[0] / "artifacts.html").read_text()
+    for name, figure in network.items():
+        finding = findings[ARTIFACTS[name].label]
+        assert finding["figure"] == figure
+        assert finding["level"] in ("pass", "warning")
+        assert ARTIFACTS[name].label in page
+    # By hand: the worst of the two clips of twelve videos.
+    gains = [
+        (phase_gain(clip["artifacts"]), v, c)
+        for v, video in enumerate(results["videos"])
+        for c, clip in enumerate(video["clips"])
+    ]
+    _, v, c = max(gains)
+    assert found["worst"]["phase"] == {"video": v, "clip": c}
+    assert (evaluated[0] / "artifacts" / "phase_0.png").is_file()
+
+
+def phase_gain(parts: dict[str, dict[str, float]]) -> float:
+    """Of frames 1 to 4 of a clip of five: the best minus the worst, dB over 8x down and up."""
+    rounding = 1 / 12 / 255**2
+    gains = []
+    for phase in range(4):
+        ours, theirs = (
+            parts[method][f"phase_{phase}_error"] + rounding
+            for method in ("network", "down_and_up")
+        )
+        gains.append(10 * np.log10(theirs / ours))
+    return float(max(gains) - min(gains))
 
 
 def test_the_table_ends_with_the_verdict(

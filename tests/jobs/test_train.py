@@ -17,6 +17,8 @@ import yaml
 from pyarrow import fs
 
 from jobs.cli.config import read_yaml
+from taehv.evaluation.artifact_verdict import judge_artifacts
+from taehv.evaluation.verdict import Thresholds
 from taehv.model import TAEHV
 from taehv.run import checkpoint, journal
 from tests.helpers.data_videos import moving_frames, write_video
@@ -83,6 +85,10 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     for row in (rows[0], rows[-1]):
         kinds = ("val", "val_ema", "val_shrunk")
         assert {f"{kind}/{score}" for kind in kinds for score in SCORES} <= row.keys()
+        assert {"artifacts/flat_grey", "artifacts/flat_colour"} <= row.keys()
+    figures = {k.partition("/")[2]: v for k, v in rows[-1].items() if k.startswith("artifacts/")}
+    for finding in judge_artifacts(figures, Thresholds()):
+        assert (f"{finding.name} {finding.figure:.2g}, " in output) == (finding.level != "pass")
 
     client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])

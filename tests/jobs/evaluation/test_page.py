@@ -47,15 +47,18 @@ def open_page(page: Path, width: int) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("width", [1200, 500])
-def test_a_browser_shows_all_of_it(output: Path, tmp_path: Path, width: int) -> None:
+# Three clips of four pictures each, and the latents; seven artifacts of three pictures each.
+@pytest.mark.parametrize(("name", "images"), [("summary_report", "13"), ("artifacts", "21")])
+def test_a_browser_shows_all_of_it(
+    output: Path, tmp_path: Path, name: str, images: str, width: int
+) -> None:
     page = tmp_path / "page.html"
-    text = (output / "summary_report.html").read_text()
+    text = (output / f"{name}.html").read_text()
     page.write_text(text.replace("</head>", PROBE + "</head>"))
     shown, console = open_page(page, width)
     assert console == []
     found = dict(re.findall(r'data-(images|broken|overflow|fetched)="(-?\d+)"', shown))
-    # Three clips of four pictures each, and the latents.
-    assert found == {"images": "13", "broken": "0", "overflow": "0", "fetched": "0"}
+    assert found == {"images": images, "broken": "0", "overflow": "0", "fetched": "0"}
 
 
 def test_a_console_error_would_be_seen(tmp_path: Path) -> None:
@@ -72,10 +75,13 @@ def test_the_worst_clip_is_on_top(output: Path) -> None:
     assert shown == psnr[:3]
 
 
-def test_the_page_needs_nothing_from_outside(output: Path) -> None:
-    text = (output / "summary_report.html").read_text()
+@pytest.mark.parametrize("name", ["summary_report", "artifacts"])
+def test_the_page_needs_nothing_from_outside(output: Path, name: str) -> None:
+    text = (output / f"{name}.html").read_text()
     assert "http:" not in text
     assert "https:" not in text
     assert all(source.startswith("data:") for source in re.findall(r'(?:src|href)="([^"]*)', text))
+    if name == "artifacts":
+        return
     for finding in read_metrics(output)["verdict"]["findings"]:
         assert finding["threshold"] in text

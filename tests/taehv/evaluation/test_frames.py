@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from taehv.evaluation import metrics
-from taehv.evaluation.frames import STILL, FrameScorer, FrameTable
+from taehv.evaluation.frames import FrameScorer, FrameTable
 from taehv.evaluation.lpips import CONVOLUTIONS, Lpips
+from taehv.evaluation.metrics import STILL
 from taehv.evaluation.scores import (
     METRICS,
     broken_scores,

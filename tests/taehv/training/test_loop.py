@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 from taehv import distributed
 from taehv.errors import TrainingError
+from taehv.evaluation.artifact_verdict import ARTIFACTS
 from taehv.evaluation.metrics import psnr
+from taehv.evaluation.probes import flat_errors, flat_figures
 from taehv.interfaces import Hooks
 from taehv.losses.reconstruction import LossConfig, squared_error
 from taehv.losses.teacher import TeacherConfig
@@ -219,6 +221,20 @@ def test_exported_weights_give_the_validation_figure(reference: Path) -> None:
         assert row[f"{prefix}/psnr"] == pytest.approx(pooled, abs=1e-3)
         mean = psnr(original, reconstructed).mean().item()
         assert row[f"{prefix}/psnr_mean"] == pytest.approx(mean, abs=1e-3)
+
+
+def test_validations_measure_artifacts_of_the_averaged_weights(reference: Path) -> None:
+    rows = [row for row in journal.read(reference / "metrics.jsonl") if "val_ema/psnr" in row]
+    names = {name.removeprefix("artifacts/") for name in rows[-1] if name.startswith("artifacts/")}
+    # Of those of a whole evaluation, what small native clips and plain colours show.
+    assert {"flat_grey", "flat_colour"} < names <= ARTIFACTS.keys()
+    assert all(row.keys() >= {f"artifacts/{name}" for name in names} for row in rows)
+    model = TAEHV(small_config().model)
+    load_weights(model, reference / "final_model.safetensors")
+    with torch.no_grad():
+        expected = flat_figures(flat_errors(model.eval().reconstruct_video, torch.device("cpu")))
+    for name, figure in expected.items():
+        assert rows[-1][f"artifacts/{name}"] == pytest.approx(figure, rel=1e-3)
 
 
 def test_teacher_and_both_decoder_inputs(tmp_path: Path) -> None:
