@@ -15,7 +15,7 @@ from taehv.model.network import TAEHV
 from taehv.model.start.blocks_of_pixels import Picture
 from taehv.model.start.decoder import solve_decoder
 from taehv.model.start.encoder import solve_encoder
-from taehv.model.start.layers import CLIPS_PER_CHUNK
+from taehv.model.start.layers import CLIPS_PER_CHUNK, colour_corners
 from taehv.model.start.super_decoder import solve_super_decoder
 
 __all__ = ["CLIPS", "CLIPS_PER_CHUNK", "StartError", "check_start", "solve_start"]
@@ -80,7 +80,8 @@ def solve_start(
     if latents is not None:
         latents = latents[:, :count, :, :LATENTS_PER_SIDE, :LATENTS_PER_SIDE]
         wanted = [_time_outermost(part) for part in torch.split(latents, CLIPS_PER_CHUNK)]
-    frames = [_time_outermost(model.fold(part)) for part in torch.split(whole, CLIPS_PER_CHUNK)]
+    parts = [*torch.split(whole, CLIPS_PER_CHUNK), colour_corners(whole)]
+    frames = [_time_outermost(model.fold(part)) for part in parts]
     encoded = solve_encoder(model.encoder, frames, wanted)
     paired = clips[:, :: model.alignment.frame_step]
     picture = Picture(
@@ -89,7 +90,8 @@ def solve_start(
     )
     block = a.time_upscale, a.space_upscale // a.patch_size
     solve = solve_super_decoder if a.super_decoder else solve_decoder
-    solve(model.decoder, wanted if wanted and decodes_latents else encoded, picture, block)
+    given = [*wanted, encoded[-1]] if wanted and decodes_latents else encoded
+    solve(model.decoder, given, picture, block)
 
 
 def _time_outermost(video: Tensor) -> Tensor:

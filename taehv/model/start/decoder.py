@@ -23,6 +23,7 @@ from taehv.model.start.layers import (
     as_parameter,
     every,
     fit_rows,
+    head,
     last_convolution,
     run_layers,
 )
@@ -50,7 +51,7 @@ def solve_decoder(
     """Write the weights.
 
     Args:
-        latents: as the encoder gives them.
+        latents: as the encoder gives them, with those of the corners.
         picture: what they should become.
         block: raw frames, and pixels a side (folded), that a latent becomes.
     """
@@ -72,7 +73,7 @@ def solve_decoder(
         blocks, (upsample, grow, conv), layers = layers[:3], layers[3:6], layers[6:]
         assert isinstance(grow, TGrow)
         assert isinstance(conv, nn.Conv2d)
-        x, picture = run_layers(blocks, x[:chunks]), picture.head(chunks)
+        x, picture = run_layers(blocks, head(x, chunks)), picture.head(chunks)
         frames //= grow.stride
         if grow.stride > 1:
             free = grow.conv.in_channels - 1

@@ -2,7 +2,9 @@
 
 Its first channels carry features of the picture: at each stage the principal components of what a
 position stands for, as many as there are channels. What is below 0 would not come through a ReLU,
-so each feature is moved and scaled into [0, 1]; the first memory block's last bias moves it.
+so each feature is moved and scaled into [0, 1]; the first memory block's last bias moves it. The
+range holds what any mean colour gives, too: a road sign should not lose its colour because the few
+clips that the start is solved from have none.
 Strided convolutions take the four pixels of a 2x2 block, and so never touch the padding.
 """
 
@@ -19,6 +21,7 @@ from taehv.model.start.layers import (
     CLIPS_PER_CHUNK,
     as_parameter,
     fit_rows,
+    head,
     last_convolution,
     run_layers,
 )
@@ -31,7 +34,10 @@ from taehv.ops.fused import stack_steps
 
 LATENT_STD = 0.25
 """Of every channel of the latents, where no teacher gives their scale: at 0.25 the decoder's Clamp
-costs 0.1 dB, at 1 3 dB."""
+costs 0.1 dB, at 1 3 dB. Less where a colour would make them larger than `LARGEST`."""
+
+LARGEST = 1.5
+"""Of a latent of any colour: the Clamp takes a thirteenth from it."""
 
 FIRST_CHUNKS = (2, 4)
 """Chunks that the first stages are fitted to; there every clip has many positions."""
@@ -53,8 +59,8 @@ def solve_encoder(encoder: nn.Sequential, frames: Chunks, latents: Chunks | None
     """Write the weights, and return what the encoder makes of the frames.
 
     Args:
-        frames: folded by the patch size, time outermost, whole latents.
-        latents: what it should make of them; None: principal components, of one spread.
+        frames: folded by the patch size, time outermost, whole latents; with the corners.
+        latents: what it should make of the others; None: principal components, of one spread.
     """
     layers = list(encoder)
     first = layers[0]
@@ -66,7 +72,7 @@ def solve_encoder(encoder: nn.Sequential, frames: Chunks, latents: Chunks | None
         pool, conv, *blocks = layers[k : k + 5]
         assert isinstance(pool, TPool)
         assert isinstance(conv, nn.Conv2d)
-        few = x[: FIRST_CHUNKS[number]] if number < len(FIRST_CHUNKS) else x
+        few = head(x, FIRST_CHUNKS[number]) if number < len(FIRST_CHUNKS) else x
         stacked = [stack_steps(y, CLIPS_PER_CHUNK, pool.stride) for y in run_layers(pending, few)]
         features = _solve_stage(pool, conv, blocks[0], stacked, features)
         x = run_layers([*pending, pool, conv, *blocks], x)
@@ -89,7 +95,7 @@ def _carry_pixels(conv: nn.Conv2d, frames: Chunks) -> _Features:
         basis, scale = torch.eye(colours), torch.ones(colours)
         bias[:count] = 0
     else:
-        basis = principal_components(frames, count)
+        basis = principal_components(frames[:-1], count)
         found = Range.of([F.conv2d(chunk, basis[..., None, None]) for chunk in frames])
         scale = 1 / found.size
         bias[:count] = -found.low * scale
@@ -104,7 +110,7 @@ def _solve_stage(
     """Two frames become one, and a 2x2 block a pixel.
 
     Args:
-        stacked: [rows, stride * width, H, W], the frames that become one.
+        stacked: [rows, stride * width, H, W], the frames that become one; with the corners.
     """
     width = conv.out_channels
     carried = torch.cat([torch.arange(features.count) + k * width for k in range(pool.stride)])
@@ -113,7 +119,7 @@ def _solve_stage(
         kernel = torch.eye(len(carried))
     else:
         in_units = [chunk[:, carried] * units[:, None, None] for chunk in stacked]
-        basis = principal_components(in_units, width)
+        basis = principal_components(in_units[:-1], width)
         units = Range.of([F.conv2d(y, basis[..., None, None]) for y in in_units]).size
         kernel = basis * features.units.repeat(pool.stride) / units[:, None]
     pooled = len(kernel)
@@ -125,7 +131,7 @@ def _solve_stage(
         F.pixel_unshuffle(pool.conv(chunk)[:, :pooled] * units[:, None, None], 2)
         for chunk in stacked
     ]
-    basis = principal_components(blocks, count)
+    basis = principal_components(blocks[:-1], count)
     found = Range.of([F.conv2d(y, basis[..., None, None]) for y in blocks])
     taps = (basis / found.size[:, None]).reshape(count, pooled, 2, 2) * units[:, None, None]
     conv.weight[:count] = 0
@@ -138,13 +144,15 @@ def _solve_stage(
 
 
 def _solve_components(conv: nn.Conv2d, x: Chunks, features: _Features) -> None:
-    """Latents that are the features' principal components, each of the same spread."""
+    """Latents that are the features' principal components, each of the same spread unless that
+    makes it too large for some colour."""
     count = min(conv.out_channels, features.count)
     in_units = [chunk[:, : features.count] * features.units[:, None, None] for chunk in x]
-    basis = principal_components(in_units, count)
-    found = torch.cat([F.conv2d(y, basis[..., None, None]) for y in in_units])
-    std, mean = torch.std_mean(found, (0, 2, 3))
-    scale = LATENT_STD / std.clamp_min(1e-6)
+    basis = principal_components(in_units[:-1], count)
+    *found, corners = (F.conv2d(y, basis[..., None, None]) for y in in_units)
+    std, mean = torch.std_mean(torch.cat(found), (0, 2, 3))
+    largest = (corners - mean[:, None, None]).abs().amax((0, 2, 3))
+    scale = torch.minimum(LATENT_STD / std.clamp_min(1e-6), LARGEST / largest.clamp_min(1e-6))
     bias = as_parameter(conv.bias)
     # Where a latent has more channels than the encoder, the others carry nothing yet.
     conv.weight[:] = 0

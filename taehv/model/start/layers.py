@@ -1,4 +1,8 @@
-"""What the solved encoder and decoder have in common: running a layer, and writing one."""
+"""What the solved encoder and decoder have in common: running a layer, and writing one.
+
+Of activations the last chunk is that of `colour_corners`. No fit looks at it, since such clips are
+rare; every range does, since what lies outside of a range does not come through a ReLU.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,19 @@ from taehv.model.start.least_squares import Chunks, channel_means, fit_convoluti
 from taehv.ops.fused import interleave_steps, stack_steps
 
 CLIPS_PER_CHUNK = 16
+
+
+def colour_corners(clips: Tensor) -> Tensor:
+    """A chunk of clips of one colour each, the eight corners of all colours, shaped as the clips
+    [N, T, 3, H, W]. Nothing in [0, 1] has a mean colour outside of them."""
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3).to(clips)
+    repeated = corners.repeat(CLIPS_PER_CHUNK // len(corners), 1)
+    return repeated[:, None, :, None, None].expand(-1, *clips.shape[1:]).contiguous()
+
+
+def head(x: Chunks, chunks: int) -> Chunks:
+    """The first chunks to fit to, and the corners."""
+    return [*x[:-1][:chunks], x[-1]]
 
 
 def steps_of(chunks: Chunks, first: int, count: int) -> Chunks:
@@ -87,11 +104,12 @@ def fit_rows(
     to the targets [steps * N, C', H, W].
 
     Args:
+        x: activations, with the chunk of the corners, which the targets lack.
         first: the step of the activations that is the targets' first.
         solved: of each part, the first channels, which alone are looked at beside the constant.
         parts: see `about_their_mean`.
     """
-    about_mean, mean = about_their_mean(x, parts)
+    about_mean, mean = about_their_mean(x[:-1], parts)
     width = len(mean) // parts
     used = [k * width + c for k in range(parts) for c in (*range(solved), width - 1)]
     steps = count_steps(targets)

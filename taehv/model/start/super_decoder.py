@@ -13,7 +13,7 @@ from torch import nn
 from taehv.model.blocks import SuperMemBlock, TGrow
 from taehv.model.start.blocks_of_pixels import Picture
 from taehv.model.start.decoder import CHUNKS, solve_colours, solve_growth
-from taehv.model.start.layers import as_parameter, fit_rows, run_layers
+from taehv.model.start.layers import as_parameter, fit_rows, head, run_layers
 from taehv.model.start.least_squares import Chunks, Range, components
 
 
@@ -36,7 +36,7 @@ def solve_super_decoder(
         blocks, (conv, relu, shuffle, grow), layers = layers[:3], layers[3:7], layers[7:]
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(grow, TGrow)
-        x, picture = run_layers(blocks, x[:chunks]), picture.head(chunks)
+        x, picture = run_layers(blocks, head(x, chunks)), picture.head(chunks)
         side //= 2
         solved = _solve_shuffled(conv, x, solved, *picture.blocks(frames, side))
         x = run_layers([conv, relu, shuffle], x)
