@@ -97,7 +97,7 @@ def test_colours_that_no_clip_has_come_back(request: pytest.FixtureRequest, netw
     model = request.getfixturevalue(network)
     with torch.no_grad():
         errors = flat_errors(model.reconstruct_video, torch.device("cpu"))
-    assert max(errors.values()) < 0.12, errors
+    assert max(errors.values()) < 0.2, errors
     assert max(errors[name] for name in GREYS) < 0.03, errors
 
 
