@@ -243,9 +243,8 @@ class _Attempt:
         state, train = self.state, self.config
         dtype = train.autocast_dtype()
         samples = SampleClips(train.sample_clips if distributed.is_main() else 0)
-        averaged, artifacts = self.validation.score_with_artifacts(
-            state.ema.network, dtype, samples
-        )
+        artifacts: Scores = {}
+        averaged = self.validation.score(state.ema.network, dtype, samples, artifacts)
         # Before the first step both networks are the same.
         raw = self.validation.score(state.generator, dtype) if state.step else averaged
         shrunk = self.validation.score_shrunk(state.ema.network, dtype)

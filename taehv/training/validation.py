@@ -73,30 +73,31 @@ class ValidationSet:
 
     @torch.no_grad()
     def score(
-        self, model: TAEHV, dtype: torch.dtype | None, samples: SampleClips | None = None
+        self,
+        model: TAEHV,
+        dtype: torch.dtype | None,
+        samples: SampleClips | None = None,
+        artifacts: Scores | None = None,
     ) -> Scores:
         """The scores of the native clips (see `taehv.evaluation.metrics.pool`), and the seconds it
-        takes per clip to encode and to decode on this device. A collective; `samples` are added
-        to."""
-        return self._score(model, dtype, self.native, samples)[0]
+        takes per clip to encode and to decode on this device. A collective.
 
-    @torch.no_grad()
-    def score_with_artifacts(
-        self, model: TAEHV, dtype: torch.dtype | None, samples: SampleClips
-    ) -> tuple[Scores, Scores]:
-        """The same, and the artifacts of these clips and of clips of one colour, by the names of
-        `taehv.evaluation.artifact_verdict.ARTIFACTS`. A collective."""
-        scores, artifacts = self._score(model, dtype, self.native, samples, artifacts=True)
-        with _evaluating(model), autocast(dtype):
-            flat = flat_errors(
-                lambda clip: model.reconstruct_video(clip).float(), distributed.device()
-            )
-        return scores, artifacts | flat_figures(flat)
+        samples, artifacts: are added to. Artifacts are those of these clips and of clips of one
+        colour, by the names of `taehv.evaluation.artifact_verdict.ARTIFACTS`.
+        """
+        scores = self._score(model, dtype, self.native, samples, artifacts)
+        if artifacts is not None:
+            with _evaluating(model), autocast(dtype):
+                flat = flat_errors(
+                    lambda clip: model.reconstruct_video(clip).float(), distributed.device()
+                )
+            artifacts |= flat_figures(flat)
+        return scores
 
     @torch.no_grad()
     def score_shrunk(self, model: TAEHV, dtype: torch.dtype | None) -> Scores:
         """The same of the pictures scaled down. A collective."""
-        return self._score(model, dtype, self.shrunk, None)[0]
+        return self._score(model, dtype, self.shrunk)
 
     def score_baselines(self, limit: LinearLimit | None) -> dict[str, Scores]:
         """What needs no network, on the native clips: `mean_colour`, `down_and_up`, and, where
@@ -118,10 +119,9 @@ class ValidationSet:
         model: TAEHV,
         dtype: torch.dtype | None,
         passes: list[Pass],
-        samples: SampleClips | None,
-        artifacts: bool = False,
-    ) -> tuple[Scores, Scores]:
-        """Scores, and artifacts where they are wanted."""
+        samples: SampleClips | None = None,
+        artifacts: Scores | None = None,
+    ) -> Scores:
         parts: set[str] = set()
 
         def scores(frames: Tensor, real: int) -> dict[str, Tensor]:
@@ -132,7 +132,7 @@ class ValidationSet:
             if samples is not None:
                 samples.add(original[:real], reconstructed[:real])
             per_clip = self._measure(original, reconstructed)
-            if artifacts:
+            if artifacts is not None:
                 found = clip_parts(original, reconstructed, model.alignment)
                 parts.update(found)
                 per_clip |= found
@@ -142,8 +142,9 @@ class ValidationSet:
 
         with _evaluating(model):
             clips = self._of_clips(scores, passes)
-        own = [{k: v for k, v in clip.items() if k not in parts} for clip in clips]
-        return pool(own), clip_figures(clips) if artifacts else {}
+        if artifacts is not None:
+            artifacts |= clip_figures(clips)
+        return pool([{k: v for k, v in clip.items() if k not in parts} for clip in clips])
 
     def _measure(self, original: Tensor, reconstructed: Tensor) -> dict[str, Tensor]:
         """Scores of each clip."""
