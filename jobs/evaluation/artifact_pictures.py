@@ -28,8 +28,11 @@ from taehv.evaluation.probes import (
     still_part,
 )
 
-Pictures = dict[str, tuple[str, list[tuple[str, Path]]]]
-"""By artifact: where it is, and the pictures, each with what it shows."""
+Place = tuple[str, list[tuple[str, Path]]]
+"""Where it is, and the pictures, each with what it shows."""
+
+Pictures = dict[str, Place]
+"""By artifact."""
 
 
 def picture_artifacts(
@@ -43,13 +46,20 @@ def picture_artifacts(
     """Write them. results: as in metrics.json."""
     found = results["artifacts"]
     pictures: Pictures = {}
+    # One clip is often the worst by several figures.
+    of_clips: dict[tuple[int, int], Place] = {}
     for name, place in found["worst"].items():
-        video, result = scored[place["video"]]
-        clip = result.clips[place["clip"]]
-        frame = int(np.argmin(clip.per_frame["network"]["psnr"]))
-        frames, index = frames_around(video, result, sampling, read, methods, place["clip"], frame)
-        shown = stills(frames, index, [methods.network], folder / name)
-        pictures[name] = (f"{video.name}, frame {clip.first_frame + frame}", shown)
+        key = place["video"], place["clip"]
+        if key not in of_clips:
+            video, result = scored[place["video"]]
+            clip = result.clips[place["clip"]]
+            frame = int(np.argmin(clip.per_frame["network"]["psnr"]))
+            frames, index = frames_around(
+                video, result, sampling, read, methods, place["clip"], frame
+            )
+            shown = stills(frames, index, [methods.network], folder / name)
+            of_clips[key] = (f"{video.name}, frame {clip.first_frame + frame}", shown)
+        pictures[name] = of_clips[key]
     for name, colours in (("flat_grey", GREYS), ("flat_colour", COLOURS)):
         colour = max(colours, key=lambda c: found["flat"][c] or 0.0)
         clip_of_it = flat_clip(colours[colour], methods.device)

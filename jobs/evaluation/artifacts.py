@@ -7,7 +7,8 @@ from typing import Any
 
 from jobs.evaluation.measure import ClipResult, VideoResult
 from taehv.evaluation.artifact_verdict import ARTIFACTS
-from taehv.evaluation.artifacts import CONTROL, Gains, gains, grid
+from taehv.evaluation.artifacts import CONTROL, Parts, gains
+from taehv.evaluation.artifacts import figures as figures_of
 from taehv.evaluation.metrics import psnr_of
 from taehv.evaluation.probes import Probes
 
@@ -21,8 +22,8 @@ def summarise_artifacts(
     """See `jobs.evaluation.results`. methods: their keys."""
     clips = [clip for video in videos for clip in video.clips]
     shown = [method for method in methods if method not in LEFT_OUT]
-    by_method = {method: _gains(clips, method) for method in shown if method != CONTROL}
-    figures = {method: _figures(clips, method) for method in by_method}
+    by_method = {method: gains(*_parts(clips, method)) for method in shown if method != CONTROL}
+    figures = {method: figures_of(*_parts(clips, method)) for method in by_method}
     figures["network"] |= probes.figures()
     return {
         "figures": figures,
@@ -44,23 +45,18 @@ def summarise_artifacts(
     }
 
 
-def _figures(clips: Sequence[ClipResult], method: str) -> dict[str, float]:
-    return _gains(clips, method).figures() | {
-        f"grid_{period}": excess
-        for period, excess in grid([clip.artifacts[method] for clip in clips]).items()
-    }
-
-
-def _gains(clips: Sequence[ClipResult], method: str) -> Gains:
-    return gains(
-        [clip.artifacts[method] for clip in clips], [clip.artifacts[CONTROL] for clip in clips]
+def _parts(clips: Sequence[ClipResult], method: str) -> tuple[list[Parts], list[Parts]]:
+    """Of a method, and of the control."""
+    return (
+        [clip.artifacts[method] for clip in clips],
+        [clip.artifacts[CONTROL] for clip in clips],
     )
 
 
 def _worst(videos: Sequence[VideoResult]) -> dict[str, dict[str, int]]:
     """By artifact, the clip of which the network's figure is the worst."""
     of_clips: list[tuple[dict[str, float], dict[str, int]]] = [
-        (_figures([clip], "network"), {"video": v, "clip": c})
+        (figures_of(*_parts([clip], "network")), {"video": v, "clip": c})
         for v, video in enumerate(videos)
         for c, clip in enumerate(video.clips)
     ]

@@ -8,8 +8,8 @@ have the fault, since it treats all pixels of all frames alike (`CONTROL`, see
 its own upsampling. What a network makes of pictures that were made for it is in
 `taehv.evaluation.probes`.
 
-`Reference` measures frames, `parts_of` sums up a clip's, and `gains` and `grid` make figures of
-the sums of many. All energies are raised by what rounding to 8 bits costs: a fault that no file
+`Reference` measures frames, `parts_of` sums up a clip's, and `figures` are those of the sums of
+many. All energies are raised by what rounding to 8 bits costs: a fault that no file
 can hold counts for nothing.
 
 Shape letters: T frames, H height, W width.
@@ -230,6 +230,12 @@ def grid(network: Sequence[Parts]) -> dict[int, float]:
         if excess:
             found[period] = max(excess)
     return found
+
+
+def figures(network: Sequence[Parts], control: Sequence[Parts]) -> dict[str, float]:
+    """All figures over clips, by the names of `taehv.evaluation.artifact_verdict.ARTIFACTS`."""
+    excess = {f"grid_{period}": value for period, value in grid(network).items()}
+    return gains(network, control).figures() | excess
 
 
 def _decibels(energy: float, other: float) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from taehv.evaluation.artifacts import CONTROL, Parts, Reference, gains, grid, parts_of
+from taehv.evaluation.artifacts import CONTROL, Parts, Reference, figures, parts_of
 from taehv.evaluation.baselines import down_and_up
 from taehv.model.alignment import FrameAlignment
 
@@ -54,6 +54,4 @@ def clip_figures(clips: Sequence[Mapping[str, float]]) -> dict[str, float]:
             for clip in clips
         ]
 
-    ours = of(NETWORK)
-    excess = {f"grid_{period}": value for period, value in grid(ours).items()}
-    return gains(ours, of(CONTROL)).figures() | excess
+    return figures(of(NETWORK), of(CONTROL))
