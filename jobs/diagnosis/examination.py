@@ -38,7 +38,7 @@ from jobs.diagnosis.results import (
     mark,
     try_store,
 )
-from jobs.tracking.tracker import find_fault
+from jobs.tracking.client import find_fault
 from jobs.training.checks import check, check_run_folder
 from jobs.training.resumed import judged_resume
 from taehv.errors import TrainingError

@@ -7,14 +7,13 @@ again later and once more at the end, and on a resume `catch_up` sends what the 
 
 import json
 import logging
-import os
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.tracking.client import quieten, register_version, store_errors
 from jobs.tracking.config import TrackingConfig
 from jobs.tracking.stores import (
     Measured,
@@ -28,7 +27,6 @@ from jobs.tracking.stores import (
     uri_of,
 )
 from jobs.tracking.tensorboard import EventFile
-from taehv.credentials import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +86,7 @@ class Tracker:
         self._versions: list[tuple[str, str, dict[str, str]]] = []
         self._end: list[Status] = []
         if config.enabled:
-            _quieten()
+            quieten()
             self._deliver()
 
     def log(self, row: Mapping[str, float], step: int) -> None:
@@ -162,7 +160,7 @@ class Tracker:
         try:
             self._open()
             self._send()
-        except _store_errors() as error:
+        except store_errors() as error:
             self._retry_at = time.monotonic() + self._config.retry_seconds
             if not self._down:
                 logger.warning(
@@ -267,7 +265,7 @@ class Tracker:
             for run in self._asked_for(client):
                 if run.info.run_id != self.run_id:
                     client.delete_run(run.info.run_id)
-        except _store_errors() as error:
+        except store_errors() as error:
             logger.warning("MLflow may show this run twice: %s", format_error(error, self._uri))
 
     def _send(self) -> None:
@@ -296,25 +294,8 @@ class Tracker:
                 logger.warning("%s is not there to be sent to MLflow", path)
             del self._artifacts[0]
         while self._versions:
-            self._register_version(*self._versions[0])
+            register_version(self._client, self.run_id, *self._versions[0])
             del self._versions[0]
-
-    def _register_version(self, model: str, file: str, tags: Mapping[str, str]) -> None:
-        from mlflow.exceptions import MlflowException
-
-        client = self._client
-        try:
-            client.create_registered_model(model)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        for version in client.search_model_versions(f"name = '{model}'"):
-            if version.run_id == self.run_id and version.tags.get("sha256") == tags.get("sha256"):
-                for name, value in tags.items():
-                    client.set_model_version_tag(model, version.version, name, value)
-                return
-        source = f"{client.get_run(self.run_id).info.artifact_uri}/model/{file}"
-        client.create_model_version(model, source, run_id=self.run_id, tags=dict(tags))
 
     def _missing_values(self, rows: Iterable[Mapping[str, Any]]) -> list[Measured]:
         """The values of these rows whose name has nothing at their step in the store."""
@@ -326,64 +307,3 @@ class Tracker:
         }
         held |= {(name, step) for name, _, _, step in self._metrics}
         return [value for value in measured if (value[0], value[3]) not in held]
-
-
-def find_fault(config: TrackingConfig, run_dir: Path) -> tuple[str, str]:
-    """The store in which a run in `run_dir` would be shown, and why it cannot be used; "" where it
-    can. Nothing is written there."""
-    uri = uri_of(config, run_dir.absolute())
-    place = without_credentials(uri)
-    _quieten()
-    from mlflow import MlflowClient
-
-    try:
-        if uri.startswith("sqlite:///"):
-            file = Path(uri.removeprefix("sqlite:///"))
-            folder = next(parent for parent in file.parents if parent.is_dir())
-            if not os.access(file if file.exists() else folder, os.W_OK):
-                return place, "it cannot be written there"
-            if file.exists():
-                probe_sqlite(uri)
-        else:
-            MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
-    except _store_errors() as error:
-        return place, format_error(error, uri).splitlines()[0]
-    return place, ""
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    """What a store that is down, full, locked or unwritable raises, or one whose client is not
-    installed."""
-    from mlflow.exceptions import MlflowException
-    from requests import RequestException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    own = (MlflowException, RequestException, SQLAlchemyError, sqlite3.Error, OSError, ImportError)
-    try:
-        # Of a server whose clients send files to S3 themselves.
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError
-    except ImportError:
-        return own
-    return (*own, Boto3Error, BotoCoreError, ClientError)
-
-
-def _quieten() -> None:
-    """Settings that MLflow reads from the environment and from its loggers; the user's go first."""
-    # A training run reports to nobody but its user.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # MLflow's own patience, 7 tries of 120 s each, would stop the driver for minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-    # The summary says where the run is to be seen.
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-    import mlflow  # noqa: F401  (its import sets the levels below anew)
-
-    # Failures reach `Tracker` as exceptions and become one warning, not a traceback each.
-    for name, level in {
-        "mlflow": logging.CRITICAL,
-        "alembic": logging.WARNING,
-        "urllib3.connectionpool": logging.ERROR,
-    }.items():
-        logging.getLogger(name).setLevel(level)

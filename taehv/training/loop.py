@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
 
 from taehv import distributed
@@ -24,6 +22,7 @@ from taehv.run.saving import Saver
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
 from taehv.training.memory import explain_memory_shortage, release_gpu_memory
+from taehv.training.meter import Meter
 from taehv.training.recovery import halve_passes, rollback_target
 from taehv.training.run_log import RunLog
 from taehv.training.start import prepare_start
@@ -171,7 +170,7 @@ class _Attempt:
             hooks,
         )
         self.yardstick = Yardstick(run, state.generator)
-        self.meter = _Meter(self.config.global_batch_size)
+        self.meter = Meter(self.config.global_batch_size)
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
         self.weight_files = WeightFiles(run)
 
@@ -316,30 +315,3 @@ def _warn_of_slope(state: TrainState, teacher: Teacher, validation: ValidationSe
     warning = slope_warning(slope)
     if warning and distributed.is_main():
         log.warning(warning)
-
-
-class _Meter:
-    """Throughput since the last row."""
-
-    def __init__(self, clips_per_step: int) -> None:
-        self.clips_per_step = clips_per_step
-        self._reset()
-
-    def count_step(self) -> None:
-        self._steps += 1
-
-    def row(self) -> dict[str, float]:
-        seconds = time.perf_counter() - self._started
-        on_gpu, memory = torch.cuda.is_available(), psutil.Process().memory_info()
-        row = {
-            "train/gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu else 0.0,
-            # Without shared pages, such as those of Ray's object store.
-            "train/host_memory_gb": (memory.rss - getattr(memory, "shared", 0)) / 1e9,
-            "train/clips_per_second": self._steps * self.clips_per_step / seconds,
-        }
-        self._reset()
-        return row
-
-    def _reset(self) -> None:
-        self._started = time.perf_counter()
-        self._steps = 0

@@ -12,17 +12,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.videos import split, storage
+from data_pipeline.videos import split
 from data_pipeline.videos.index import open_index
+from data_pipeline.videos.range_reader import BLOCK_BYTES, CACHED_BLOCKS, RangeReader
 from data_pipeline.videos.split import open_videos
-from data_pipeline.videos.storage import (
-    BLOCK_BYTES,
-    OutsideRootError,
-    RangeReader,
-    open_media,
-    parent,
-    resolve,
-)
+from data_pipeline.videos.storage import OutsideRootError, open_media, parent, resolve
 from tests.helpers.data_videos import Frames, write_video
 from tests.helpers.s3_server import S3Server, s3_server
 
@@ -180,7 +174,7 @@ def test_a_long_read_takes_few_requests_and_keeps_few_blocks(s3: S3Server) -> No
     s3.put("long/object.bin", bytes(blocks * BLOCK_BYTES))
     with reader_of(f"s3://long/object.bin{s3.options}") as reader:
         while reader.read(32_768):
-            assert len(reader._blocks) <= storage.CACHED_BLOCKS
+            assert len(reader._blocks) <= CACHED_BLOCKS
         assert reader.bytes_read == blocks * BLOCK_BYTES
         # The opening, then 1, 2, 4, 8, 8, 8, 8 and the last block.
         assert reader.requests == 1 + 8

@@ -34,8 +34,8 @@ from jobs.diagnosis.finding import Level
 from jobs.diagnosis.machine import PROGRAM, describe
 from jobs.diagnosis.plain_errors import plain_error
 from jobs.diagnosis.results import mark, try_store
+from jobs.tracking.client import find_fault
 from jobs.tracking.config import TrackingConfig
-from jobs.tracking.tracker import find_fault
 from tests.helpers.data_videos import write_dataset
 from tests.helpers.jobs_run import REPOSITORY
 from tests.helpers.s3_server import S3Server, s3_server

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from jobs.tracking.client import find_fault
 from jobs.tracking.config import TrackingConfig
-from jobs.tracking.tracker import Tracker, find_fault
+from jobs.tracking.tracker import Tracker
 
 NO_WAIT = TrackingConfig(retry_seconds=0)
 
