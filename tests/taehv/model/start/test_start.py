@@ -46,7 +46,6 @@ def clips() -> Tensor:
 @pytest.fixture(scope="module")
 def public(clips: Tensor) -> TAEHV:
     """The widths of the public checkpoints."""
-    torch.set_num_threads(2)
     return solved(ModelConfig(), clips)
 
 
