@@ -73,6 +73,8 @@ def train(
             checkpoints that cannot be written.
     """
     distributed.initialise()
+    # Workers wait for the main one's start, which waits for clips.
+    distributed.set_collective_timeouts()
     keep_freed_memory()
     # This process may have trained another run before.
     release_gpu_memory()
@@ -85,15 +87,15 @@ def train(
         teacher = None
         if config.teacher.path:
             teacher = Teacher.load(config.teacher, distributed.device())
+            student = config.model.architecture
+            teacher.check_matches(
+                student.latent_channels, student.time_downscale, student.space_downscale
+            )
         start = prepare_start(config, data, run, teacher) if resume_from is None else None
         state = _build_state(config, layout, run, resume_from, start)
+        # Of DeepSpeed's groups too.
         distributed.set_collective_timeouts()
         validation = decoding.result()
-    if teacher:
-        student = state.generator
-        teacher.check_matches(
-            student.latent_channels, student.time_downscale, student.space_downscale
-        )
     while True:
         resumed_step = checkpoint.step_in_run(run, resume_from)
         attempt = _Attempt(state, data, hooks, run, validation, teacher, resumed_step)

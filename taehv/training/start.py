@@ -15,7 +15,14 @@ from taehv.interfaces import Data
 from taehv.losses.teacher import Teacher
 from taehv.model import build_model
 from taehv.model.network import TAEHV
-from taehv.model.start import CLIPS, CLIPS_PER_CHUNK, StartError, check_start, solve_start
+from taehv.model.start import (
+    CLIPS,
+    CLIPS_PER_CHUNK,
+    LATENTS_PER_SIDE,
+    StartError,
+    check_start,
+    solve_start,
+)
 from taehv.model.weights import load_weights, write_safetensors
 from taehv.run.run_folder import RunFolder
 from taehv.training.config import TrainingConfig
@@ -70,27 +77,34 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     wanted = min(CLIPS, config.train.max_steps * config.train.global_batch_size)
     parts = max(1, wanted // CLIPS_PER_CHUNK)
     schedule = (np.arange(CLIPS_PER_CHUNK) + part * CLIPS_PER_CHUNK for part in range(parts))
-    clips = np.concatenate([batch["frames"] for batch in data.training(schedule, [])])
+    fits_teacher = config.loss.encoder > 0 or config.loss.decoder_input == "teacher"
+    side = LATENTS_PER_SIDE * model.space_downscale
+    corners: list[np.ndarray] = []
+    wanted_latents: list[torch.Tensor] = []
+    for batch in data.training(schedule, []):
+        clips = batch["frames"]
+        try:
+            check_start(model, clips.shape[1])
+        except StartError as error:
+            log.warning("the run starts near the identity: %s", error)
+            return False
+        # All that is used of large clips; a hundred of them would not fit into memory.
+        corners.append(clips[..., :side, :side].copy())
+        if teacher and fits_teacher:
+            # One at a time, as no pass of a step is smaller.
+            wanted_latents += [_encode(teacher, clip) for clip in clips]
     started = time.perf_counter()
-    frames = torch.from_numpy(clips).float() / 255
-    try:
-        check_start(model, frames.shape[1])
-    except StartError as error:
-        log.warning("the run starts near the identity: %s", error)
-        return False
-    latents = None
-    if teacher and (config.loss.encoder > 0 or config.loss.decoder_input == "teacher"):
-        # A cache of latents has them then for the first steps.
-        latents = torch.cat([_teachers(teacher, part) for part in np.split(clips, parts)])
+    frames = torch.from_numpy(np.concatenate(corners)).float().div_(255)
+    latents = torch.stack(wanted_latents) if wanted_latents else None
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
     write_safetensors(weights, run.local / FILE)
     run.publish(FILE)
-    log.info("solved the start from %d clips in %.1f s", len(clips), time.perf_counter() - started)
+    log.info("solved the start from %d clips in %.1f s", len(frames), time.perf_counter() - started)
     return True
 
 
-def _teachers(teacher: Teacher, clips: np.ndarray) -> torch.Tensor:
-    """The teacher's latents of clips, uint8 [N, T, 3, H, W], on the CPU."""
-    frames = torch.from_numpy(clips).to(distributed.device()).float() / 255
-    return teacher.targets(clips, frames).cpu()
+def _encode(teacher: Teacher, clip: np.ndarray) -> torch.Tensor:
+    """The teacher's latents of a clip, uint8 [T, 3, H, W], on the CPU."""
+    frames = torch.from_numpy(clip).to(distributed.device()).float() / 255
+    return teacher.encode(frames[None])[0].cpu()

@@ -89,7 +89,9 @@ class ValidationSet:
         if artifacts is not None:
             with _evaluating(model), autocast(dtype):
                 flat = flat_errors(
-                    lambda clip: model.reconstruct_video(clip).float(), distributed.device()
+                    lambda clip: model.reconstruct_video(clip).float(),
+                    distributed.device(),
+                    model.space_downscale,
                 )
             artifacts |= flat_figures(flat)
         return scores
@@ -133,7 +135,8 @@ class ValidationSet:
                 samples.add(original[:real], reconstructed[:real])
             per_clip = self._measure(original, reconstructed)
             if artifacts is not None:
-                found = clip_parts(original, reconstructed, model.alignment)
+                trim = model.alignment.frames_to_trim(latents.shape[1])
+                found = clip_parts(original, reconstructed, model.alignment, trim)
                 parts.update(found)
                 per_clip |= found
             per_clip["encode_seconds"] = torch.full((len(frames),), encode_seconds / len(frames))

@@ -18,14 +18,21 @@ from taehv.model.start.encoder import solve_encoder
 from taehv.model.start.layers import CLIPS_PER_CHUNK, colour_corners
 from taehv.model.start.super_decoder import solve_super_decoder
 
-__all__ = ["CLIPS", "CLIPS_PER_CHUNK", "StartError", "check_start", "solve_start"]
+__all__ = [
+    "CLIPS",
+    "CLIPS_PER_CHUNK",
+    "LATENTS_PER_SIDE",
+    "StartError",
+    "check_start",
+    "solve_start",
+]
 
 CLIPS = 8 * CLIPS_PER_CHUNK
 """That a start is solved from, where a run has so many."""
 
 LATENTS_PER_SIDE, LATENTS_IN_TIME = 8, 3
-"""Clips are cut to so many; more would cost time and memory, and change little."""
-
+"""Clips are cut to so many; more would cost time and memory, and change little. Where an even
+number of latents has another rule of frames than an odd one, to one more if theirs is even."""
 
 NARROWEST = 3
 """Channels of a stage: a feature, the same of the step before, and the constant."""
@@ -67,9 +74,10 @@ def solve_start(
     """
     check_start(model, clips.shape[1])
     a = model.architecture
+    latents_in_time = LATENTS_IN_TIME + model.alignment.learns_another_rule(clips.shape[1])
     clips = clips[
         :,
-        : LATENTS_IN_TIME * a.time_downscale,
+        : latents_in_time * a.time_downscale,
         :,
         : LATENTS_PER_SIDE * a.space_downscale,
         : LATENTS_PER_SIDE * a.space_downscale,

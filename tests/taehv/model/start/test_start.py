@@ -133,7 +133,18 @@ def test_every_variant_starts_as_a_codec(variant: str) -> None:
     config = ModelConfig(variant, encoder_width=32, decoder_widths=widths)
     model = build_model(config)
     size = 4 * model.space_downscale
-    clips = natural_clips(CLIPS_PER_CHUNK, 2 * model.time_downscale + 1, size)
+    assert_starts_as_a_codec(
+        model, natural_clips(CLIPS_PER_CHUNK, 2 * model.time_downscale + 1, size)
+    )
+
+
+@pytest.mark.parametrize("frames", [13, 16, 24])
+def test_an_even_number_of_latents_starts_by_its_own_rule_of_frames(frames: int) -> None:
+    """`taecvx` drops no frame then, so that a frame comes back three earlier in its latent."""
+    assert_starts_as_a_codec(build_model(SMALL), natural_clips(CLIPS_PER_CHUNK, frames, 32))
+
+
+def assert_starts_as_a_codec(model: TAEHV, clips: Tensor) -> None:
     before = reconstructed(model, clips)
     solve_start(model, clips)
     # Each latent's mean colour alone.
