@@ -38,7 +38,7 @@ from jobs.training.checks import check
 from jobs.training.messages import open_mailbox
 from taehv.credentials import without_credentials
 from taehv.errors import TrainingError
-from taehv.evaluation.lpips import Lpips
+from taehv.evaluation.lpips import SMALLEST_SIDE, Lpips
 from taehv.run.run_folder import RunFolder
 
 log = logging.getLogger("jobs.tune")
@@ -58,11 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(plan: Plan, folder: RunFolder) -> int:
     """Check, try, and say what is best."""
-    check(plan.base)
     sweep, base = plan.sweep, plan.base
     if sweep.lpips:
         # Before hours of training rather than after.
         Lpips.load(sweep.lpips, "cpu")
+        clips = base.data.of_validation()
+        if min(clips.height, clips.width) < SMALLEST_SIDE:
+            raise ConfigError(
+                f"the sweep's lpips: validation clips are {clips.height}x{clips.width}, and LPIPS "
+                f"needs {SMALLEST_SIDE} pixels a side; set --data.validation-height and -width"
+            )
+    check(base)
     open_sources(base.data, base.train.seed, base.train.global_batch_size)
     folder.local.mkdir(parents=True, exist_ok=True)
     keep_definition(plan, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from jobs.evaluation.exhibits import frames_around, stills, write_pictures
 from jobs.evaluation.measure import Sampling
 from jobs.evaluation.methods import Methods
-from jobs.evaluation.probing import first_frames
+from jobs.evaluation.probing import first_frames, in_constant_memory
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.scoring import ScoredVideo
 from jobs.media.mp4 import Picture
@@ -61,8 +62,8 @@ def picture_artifacts(
             of_clips[key] = (f"{video.name}, frame {clip.first_frame + frame}", shown)
         pictures[name] = of_clips[key]
     for name, colours in (("flat_grey", GREYS), ("flat_colour", COLOURS)):
-        colour = max(colours, key=lambda c: found["flat"][c] or 0.0)
-        clip_of_it = flat_clip(colours[colour], methods.device)
+        colour = max(colours, key=lambda c: _badness(found["flat"][c]))
+        clip_of_it = flat_clip(colours[colour], methods.device, sampling.multiple)
         shown = stills(clip_of_it, clip_of_it.shape[1] - 1, [methods.network], folder / name)
         pictures[name] = (colour, shown)
     pictures |= _of_videos(found, scored, sampling, methods, read, folder)
@@ -81,7 +82,7 @@ def _of_videos(
     videos = {video.name: video for video, _ in scored}
     pictures: Pictures = {}
     if found["shimmer"]:
-        name = max(found["shimmer"], key=lambda video: found["shimmer"][video] or 0.0)
+        name = max(found["shimmer"], key=lambda video: _badness(found["shimmer"][video]))
         frame = first_frames(videos[name], sampling, methods, read)[0]
         with torch.no_grad():
             made = methods.network.clip(still_clip(still_part(frame, sampling.multiple)))
@@ -106,9 +107,15 @@ def _of_videos(
         )
         original = crops[0].middle_of(crops[0].frames)[-1:]
         of_sizes: list[tuple[str, Picture]] = [("original", picture_of(original))]
+        codec = in_constant_memory(methods.network)
         for crop in crops:
-            made = crop.middle_of(methods.network.clip(crop.frames[None])[0])[-1:]
+            made = crop.middle_of(codec(crop.frames[None])[0])[-1:]
             height, width = crop.size
             of_sizes.append((f"in a frame of {height}x{width}", picture_of(made)))
         pictures["size"] = name, write_pictures(of_sizes, folder / "size")
     return pictures
+
+
+def _badness(error: float | None) -> float:
+    """To find the worst by: nothing is worse than what is no number."""
+    return math.inf if error is None else error

@@ -18,8 +18,10 @@ from taehv.evaluation.timing import device_name, measure
 class Costs:
     """What was measured, and on what."""
 
+    clip: tuple[int, int, int]
+    """T, H, W: `SPEED_CLIP`, or what the networks' blocks make of it."""
     methods: dict[str, dict[str, Any]]
-    """By method: seconds and peak bytes to encode and to decode a clip of `SPEED_CLIP`."""
+    """By method: seconds and peak bytes to encode and to decode such a clip."""
     device: str
     on_gpu: bool
     precision: str
@@ -33,7 +35,8 @@ class Costs:
 
 def costs(methods: Methods) -> Costs:
     """Measure, on the device where the methods are. Nothing else should be running."""
-    t, height, width = SPEED_CLIP
+    t, *sides = SPEED_CLIP
+    height, width = (-(-side // methods.multiple) * methods.multiple for side in sides)
     generator = torch.Generator().manual_seed(0)
     frames = torch.rand(1, t, 3, height, width, generator=generator).to(methods.device)
     found: dict[str, dict[str, Any]] = {}
@@ -56,4 +59,4 @@ def costs(methods: Methods) -> Costs:
         }
     precision = "bf16" if methods.network.dtype else "fp32"
     device = methods.device
-    return Costs(found, device_name(device), device.type == "cuda", precision)
+    return Costs((t, height, width), found, device_name(device), device.type == "cuda", precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,8 @@ class Methods:
     @property
     def multiple(self) -> int:
         """Height and width must be a multiple of this for all of them."""
-        return max(8, *(m.model.space_downscale for m in self.all if isinstance(m, NetworkMethod)))
+        networks = [m.model for m in self.all if isinstance(m, NetworkMethod)]
+        return math.lcm(8, *(network.space_downscale for network in networks))
 
     def move_to(self, device: torch.device) -> None:
         """Move all of it to a device, to work in the arithmetic that is chosen there."""

@@ -14,8 +14,10 @@ from jobs.evaluation.measure import Sampling, whole_request
 from jobs.evaluation.methods import Methods
 from jobs.evaluation.reading import VideoReader
 from jobs.evaluation.streaming import stream_video
+from taehv.evaluation.methods import NetworkMethod
 from taehv.evaluation.probes import (
     SIZE_FRAMES,
+    Codec,
     Probes,
     errors_by_size,
     flat_errors,
@@ -39,8 +41,17 @@ def probe_network(
             log.warning("video %s is not probed: %s", video.name, error)
             continue
         shimmers[video.name] = shimmer(codec, still_part(frames[0], multiple))
-        sizes[video.name] = errors_by_size(codec, frames, multiple)
-    return Probes(flat_errors(codec, methods.device), shimmers, sizes)
+        sizes[video.name] = errors_by_size(in_constant_memory(methods.network), frames, multiple)
+    return Probes(flat_errors(codec, methods.device, multiple), shimmers, sizes)
+
+
+def in_constant_memory(network: NetworkMethod) -> Codec:
+    """The network, frame by frame: a large frame has the pixels of many windows."""
+
+    def codec(clip: Tensor) -> Tensor:
+        return torch.stack([*network.stream(clip.unbind(1), clip.shape[1])], 1)
+
+    return codec
 
 
 def first_frames(

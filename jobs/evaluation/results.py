@@ -78,7 +78,6 @@ from taehv.evaluation.artifact_verdict import judge_artifacts
 from taehv.evaluation.compare import compare
 from taehv.evaluation.intervals import Interval, bootstrap
 from taehv.evaluation.judgement import (
-    SPEED_CLIP,
     AgainstTeacher,
     BrokenClip,
     judge_broken,
@@ -187,7 +186,7 @@ def assemble(
         "rate": _rate(videos, methods, seed),
         "latents": latents.summary(),
         "artifacts": artifacts,
-        "cost": {"speed_clip": list(SPEED_CLIP), "methods": cost.methods},
+        "cost": {"speed_clip": list(cost.clip), "methods": cost.methods},
         "videos": [
             {
                 "video": video.video,

@@ -150,11 +150,14 @@ def _grid_energies(error: Tensor | None, original: Tensor | None) -> dict[str, T
     return found
 
 
-def parts_of(table: Mapping[str, Figures], alignment: FrameAlignment) -> Parts:
+def parts_of(
+    table: Mapping[str, Figures], alignment: FrameAlignment, trim: int | None = None
+) -> Parts:
     """A clip's, from its frame table (`taehv.evaluation.frames`).
 
     alignment: the judged network's. The phase of a frame is its place among the frames of its
-    latent; those of the first latent, before which nothing is known, have none.
+    latent; those of the first latent, before which nothing is known, have none. trim: raw frames
+    that were dropped before the first; None: as of a whole video.
     """
     wanted = ("grid_", *(f"{kind}_" for kind in KINDS))
     parts = {
@@ -163,7 +166,7 @@ def parts_of(table: Mapping[str, Figures], alignment: FrameAlignment) -> Parts:
         if column == "mse" or column.startswith(wanted)
     }
     length = alignment.time_upscale
-    numbers = np.arange(len(table["mse"])) + length - 1
+    numbers = np.arange(len(table["mse"])) + (length - 1 if trim is None else trim)
     for phase in range(length):
         chosen = (numbers % length == phase) & (numbers >= length)
         parts[f"phase_{phase}_error"] = float(table["mse"][chosen].sum())
@@ -184,7 +187,8 @@ class Gains:
         """`phase`: between the best and the worst of a latent's frames. `border`: by how much less
         is gained there than inside. `moving`, `dark`, `bright`: gained there. All in dB; what was
         not measured is left out."""
-        found = {"phase": max(self.phases) - min(self.phases)} if self.phases else {}
+        # By numpy, whose extremes of what holds a NaN are NaN.
+        found = {"phase": float(np.ptp(self.phases))} if self.phases else {}
         if "border" in self.kinds:
             found["border"] = self.kinds["border"][1] - self.kinds["border"][0]
         return found | {
@@ -228,7 +232,7 @@ def grid(network: Sequence[Parts]) -> dict[int, float]:
             if f"{name}_at" in ours
         ]
         if excess:
-            found[period] = max(excess)
+            found[period] = float(np.max(excess))
     return found
 
 

@@ -16,11 +16,12 @@ SEPARATOR = " "
 
 
 def clip_parts(
-    original: Tensor, reconstructed: Tensor, alignment: FrameAlignment
+    original: Tensor, reconstructed: Tensor, alignment: FrameAlignment, trim: int | None = None
 ) -> dict[str, Tensor]:
     """What each clip gives to `clip_figures`, by name: [N] each.
 
     original, reconstructed: [N, T, 3, H, W], clamped here. alignment: the network's.
+    trim: see `taehv.evaluation.artifacts.parts_of`.
     """
     rows: list[dict[str, float]] = []
     for x, y in zip(original.clamp(0, 1), reconstructed.clamp(0, 1), strict=True):
@@ -31,7 +32,7 @@ def clip_parts(
             table = reference.of_original() | reference.of_reconstruction(made)
             table["mse"] = (made - x).square().mean(dim=(1, 2, 3))
             columns = {column: values.double().cpu().numpy() for column, values in table.items()}
-            parts = parts_of(columns, alignment)
+            parts = parts_of(columns, alignment, trim)
             row |= {f"{name}{SEPARATOR}{part}": value for part, value in parts.items()}
         rows.append(row)
     return {name: torch.tensor([row[name] for row in rows]) for name in rows[0]}

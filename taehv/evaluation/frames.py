@@ -32,8 +32,8 @@ class FrameScorer:
 
     Columns of a reconstruction's table, T being the frames so far:
 
-    - `mse`, `ssim`, `ms_ssim` (NaN below 176 pixels), `lpips` (where weights were given): of the
-      frame; see `taehv.evaluation.metrics`.
+    - `mse`, `ssim`, `ms_ssim` (NaN below 176 pixels), `lpips` (where weights were given; NaN below
+      32 pixels): of the frame; see `taehv.evaluation.metrics`.
     - `temporal`: MSE between the two frame differences x[t] - x[t - 1]. It sees what moves wrongly
       and what flickers, and is blind to an error that stands still.
     - `flicker`: mean |y[t] - y[t - 1]| of the reconstruction over the pixels where the original

@@ -66,12 +66,10 @@ class Lpips:
 
     @torch.no_grad()
     def __call__(self, original: Tensor, reconstructed: Tensor) -> Tensor:
-        """[T, 3, H, W] twice, in [0, 1], on the device of the weights -> [T], 0 is right.
-
-        Raises ValueError for pictures smaller than 32 pixels.
-        """
+        """[T, 3, H, W] twice, in [0, 1], on the device of the weights -> [T], 0 is right; NaN for
+        pictures of fewer than `SMALLEST_SIDE` pixels a side."""
         if min(original.shape[-2:]) < SMALLEST_SIDE:
-            raise ValueError(f"LPIPS needs {SMALLEST_SIDE} pixels a side, got {original.shape}")
+            return original.new_full((len(original),), torch.nan)
         total = original.new_zeros(len(original))
         features = zip(self._features(original), self._features(reconstructed), strict=True)
         for weight, (a, b) in zip(self._weights, features, strict=True):

@@ -9,10 +9,11 @@ Shape letters: T frames, H height, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,17 +62,20 @@ SIZE_FRAMES = 9
 """Of the clips of several sizes: three latents of the public networks."""
 
 
-def flat_clip(colour: tuple[float, float, float], device: torch.device) -> Tensor:
-    """[1, T, 3, H, W] of one colour."""
+def flat_clip(
+    colour: tuple[float, float, float], device: torch.device, multiple: int = 8
+) -> Tensor:
+    """[1, T, 3, H, W] of one colour; H and W are `FLAT_SIDE`, or the next multiple of `multiple`."""
     value = torch.tensor(colour, device=device).view(1, 1, 3, 1, 1)
-    return value.expand(1, FLAT_FRAMES, 3, FLAT_SIDE, FLAT_SIDE).contiguous()
+    side = -(-FLAT_SIDE // multiple) * multiple
+    return value.expand(1, FLAT_FRAMES, 3, side, side).contiguous()
 
 
-def flat_errors(codec: Codec, device: torch.device) -> dict[str, float]:
-    """By colour, the root mean square error of a clip of it."""
+def flat_errors(codec: Codec, device: torch.device, multiple: int = 8) -> dict[str, float]:
+    """By colour, the root mean square error of a clip of it; see `flat_clip`."""
     found = {}
     for name, colour in (GREYS | COLOURS).items():
-        clip = flat_clip(colour, device)
+        clip = flat_clip(colour, device, multiple)
         made = codec(clip)
         # A decoder with less time upscaling gives fewer frames.
         found[name] = float((made - clip[:, : made.shape[1]]).square().mean().sqrt())
@@ -79,9 +83,9 @@ def flat_errors(codec: Codec, device: torch.device) -> dict[str, float]:
 
 
 def flat_figures(errors: Mapping[str, float]) -> dict[str, float]:
-    """`flat_grey`, `flat_colour`: the worst of `GREYS` and of `COLOURS`."""
+    """`flat_grey`, `flat_colour`: the worst of `GREYS` and of `COLOURS`; NaN where one is."""
     return {
-        name: max(errors[colour] for colour in colours)
+        name: float(np.max([errors[colour] for colour in colours]))
         for name, colours in (("flat_grey", GREYS), ("flat_colour", COLOURS))
     }
 
@@ -176,12 +180,17 @@ class Probes:
         `shimmer`: the same, of the worst video. `size`: by how much the middle of the largest crop
         is below that of the best, dB, the mean over videos. What was not measured is left out."""
         lost = [
-            10 * math.log10((errors[max(errors)] + QUANTUM) / (min(errors.values()) + QUANTUM))
+            10 * math.log10((errors[max(errors)] + QUANTUM) / (_least(errors.values()) + QUANTUM))
             for errors in self.sizes.values()
             if len(errors) > 1
         ]
         return {
             **flat_figures(self.flat),
-            **({"shimmer": max(self.shimmer.values())} if self.shimmer else {}),
+            **({"shimmer": float(np.max([*self.shimmer.values()]))} if self.shimmer else {}),
             **({"size": fmean(lost)} if lost else {}),
         }
+
+
+def _least(values: Iterable[float]) -> float:
+    """NaN where one is."""
+    return float(np.min([*values]))

@@ -40,7 +40,7 @@ METRICS: dict[str, Metric] = {
     "psnr_mean": Metric("mean PSNR", "higher", "dB", parts=("psnr",)),
     "ssim": Metric("SSIM", "higher"),
     "ms_ssim": Metric("MS-SSIM", "higher", missing_where="frames of fewer than 176 pixels a side"),
-    "lpips": Metric("LPIPS", "lower"),
+    "lpips": Metric("LPIPS", "lower", missing_where="frames of fewer than 32 pixels a side"),
     "mse": Metric("MSE", "lower"),
     "temporal": Metric("temporal error", "lower", missing_where="clips of one frame"),
     "flicker": Metric("flicker", "lower", missing_where="clips in which nothing stands still"),

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taehv.evaluation.artifact_verdict import ARTIFACTS, judge_artifacts
-from taehv.evaluation.artifacts import CONTROL, Parts, gains, grid, parts_of
+from taehv.evaluation.artifacts import CONTROL, Gains, Parts, gains, grid, parts_of
 from taehv.evaluation.baselines import down_and_up
 from taehv.evaluation.clip_artifacts import clip_figures, clip_parts
 from taehv.evaluation.frames import FrameScorer
@@ -167,3 +167,15 @@ def test_a_decoder_of_fewer_frames_has_their_phases() -> None:
     found = parts_of(table, FrameAlignment(4, 2))
     assert [found[f"phase_{k}_error"] for k in range(2)] == [2, 4]
     assert [found[f"phase_{k}_frames"] for k in range(2)] == [2, 2]
+
+
+def test_frames_that_are_not_trimmed_have_the_phases_of_their_latents() -> None:
+    """Of an even number of latents the exception drops none: the first four are the first's."""
+    table = {"mse": np.array([9.0, 9.0, 9.0, 9.0, 1.0, 2.0, 3.0, 4.0])}
+    found = parts_of(table, FrameAlignment(trims_even=False), trim=0)
+    assert [found[f"phase_{k}_error"] for k in range(4)] == [1, 2, 3, 4]
+    assert [found[f"phase_{k}_frames"] for k in range(4)] == [1, 1, 1, 1]
+
+
+def test_a_phase_that_is_no_number_is_not_passed_over() -> None:
+    assert np.isnan(Gains([1.0, float("nan"), 2.0, 1.0], {}).figures()["phase"])

@@ -1,5 +1,6 @@
 """The frame table against float64 NumPy, FFmpeg's own filter, and the scores of training."""
 
+import math
 from pathlib import Path
 
 import av
@@ -275,3 +276,13 @@ def test_lpips_by_its_formula(tmp_path: Path) -> None:
             expected += weighted.sum(1).mean((1, 2))
     found = Lpips.load(str(tmp_path / "lpips.pth"), "cpu")(original, other)
     torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_small_pictures_lack_lpips_and_are_not_broken() -> None:
+    original, other = pair(2, 24, 40)
+    scorer = FrameScorer(Lpips(lpips_state()))
+    scorer.add(original, {"made": other})
+    scores = clip_scores(scorer.tables()["made"])
+    assert math.isnan(scores["lpips"])
+    assert value_of(scores, "lpips") is None
+    assert broken_scores(scores) == []

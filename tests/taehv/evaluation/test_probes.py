@@ -1,5 +1,7 @@
 """What probes find of codecs whose faults are known, and that they are silent about a sound one."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
@@ -13,10 +15,12 @@ from taehv.evaluation.probes import (
     Probes,
     crops_by_size,
     errors_by_size,
+    flat_clip,
     flat_errors,
     shimmer,
 )
 from taehv.evaluation.verdict import Thresholds
+from taehv.model import TAEHV, ModelConfig
 
 CPU = torch.device("cpu")
 
@@ -121,3 +125,27 @@ def test_crops_hold_the_same_pixels_in_the_same_place_of_a_latent(
         assert torch.equal(middle, crops[0].middle_of(crops[0].frames))
         assert (rows.start - crops[0].middle[0].start) % multiple == 0
         assert (columns.start - crops[0].middle[1].start) % multiple == 0
+
+
+def test_a_clip_of_one_colour_fits_any_network() -> None:
+    assert flat_clip((0, 1, 0), CPU).shape[-2:] == (64, 64)
+    assert flat_clip((0, 1, 0), CPU, multiple=24).shape[-2:] == (72, 72)
+    model = TAEHV(ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8), patch_size=3))
+    with torch.no_grad():
+        errors = flat_errors(model.reconstruct_video, CPU, model.space_downscale)
+    assert all(math.isfinite(error) for error in errors.values())
+
+
+def test_a_figure_is_no_number_where_any_of_its_errors_is_none() -> None:
+    def no_green(clip: Tensor) -> Tensor:
+        return clip * (math.nan if clip[0, 0, :, 0, 0].tolist() == [0, 1, 0] else 1)
+
+    sizes = {(128, 128): 0.1, (256, 256): math.nan, (480, 848): 0.1}
+    found = Probes(flat_errors(no_green, CPU), {"a": 0.1, "b": math.nan}, {"a": sizes}).figures()
+    assert {name for name, figure in found.items() if math.isnan(figure)} == {
+        "flat_colour",
+        "shimmer",
+        "size",
+    }
+    judged = judge_artifacts(found, Thresholds())
+    assert sum(finding.level == "failure" for finding in judged) == 3
