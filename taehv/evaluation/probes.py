@@ -65,7 +65,7 @@ SIZE_FRAMES = 9
 def flat_clip(
     colour: tuple[float, float, float], device: torch.device, multiple: int = 8
 ) -> Tensor:
-    """[1, T, 3, H, W] of one colour; H and W are `FLAT_SIDE`, or the next multiple of `multiple`."""
+    """[1, T, 3, H, W] of one colour; a side is `FLAT_SIDE`, or the next multiple of `multiple`."""
     value = torch.tensor(colour, device=device).view(1, 1, 3, 1, 1)
     side = -(-FLAT_SIDE // multiple) * multiple
     return value.expand(1, FLAT_FRAMES, 3, side, side).contiguous()
