@@ -1,6 +1,6 @@
 """Videos as an evaluation reads them: which ones, and fixed clips of each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.clips import Reader, Rejection
@@ -54,25 +54,32 @@ class Clip:
 
 
 def choose_videos(
-    videos: VideoSet, seed: int, limit: int, first: int = 0
+    videos: VideoSet, seed: int, limit: int, first: int = 0, others: Iterable[HeldOutVideo] = ()
 ) -> tuple[list[HeldOutVideo], list[Rejection]]:
     """At most `limit` of them (0: all): the same ones for the same seed, drawn from the whole set.
 
     A larger limit adds videos and keeps those that were there. Of those that were drawn, the ones
-    whose path leads out of the root come second. first: number of the first of them.
+    whose path leads out of the root come second. A file that is listed several times is one video.
+    first: number of the first of them. others: videos that are not drawn again.
     """
-    count = min(limit or len(videos), len(videos))
     order = visiting_order(seed, 0, len(videos))
     chosen: list[HeldOutVideo] = []
     refused: list[Rejection] = []
-    for place in range(count):
+    seen = {video.location for video in others}
+    for place in range(len(videos)):
+        drawn_so_far = len(chosen) + len(refused)
+        if limit and drawn_so_far == limit:
+            break
         index = order(place)
         try:
             location = videos.location(index)
         except OutsideRootError as error:
             refused.append(Rejection(videos.name(index), str(error)))
         else:
-            name, number = videos.name(index), first + place
+            if location in seen:
+                continue
+            seen.add(location)
+            name, number = videos.name(index), first + drawn_so_far
             chosen.append(HeldOutVideo(name, location, videos.span, number))
     return chosen, refused
 

@@ -136,11 +136,13 @@ def kept_frames(request: WholeRequest, video: WholeVideo) -> Generator[Frames | 
 def read_facts(location: str, stream: int = BEST) -> VideoFacts:
     """Size, rate and length. The first frame that can be is decoded. Raises UnusableVideoError."""
     with VideoFile(location, stream) as video:
+        # Counted first: a header's timeline is checked at the start of the file.
+        frames = video.frames_to_walk
         first = video.first_frame()
         height, width = first.height, round(first.width * video.pixel_aspect)
         if round(first.rotation / 90) % 2:
             height, width = width, height
-        return VideoFacts(video.frames_to_walk, height, width, video.rate, _size(location))
+        return VideoFacts(frames, height, width, video.rate, _size(location))
 
 
 @dataclass

@@ -38,7 +38,11 @@ def stream_paths(stream: ByteStream, file: str) -> Iterator[str]:
 
 def unreadable(file: str, error: OSError) -> DataError:
     """The error for an annotation file that is there and cannot be read."""
-    return DataError(f"the annotation file {file} cannot be read: {error.strerror or error}")
+    place = error.filename if isinstance(error.filename, str) else file
+    within = "" if place == file else f" ({place})"
+    return DataError(
+        f"the annotation file {file} cannot be read: {error.strerror or error}{within}"
+    )
 
 
 def _list(document: JsonStream, file: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -104,6 +105,21 @@ def open_index(
     raise DataError(
         f"the index of {annotations} can be written nowhere ({'; '.join(failures)}); "
         "set XDG_CACHE_HOME to a folder with room"
+    )
+
+
+def open_same(annotations: str, root: str, split_by: str, fingerprint: str) -> Index:
+    """The index of a list that must name what it named at the start. Raises DataError.
+
+    That of a folder may be older: it is made anew once.
+    """
+    for refresh in (False, True):
+        index = open_index(annotations, root, split_by, refresh)
+        if index.fingerprint == fingerprint:
+            return index
+    raise DataError(
+        f"the annotation file {annotations} on {socket.gethostname()} lists other videos than "
+        "where the run was started; give all machines the same file"
     )
 
 

@@ -7,6 +7,8 @@ comma- or tab-separated values with a column `path`; or a text with a path a lin
 import csv
 import io
 import json
+import logging
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, TextIO, cast
 
@@ -19,6 +21,8 @@ from data_pipeline.videos.annotations import (
     unreadable,
 )
 
+logger = logging.getLogger(__name__)
+
 HEAD_BYTES = 1 << 16
 """Bytes that a file is told apart by."""
 
@@ -26,6 +30,12 @@ PARQUET = b"PAR1"
 COLUMNS = ("path", "full_path")
 TABLES = (".csv", ".tsv")
 BATCH_ROWS = 1 << 16
+
+LONGEST_FIELD = 1 << 24
+"""Bytes or characters: some lists hold what was recognised in each frame."""
+
+JSON_START = re.compile(rb'\{\s*["}]|\[\s*["{\]]')
+"""Of an object or a list. A file's name may begin with a bracket, too."""
 
 
 def list_paths(location: str) -> Iterator[str]:
@@ -38,10 +48,11 @@ def list_paths(location: str) -> Iterator[str]:
     """
     try:
         if storage.is_folder(location):
-            yield from _some(storage.videos_below(location), _no_video(location))
+            videos = _with_sound_names(storage.videos_below(location), location)
+            yield from _some(videos, _no_video(location))
             return
         with storage.open_stream(location) as stream:
-            head = stream.read(HEAD_BYTES)
+            head = _head(stream)
             if not head.startswith(PARQUET):
                 content = io.BufferedReader(_Rejoined(head, stream))
                 yield from _by_content(cast("BinaryIO", content), head, location)
@@ -58,7 +69,7 @@ def _by_content(stream: BinaryIO, head: bytes, file: str) -> Iterator[str]:
             "in, or a file that lists paths"
         )
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if file.partition("?")[0].endswith(".json") or start[:1] in (b"{", b"["):
+    if file.partition("?")[0].endswith((".json", ".jsonl")) or JSON_START.match(start):
         yield from _json_lines(stream, file) if _is_json_line(start) else stream_paths(stream, file)
         return
     lines = io.TextIOWrapper(stream, "utf-8-sig", newline="")
@@ -93,7 +104,11 @@ def _json_lines(stream: BinaryIO, file: str) -> Iterator[str]:
 def _table_or_text(lines: TextIO, file: str) -> Iterator[str]:
     first = lines.readline()
     separator = "\t" if "\t" in first else ","
-    columns = next(csv.reader([first], delimiter=separator), [])
+    csv.field_size_limit(LONGEST_FIELD)
+    try:
+        columns = next(csv.reader([first], delimiter=separator), [])
+    except csv.Error:
+        columns = []
     column = next((columns.index(name) for name in COLUMNS if name in columns), None)
     if column is None:
         if file.partition("?")[0].endswith(TABLES):
@@ -104,13 +119,21 @@ def _table_or_text(lines: TextIO, file: str) -> Iterator[str]:
         yield from _text([first], file, 1)
         yield from _text(lines, file, 2)
         return
-    for row in (rows := csv.reader(lines, delimiter=separator)):
-        if not row:
-            continue
-        where = f"line {rows.line_num + 1} of the annotation file {file}"
-        if len(row) != len(columns):
-            raise DataError(f"{where} has {len(row)} values for {len(columns)} columns")
-        yield checked_path(row[column], f"{where} has", " as 'path'")
+    # Strict: a quotation mark that is never closed would take all lines behind it for one value.
+    rows = csv.reader(lines, delimiter=separator, strict=True)
+    try:
+        for row in rows:
+            if not row:
+                continue
+            where = f"line {rows.line_num + 1} of the annotation file {file}"
+            if len(row) != len(columns):
+                raise DataError(f"{where} has {len(row)} values for {len(columns)} columns")
+            yield checked_path(row[column], f"{where} has", " as 'path'")
+    except csv.Error as error:
+        raise DataError(
+            f"the annotation file {file} is no table, at or before line {rows.line_num + 1}: "
+            f'{error}. A value that begins with " ends with one, and has "" for each within'
+        ) from error
 
 
 def _text(lines: Any, file: str, first: int) -> Iterator[str]:
@@ -151,6 +174,26 @@ def _some(paths: Iterator[str], otherwise: str) -> Iterator[str]:
         yield path
     if not found:
         raise DataError(otherwise)
+
+
+def _head(stream: BinaryIO) -> bytes:
+    """The start of a list; of a JSON object its whole first line, up to `LONGEST_FIELD`."""
+    head = stream.read(HEAD_BYTES)
+    if head.lstrip()[:1] == b"{":
+        while b"\n" not in head and len(head) < LONGEST_FIELD and (more := stream.read(HEAD_BYTES)):
+            head += more
+    return head
+
+
+def _with_sound_names(videos: Iterator[str], folder: str) -> Iterator[str]:
+    """Those that can be named in a list; the others are told."""
+    for path in videos:
+        if fault := storage.fault_of_name(path):
+            logger.warning(
+                "a video below %s is left out, since its name %r %s: rename it", folder, path, fault
+            )
+        else:
+            yield path
 
 
 def _no_video(folder: str) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +14,14 @@ from numpy.typing import NDArray
 
 from data_pipeline.errors import DataError
 from data_pipeline.videos import storage
-from data_pipeline.videos.index import BATCH_ENTRIES, Hashes, Index, folder_of, open_index
+from data_pipeline.videos.index import (
+    BATCH_ENTRIES,
+    Hashes,
+    Index,
+    folder_of,
+    open_index,
+    open_same,
+)
 from data_pipeline.videos.split_keys import place_hash
 
 logger = logging.getLogger(__name__)
@@ -168,7 +174,8 @@ def open_videos(
             training.name(0),
             100 * training.span[1],
         )
-    if split.held_out and (left_out := len(index) - len(training)):
+    if split.held_out:
+        left_out = len(index) - len(training)
         logger.info("%d videos of %s are held out by %s", left_out, annotations, split.held_out)
     return training, validation
 
@@ -188,10 +195,10 @@ def _open_side(split: Split, side: int) -> VideoSet:
 @lru_cache(maxsize=CACHED_SPLITS)
 def _open_split(split: Split) -> tuple[VideoSet, VideoSet]:
     """Both sides; made once in a process, whatever number of tasks unpickle them."""
-    index = _open_same(split.annotations, split.root, split.split_by, split.fingerprint)
+    index = open_same(split.annotations, split.root, split.split_by, split.fingerprint)
     if not split.held_out:
         return _divide(index, split)
-    listed = _open_same(split.held_out, split.held_out_root, "", split.held_out_fingerprint)
+    listed = open_same(split.held_out, split.held_out_root, "", split.held_out_fingerprint)
     root, held_out_root = map(storage.without_options, (split.root, split.held_out_root))
     files = {place_hash(held_out_root, str(path)) for path in listed.paths}
     kept = np.fromiter(
@@ -207,17 +214,6 @@ def _open_split(split: Split) -> tuple[VideoSet, VideoSet]:
         VideoSet(index.paths, _positions(kept), split, TRAINING),
         VideoSet(listed.paths, None, split, VALIDATION),
     )
-
-
-def _open_same(annotations: str, root: str, split_by: str, fingerprint: str) -> Index:
-    """The index of a list that must name what it named at the start. Raises DataError."""
-    index = open_index(annotations, root, split_by)
-    if index.fingerprint != fingerprint:
-        raise DataError(
-            f"the annotation file {annotations} on {socket.gethostname()} lists other "
-            "videos than where the run was started; give all machines the same file"
-        )
-    return index
 
 
 def _divide(index: Index, split: Split) -> tuple[VideoSet, VideoSet]:

@@ -1,8 +1,10 @@
 """What decides on which side of a split a video is: its file, or the drive that it is of."""
 
 import hashlib
+import os
 import posixpath
 import re
+from functools import lru_cache
 
 from data_pipeline.videos.storage import is_s3, without_options
 
@@ -13,8 +15,18 @@ def path_hash(path: str) -> bytes:
 
 
 def place_hash(root: str, path: str) -> bytes:
-    """Eight bytes that stand for the file that a path of a list means. root: without options."""
-    return path_hash(path if is_s3(path) else posixpath.join(root, path))
+    """Eight bytes that stand for the file that a path of a list means, through links to folders, by
+    which `storage.resolve` goes as well. root: without options."""
+    if is_s3(path) or is_s3(root):
+        return path_hash(path if is_s3(path) else posixpath.join(root, path))
+    folder, name = posixpath.split(posixpath.join(root, path))
+    return path_hash(f"{_real_folder(folder)}/{name}")
+
+
+@lru_cache(maxsize=1 << 16)
+def _real_folder(folder: str) -> str:
+    # Cached, since millions of videos lie in few folders.
+    return os.path.realpath(folder)
 
 
 class SplitKeys:

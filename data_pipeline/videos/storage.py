@@ -8,6 +8,7 @@ of the annotations is a key and nothing else, and `resolve` gives a location tha
 Importing this module is cheap: PyArrow is loaded when the first S3 location is opened.
 """
 
+import logging
 import os
 import posixpath
 import re
@@ -20,6 +21,8 @@ from typing import Any, BinaryIO, NamedTuple, cast
 from data_pipeline.errors import DataError
 from data_pipeline.videos.range_reader import RangeReader
 
+logger = logging.getLogger(__name__)
+
 S3_SCHEME = "s3://"
 CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
 
@@ -30,6 +33,9 @@ VIDEO_SUFFIXES = (
 """Endings, in small letters or capitals, of the files of a folder that are taken for videos."""
 
 VIDEO_SUFFIXES_TEXT = "that ends in " + " ".join(VIDEO_SUFFIXES)
+
+LOST_AND_FOUND = "lost+found"
+"""A folder that ext file systems have, and that only root can read."""
 
 NO_OPTIONS = "?region="
 
@@ -86,7 +92,7 @@ def resolve(root: str, path: str) -> str:
     Raises OutsideRootError where the path leads out of the root: by `..`, by naming another
     folder or bucket, or, in a folder, by a symbolic link; and where it can be no file's name.
     """
-    if fault := _fault(path):
+    if fault := fault_of_name(path):
         raise _no_name(path, fault)
     return _resolve_s3(root, path) if is_s3(root) else _resolve_local(root, path)
 
@@ -145,7 +151,7 @@ def is_folder(location: str) -> bool:
 def videos_below(folder: str) -> Iterator[str]:
     """The paths, relative to a folder and sorted folder by folder, of the videos below it.
 
-    Links to folders are not followed. Raises OSError.
+    Links to folders are not followed, which is told. Raises OSError.
     """
     if is_s3(folder):
         from pyarrow import fs
@@ -159,11 +165,17 @@ def videos_below(folder: str) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise error
 
+    links = 0
     for place, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and name != LOST_AND_FOUND
+        )
+        links += sum(os.path.islink(os.path.join(place, name)) for name in folders)  # noqa: PTH114, PTH118
         inner = os.path.relpath(place, folder)
         for name in sorted(filter(_is_video, names)):
             yield name if inner == "." else f"{inner}/{name}"
+    if links:
+        logger.info("%d links to folders below %s are not followed", links, folder)
 
 
 def _is_video(path: str) -> bool:
@@ -204,7 +216,7 @@ def _parse(location: str) -> _S3Location:
     return _S3Location(match["bucket"], match["key"], match["options"] or "")
 
 
-def _fault(path: str) -> str:
+def fault_of_name(path: str) -> str:
     """Why a path can be no file's name, anywhere; empty where it can."""
     if "\0" in path:
         return "holds a NUL character"

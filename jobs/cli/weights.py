@@ -44,6 +44,13 @@ def checkpoint_of(arguments: Sequence[str]) -> str:
     return take_option(arguments, "--checkpoint")[0] or ""
 
 
+def names_other_videos(arguments: Sequence[str], run: Config) -> bool:
+    """Whether a command line that has not been parsed names another list of videos than a run's:
+    the run's root, say, is that of its own list."""
+    named = take_option(arguments, "--data.annotations")[0]
+    return bool(named) and storage.absolute(str(named)) != storage.absolute(run.data.annotations)
+
+
 def address_of(weights: Path, place: str) -> str:
     """Where weights that were found at `place` lie, for others to read."""
     return place if storage.is_s3(place) else str(weights.absolute())

@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.videos.storage import is_s3
 from jobs.cli.config import load_yaml
 from jobs.cli.errors import ConfigError
-from jobs.cli.weights import checkpoint_of, find_weights, run_config
+from jobs.cli.weights import checkpoint_of, find_weights, names_other_videos, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
 from jobs.tracking.config import TrackingConfig
 from taehv.evaluation.verdict import Thresholds
@@ -113,7 +113,7 @@ def parse(arguments: Sequence[str], description: str) -> EvaluateConfig:
     """
     arguments = list(arguments)
     checkpoint = checkpoint_of(arguments)
-    defaults = _from_run(find_weights(checkpoint)) if checkpoint else EvaluateConfig()
+    defaults = _from_run(find_weights(checkpoint), arguments) if checkpoint else EvaluateConfig()
     try:
         config = tyro.cli(EvaluateConfig, args=arguments, default=defaults, description=description)
     except ValueError as error:
@@ -148,16 +148,18 @@ def read_limits(config: EvaluateConfig) -> Thresholds:
     return limits.with_gradient_scale(run.loss.gradient_scale) if run else limits
 
 
-def _from_run(weights: Path) -> EvaluateConfig:
+def _from_run(weights: Path, arguments: Sequence[str]) -> EvaluateConfig:
     """Defaults for weights: the run's, where there is one; else the network that they fit."""
     run = run_config(weights)
     if run is None:
         return EvaluateConfig(model=infer_config(read_weights(weights)))
-    started_from = run.model.pretrained
+    started_from, data = run.model.pretrained, run.data
+    if names_other_videos(arguments, run):
+        data = dataclasses.replace(data, root="", validation_annotations="", split_by="")
     return EvaluateConfig(
         seed=run.train.seed,
         precision=run.train.precision,
-        data=run.data,
+        data=data,
         model=dataclasses.replace(run.model, pretrained=""),
         teacher=run.teacher,
         tracking=run.tracking,

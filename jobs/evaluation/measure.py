@@ -12,6 +12,7 @@ from torch import Tensor
 from data_pipeline.config import DataConfig
 from data_pipeline.decoding.damage import LostFramesError
 from data_pipeline.decoding.whole_video import VideoFacts, WholeRequest
+from data_pipeline.errors import UnusableVideoError
 from data_pipeline.held_out import (
     SMALLEST_SIDE,
     Clip,
@@ -227,10 +228,16 @@ def _score_trained(
     methods: Methods,
     read: VideoReader,
 ) -> list[float]:
-    """The network's MSE on clips as it was trained on."""
+    """The network's MSE on clips as it was trained on. A video of which whole frames are scored may
+    give none."""
     if sampling.trained is None:
         return []
-    clips = trained_clips(video, facts, sampling.trained, sampling.clips_per_video, read)
+    try:
+        clips = trained_clips(video, facts, sampling.trained, sampling.clips_per_video, read)
+    except UnusableVideoError:
+        if sampling.whole:
+            return []
+        raise
     found = []
     for clip in clips:
         frames = frames_of(clip, methods.device)

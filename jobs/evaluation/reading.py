@@ -41,7 +41,7 @@ def videos_to_score(config: EvaluateConfig) -> tuple[list[HeldOutVideo], list[Re
     left = config.num_samples - drawn
     # Of a list with a single video a part is held out, and there are no others.
     if training.videos.rows is not None and (left or not config.num_samples):
-        more, also = choose_videos(training.videos, config.seed, max(left, 0), drawn)
+        more, also = choose_videos(training.videos, config.seed, max(left, 0), drawn, chosen)
         chosen, refused = chosen + more, refused + also
     return chosen, refused
 

@@ -311,7 +311,10 @@ def _trained_on(
     # The videos are no larger than the clips.
     if scale > SAME_SCALE:
         return None
-    psnr = float(psnr_of(fmean(mse for video in videos for mse in video.trained)))
+    errors = [mse for video in videos for mse in video.trained]
+    if not errors:
+        return None
+    psnr = float(psnr_of(fmean(errors)))
     return {
         "crops": data.crops,
         "num_frames": data.num_frames,

@@ -12,7 +12,7 @@ import tyro
 from data_pipeline.videos.index import folder_of
 from data_pipeline.videos.storage import absolute
 from jobs.cli.errors import ConfigError
-from jobs.cli.weights import checkpoint_of, find_weights, network_of, run_config
+from jobs.cli.weights import checkpoint_of, find_weights, names_other_videos, network_of, run_config
 from jobs.cluster.fan_out import RayConfig, check_lasting
 from taehv.model.variants import ModelConfig
 
@@ -107,6 +107,8 @@ def parse(arguments: Sequence[str], description: str) -> EncodeConfig:
         if run:
             names = ("annotations", "root", "stream", "deinterlace")
             data = VideosConfig(**{name: getattr(run.data, name) for name in names})
+            if names_other_videos(arguments, run):
+                data = dataclasses.replace(data, root="")
         model = dataclasses.replace(network_of(weights), pretrained="")
         defaults = EncodeConfig(data=data, model=model)
     try:

@@ -16,7 +16,7 @@ from data_pipeline.decoding.damage import LostFrames
 from data_pipeline.decoding.sandbox import WindowReader, retry_dead_child
 from data_pipeline.decoding.whole_video import Stretch, WholeRequest, WholeVideo, stretches
 from data_pipeline.errors import DataError, UnusableVideoError
-from data_pipeline.videos.index import open_index
+from data_pipeline.videos.index import open_index, open_same
 from data_pipeline.videos.storage import OutsideRootError, is_s3, resolve
 from jobs.cli.errors import ConfigError
 from jobs.cli.weights import address_of, digest_of, find_weights
@@ -106,13 +106,9 @@ class EncodingWorker:
         self._dtype = autocast_dtype(task.settings.precision, self._device)
         self._reader = WindowReader()
         self._folder = RunFolder(task.output)
-        index = open_index(task.settings.annotations, task.settings.root)
-        if index.fingerprint != task.settings.annotations_fingerprint:
-            raise DataError(
-                f"the annotation file {task.settings.annotations} lists other videos here than "
-                "where the job was started; give all machines the same file"
-            )
-        self._paths = index.paths
+        settings = task.settings
+        fingerprint = settings.annotations_fingerprint
+        self._paths = open_same(settings.annotations, settings.root, "", fingerprint).paths
 
     def __call__(self, number: int) -> ShardDone:
         """Shard `number`. Raises OSError as TrainingError: the disk or the store refuses."""

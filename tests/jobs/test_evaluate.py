@@ -421,6 +421,21 @@ def test_a_run_has_its_linear_limit_and_its_scale(
         assert "trained on clips at 1/1.5 of the scale" in printed
 
 
+def test_whole_frames_are_scored_of_videos_too_short_to_train_on(
+    annotations: Path, tmp_path: Path
+) -> None:
+    weights = export_small(tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text(
+        "data: {crops: 0.5-0.5, height: 16, width: 16, num_frames: 65}\n"
+        "model: {encoder_width: 8, decoder_widths: [16, 8, 8, 8]}\n"
+    )
+    whole = ["--whole-frames", "--num-samples", "1"]
+    assert run(weights, annotations, tmp_path / "out", *whole) == 0
+    results = read_metrics(tmp_path / "out")
+    assert len(results["videos"]) == 1
+    assert results["trained_on"] is None
+
+
 def refused(capsys: pytest.CaptureFixture[str], code: int, expected_code: int = 1) -> str:
     """The one line that was said."""
     assert code == expected_code

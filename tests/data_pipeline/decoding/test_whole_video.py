@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.decoding import whole_video
+from data_pipeline.decoding import video_file, whole_video
 from data_pipeline.decoding.sandbox import CrashedError, TimedOutError, WindowReader
-from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, whole_frames
+from data_pipeline.decoding.whole_video import WholeRequest, plan_whole, read_facts, whole_frames
 from data_pipeline.errors import UnusableVideoError
 from tests.helpers.data_videos import moving_frames, write_video
 
@@ -132,3 +132,12 @@ def test_videos_that_cannot_be_read(reader: WindowReader, tmp_path: Path, folder
             reader.read_whole(WholeRequest(str(location), 8), SECONDS)
     with pytest.raises(UnusableVideoError, match="at least one of 64x64 is needed"):
         reader.read_whole(WholeRequest(str(folder / "sound.mp4"), 64), SECONDS)
+
+
+def test_the_facts_of_a_sound_file_do_not_take_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header tells how many frames there are; on S3 the rest would be fetched for nothing."""
+    write_video(tmp_path / "a.mp4", moving_frames(40))
+    monkeypatch.setattr(video_file, "scan_timeline", lambda *_: pytest.fail("read to its end"))
+    assert read_facts(str(tmp_path / "a.mp4")).frames == 40

@@ -1,7 +1,10 @@
 """Lists of videos in every form: each gives the same paths, and a wrong one is told apart."""
 
+import errno
 import json
 import logging
+import os
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +14,9 @@ from pyarrow import parquet
 
 from data_pipeline.errors import DataError
 from data_pipeline.videos import split
+from data_pipeline.videos.annotations import unreadable
 from data_pipeline.videos.index import open_index
-from data_pipeline.videos.lists import list_paths
+from data_pipeline.videos.lists import HEAD_BYTES, list_paths
 from data_pipeline.videos.split import VideoSet, open_videos
 from tests.helpers.s3_server import S3Server, s3_server
 
@@ -100,6 +104,9 @@ def test_parquet(tmp_path: Path, column: str) -> None:
         ("a.json", b'["a.mp4", 7]', "entry 1 in .* is a number"),
         ("a.json", b'["a.mp4", ""]', "entry 1 in .* is ''; a path is a text"),
         ("a.json", b"[]", "lists no videos: its list is empty"),
+        # Of all lines behind the first quotation mark one value would be made, without a word.
+        ("a.tsv", b'path\tnote\na.mp4\t"Stop!\nb.mp4\tx\n', "is no table, at or before line 3"),
+        ("a.csv", b'path,note\na.mp4,"Stop!\nb.mp4,"x\n', "is no table, at or before line 3"),
         ("a.json", b'["a.mp4",]', "is not JSON: .* line 1"),
         ("a.parquet", b"PAR1" + bytes(50), "is damaged Parquet"),
     ],
@@ -159,6 +166,61 @@ def test_a_folder_is_listed_anew_by_every_start_and_by_nobody_else(tmp_path: Pat
     after = [*open_videos(str(folder), "", 0.3, 0)]
     assert "new.mp4" in [*after[0], *after[1]]
     assert set(before) <= {*after[0]}
+
+
+def test_an_index_of_an_earlier_start_is_not_taken_for_another_list(tmp_path: Path) -> None:
+    """As a node has it in its cache, or another user's lies beside the folder."""
+    folder = fill(tmp_path / "videos")
+    index = Path(f"{folder}.index.arrow")
+    open_videos(str(folder), "", 0.3, 0)
+    earlier = index.read_bytes()
+    (folder / "new.mp4").write_bytes(b"x")
+    training, _ = open_videos(str(folder), "", 0.3, 0)
+    words = pickle.dumps(training)
+    split._open_split.cache_clear()
+    index.unlink()  # which is mapped
+    index.write_bytes(earlier)
+    assert list(pickle.loads(words)) == list(training)
+
+
+def test_names_and_folders_that_cannot_be_used_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fill(tmp_path / "videos")
+    # In Latin-1, as old archives have it.
+    Path(os.fsdecode(os.fsencode(folder) + b"/stra\xdfe.mp4")).write_bytes(b"x")
+    (folder / "lost+found").mkdir()
+    (folder / "lost+found" / "z.mp4").write_bytes(b"x")
+    (folder / "linked").symlink_to(folder / "b")
+    with caplog.at_level(logging.INFO):
+        assert list(list_paths(str(folder))) == FOUND
+    assert r"'stra\udcdfe.mp4' is not Unicode text: rename it" in caplog.text
+    assert "1 links to folders below" in caplog.text
+
+
+def test_what_cannot_be_read_within_a_folder_is_named() -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "/data/private")
+    message = "the annotation file /data cannot be read: Permission denied (/data/private)"
+    assert str(unreadable("/data", refused)) == message
+
+
+def test_long_first_lines_and_values(tmp_path: Path) -> None:
+    """Lists that hold what was recognised in each frame."""
+    boxes = list(range(40_000))
+    lines = [json.dumps({"path": path, "boxes": boxes}) for path in PATHS]
+    assert len(lines[0]) > 3 * HEAD_BYTES
+    (tmp_path / "list").write_text("\n".join(lines))
+    assert list(list_paths(str(tmp_path / "list"))) == PATHS
+    quoted = ['"{}"'.format(path.replace('"', '""')) for path in PATHS]
+    rows = [f'{path},"{boxes}"' for path in quoted]
+    (tmp_path / "list.csv").write_text("\n".join(["path,boxes", *rows]))
+    assert list(list_paths(str(tmp_path / "list.csv"))) == PATHS
+
+
+@pytest.mark.parametrize("first", ["[2024-05] drive.mp4", "{a} b.mp4"])
+def test_a_file_name_may_begin_with_a_bracket(tmp_path: Path, first: str) -> None:
+    (tmp_path / "list.txt").write_text(f"{first}\nb.mp4\n")
+    assert list(list_paths(str(tmp_path / "list.txt"))) == [first, "b.mp4"]
 
 
 def test_a_folder_without_videos(tmp_path: Path) -> None:
@@ -274,3 +336,18 @@ def test_the_held_out_videos_are_the_users_to_name(tmp_path: Path) -> None:
     assert validation.location(0) == str(tmp_path / "b.mp4")
     with pytest.raises(DataError, match=r"names every video of .*none is left to train on"):
         sides(tmp_path, ["b.mp4", "c.mp4"], validation_annotations=held_out)
+
+
+def test_a_held_out_video_is_the_same_through_a_link(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk", tmp_path / "data"
+    real.mkdir()
+    link.symlink_to(real)
+    for name in ("a.mp4", "b.mp4"):
+        (real / name).write_bytes(b"x")
+    (real / "all.txt").write_text("a.mp4\nb.mp4\n")
+    (tmp_path / "held_out.txt").write_text(f"{real}/b.mp4\n")
+    training, validation = open_videos(
+        f"{link}/all.txt", str(link), 0.3, 0, validation_annotations=f"{tmp_path}/held_out.txt"
+    )
+    assert list(training) == ["a.mp4"]
+    assert validation.location(0) == f"{real}/b.mp4"
