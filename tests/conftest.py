@@ -32,6 +32,13 @@ THROUGH_RAY = {
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
+LONG = {
+    "tests/taehv/model/start/test_start.py",
+    "tests/taehv/training/test_loop.py",
+}
+"""Files that would keep one process busy for minutes after the other has come to its end."""
+
+
 def _file(nodeid: str) -> str:
     return nodeid.split("::")[0]
 
@@ -53,7 +60,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Those through Ray take longest, and go first."""
-    items.sort(key=lambda item: _file(item.nodeid) not in THROUGH_RAY)
+
+    def rank(item: pytest.Item) -> int:
+        file = _file(item.nodeid)
+        return 0 if file in THROUGH_RAY else 1 if file in LONG else 2
+
+    items.sort(key=rank)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,9 +1,6 @@
 """jobs/tune.py through the real Ray Tune, Optuna, Ray Train and MLflow."""
 
 import math
-import re
-import shlex
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,8 @@ from jobs.cli.config import flatten, read_yaml
 from taehv.run import checkpoint, journal
 from taehv.run.run_folder import RunFolder
 from tests.helpers import jobs_run
-from tests.helpers.hold import Hold
-from tests.helpers.jobs_run import REPOSITORY, finish, wait_for
-from tests.helpers.sweep_run import mlflow_runs, records, start, start_line, statuses, write_sweep
+from tests.helpers.jobs_run import REPOSITORY, finish
+from tests.helpers.sweep_run import mlflow_runs, records, write_sweep
 from tests.jobs.test_submit import RAY, Head, head  # noqa: F401
 
 # Many minutes where the machine has other things to do.
@@ -156,64 +152,3 @@ while True:
     assert time.monotonic() < end, (free, total, held)
     time.sleep(0.5)
 """
-
-
-THREE = """\
-space:
-  loss.seraena: {choices: [0.0, 0.01, 0.1], ratio_to: loss.reconstruction}
-search: {algorithm: grid}
-"""
-
-
-LONG = 16
-
-
-def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, THREE, steps=LONG), tmp_path / "sweeps" / "three"
-    home = tmp_path / "home"
-    seldom = f"--train.validation-every {LONG // 2} --train.checkpoint-every {LONG // 2}"
-    data = ["--data.annotations", annotations, *seldom.split()]
-    hold = Hold(tmp_path / "hold", **{"002": 4})
-    process = start(home, sweep, sweep_dir, *data, hold=hold)
-    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process, LONGEST)
-    process.send_signal(signal.SIGINT)
-    code, said = finish(process, LONGEST)
-    assert code == 130, said
-    assert statuses(sweep_dir) == ["finished", "interrupted"]
-    before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
-    assert all(run.info.status != "RUNNING" for run in mlflow_runs(tmp_path / "sweeps/mlflow.db"))
-
-    # As printed, without its file and the options.
-    (printed,) = re.findall(r"; to go on: (.*)$", said, re.M)
-    code, said = finish(start_line(home, *shlex.split(printed)), LONGEST)
-    assert code == 0, said
-    assert statuses(sweep_dir) == ["finished"] * 3
-    assert (records(sweep_dir)[1], _written(sweep_dir / "trials/001")) == before
-    assert records(sweep_dir)[2]["attempts"] == 2
-    for number in (1, 2, 3):
-        rows = journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")
-        assert [row["step"] for row in rows] == list(range(LONG + 1))
-    # A sweep that has ended is told again, with nothing run.
-    other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=LONG)
-    code, said = finish(start(home, other, sweep_dir, *data), LONGEST)
-    assert code == 2, said
-    assert "holds another sweep, which differs in sweep.space" in said
-
-    # A trial is what jobs/train.py would have made of the same settings, though its workers had
-    # other trials before.
-    config = sweep_dir / "trials/003/config.yaml"
-    alone = ["--config", str(config), "--train.run-dir", str(tmp_path / "alone")]
-    code, said = finish(jobs_run.start(home, *alone), LONGEST)
-    assert code == 0, said
-    assert _losses(tmp_path / "alone") == _losses(sweep_dir / "trials/003")
-
-
-def _written(folder: Path) -> list[tuple[str, int]]:
-    return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
-
-
-def _losses(run_dir: Path) -> list[tuple[float, ...]]:
-    rows = journal.read(run_dir / "metrics.jsonl")
-    return [
-        (r["step"], r["train/loss"], r["train/gradient_norm"]) for r in rows if "train/loss" in r
-    ]

@@ -2,6 +2,8 @@
 
 import csv
 import os
+import re
+import shlex
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -17,11 +19,20 @@ from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
 from taehv.run import journal
 from taehv.run.run_folder import RunFolder
+from tests.helpers import jobs_run
 from tests.helpers.hold import Hold
 from tests.helpers.jobs_run import REPOSITORY, TINY, finish, wait_for
 from tests.helpers.s3_server import s3_server
 from tests.helpers.small_teacher import save_small_teacher
-from tests.helpers.sweep_run import kill_at_once, mlflow_runs, records, start, statuses, write_sweep
+from tests.helpers.sweep_run import (
+    kill_at_once,
+    mlflow_runs,
+    records,
+    start,
+    start_line,
+    statuses,
+    write_sweep,
+)
 from tests.taehv.evaluation.test_frames import lpips_state
 
 pytestmark = [pytest.mark.sweeps, pytest.mark.timeout(1200)]
@@ -42,6 +53,64 @@ space:
   optim.learning_rate: {log: [1.0e-4, 1.0e-2]}
 search: {algorithm: tpe, trials: 4, startup_trials: 2}
 """
+
+
+THREE = """\
+space:
+  loss.seraena: {choices: [0.0, 0.01, 0.1], ratio_to: loss.reconstruction}
+search: {algorithm: grid}
+"""
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotations: str) -> None:
+    sweep, sweep_dir = write_sweep(tmp_path, THREE, steps=LONG), tmp_path / "sweeps" / "three"
+    home = tmp_path / "home"
+    seldom = f"--train.validation-every {LONG // 2} --train.checkpoint-every {LONG // 2}"
+    data = ["--data.annotations", annotations, *seldom.split()]
+    hold = Hold(tmp_path / "hold", **{"002": 4})
+    process = start(home, sweep, sweep_dir, *data, hold=hold)
+    wait_for(lambda: hold.waits("002"), "the second trial's step 4", process, 600)
+    process.send_signal(signal.SIGINT)
+    code, said = finish(process, 600)
+    assert code == 130, said
+    assert statuses(sweep_dir) == ["finished", "interrupted"]
+    before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
+    assert all(run.info.status != "RUNNING" for run in mlflow_runs(tmp_path / "sweeps/mlflow.db"))
+
+    # As printed, without its file and the options.
+    (printed,) = re.findall(r"; to go on: (.*)$", said, re.M)
+    code, said = finish(start_line(home, *shlex.split(printed)), 600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished"] * 3
+    assert (records(sweep_dir)[1], _written(sweep_dir / "trials/001")) == before
+    assert records(sweep_dir)[2]["attempts"] == 2
+    for number in (1, 2, 3):
+        rows = journal.read(sweep_dir / f"trials/{number:03d}/metrics.jsonl")
+        assert [row["step"] for row in rows] == list(range(LONG + 1))
+    # A sweep that has ended is told again, with nothing run.
+    other = write_sweep(tmp_path / "other", THREE.replace("0.01", "0.02"), steps=LONG)
+    code, said = finish(start(home, other, sweep_dir, *data), 600)
+    assert code == 2, said
+    assert "holds another sweep, which differs in sweep.space" in said
+
+    # A trial is what jobs/train.py would have made of the same settings, though its workers had
+    # other trials before.
+    config = sweep_dir / "trials/003/config.yaml"
+    alone = ["--config", str(config), "--train.run-dir", str(tmp_path / "alone")]
+    code, said = finish(jobs_run.start(home, *alone), 600)
+    assert code == 0, said
+    assert _losses(tmp_path / "alone") == _losses(sweep_dir / "trials/003")
+
+
+def _written(folder: Path) -> list[tuple[str, int]]:
+    return sorted((str(p), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file())
+
+
+def _losses(run_dir: Path) -> list[tuple[float, ...]]:
+    rows = journal.read(run_dir / "metrics.jsonl")
+    return [
+        (r["step"], r["train/loss"], r["train/gradient_norm"]) for r in rows if "train/loss" in r
+    ]
 
 
 def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> None:

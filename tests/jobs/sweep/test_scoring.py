@@ -16,7 +16,11 @@ def test_clips_too_small_for_lpips_are_refused(
     torch.save(lpips_state(), tmp_path / "lpips.pth")
     space = "space:\n  loss.seraena: [0.1, 1.0]\nsearch: {algorithm: grid}\n"
     sweep = write_sweep(tmp_path, space + f"lpips: {tmp_path}/lpips.pth\n")
-    line = f"{sweep} --sweep-dir {tmp_path}/sweep --data.height 24 --data.width 24"
+    (tmp_path / "videos.txt").write_text("a.mp4\n")
+    line = (
+        f"{sweep} --sweep-dir {tmp_path}/sweep --data.annotations {tmp_path}/videos.txt"
+        " --data.height 24 --data.width 24"
+    )
     assert main(line.split()) == 2
     assert "validation clips are 24x24, and LPIPS needs 32" in capfd.readouterr().err
     assert not (tmp_path / "sweep").exists()
