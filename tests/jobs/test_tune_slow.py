@@ -21,7 +21,7 @@ from taehv.run import journal
 from taehv.run.run_folder import RunFolder
 from tests.helpers import jobs_run
 from tests.helpers.hold import Hold
-from tests.helpers.jobs_run import REPOSITORY, TINY, finish, wait_for
+from tests.helpers.jobs_run import REPOSITORY, TINY, assert_quiet, finish, wait_for
 from tests.helpers.s3_server import s3_server
 from tests.helpers.small_teacher import save_small_teacher
 from tests.helpers.sweep_run import (
@@ -73,6 +73,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(tmp_path: Path, annotatio
     process.send_signal(signal.SIGINT)
     code, said = finish(process, 600)
     assert code == 130, said
+    assert_quiet(said)
     assert statuses(sweep_dir) == ["finished", "interrupted"]
     before = records(sweep_dir)[1], _written(sweep_dir / "trials/001")
     assert all(run.info.status != "RUNNING" for run in mlflow_runs(tmp_path / "sweeps/mlflow.db"))
@@ -206,6 +207,7 @@ def test_a_terminated_driver_saves_and_lpips_is_scored(tmp_path: Path, annotatio
     process.terminate()
     code, said = finish(process, seconds=200)
     assert code == 143, said
+    assert_quiet(said)
     assert f"to go on: --sweep-dir {sweep_dir}" in said
     assert statuses(sweep_dir) == ["interrupted"]
     runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
