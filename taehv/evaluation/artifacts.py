@@ -201,7 +201,7 @@ def gains(network: Sequence[Parts], control: Sequence[Parts]) -> Gains:
     ours, theirs = _mean(network), _mean(control)
     phases = range(sum(key.startswith("phase_") for key in ours) // 2)
     by_phase = [
-        _decibels(theirs[f"phase_{k}_error"] / frames, ours[f"phase_{k}_error"] / frames)
+        decibels(theirs[f"phase_{k}_error"] / frames, ours[f"phase_{k}_error"] / frames)
         for k in phases
         if (frames := ours[f"phase_{k}_frames"]) > 0
     ]
@@ -211,8 +211,8 @@ def gains(network: Sequence[Parts], control: Sequence[Parts]) -> Gains:
         if FEWEST_PIXELS < share < 1 - FEWEST_PIXELS:
             ours_there, theirs_there = (parts[f"{kind}_error"] for parts in (ours, theirs))
             kinds[kind] = (
-                _decibels(theirs_there / share, ours_there / share),
-                _decibels(
+                decibels(theirs_there / share, ours_there / share),
+                decibels(
                     (theirs["mse"] - theirs_there) / (1 - share),
                     (ours["mse"] - ours_there) / (1 - share),
                 ),
@@ -227,7 +227,7 @@ def grid(network: Sequence[Parts]) -> dict[int, float]:
     found: dict[int, float] = {}
     for period, bins in PERIODS.items():
         excess = [
-            _decibels(ours[f"{name}_at"], ours[f"{name}_beside"])
+            decibels(ours[f"{name}_at"], ours[f"{name}_beside"])
             for name in (f"grid_{direction}_{k}" for direction in ("across", "down") for k in bins)
             if f"{name}_at" in ours
         ]
@@ -242,7 +242,7 @@ def figures(network: Sequence[Parts], control: Sequence[Parts]) -> dict[str, flo
     return gains(network, control).figures() | excess
 
 
-def _decibels(energy: float, other: float) -> float:
+def decibels(energy: float, other: float) -> float:
     """Of the first over the second, each raised by `QUANTUM`; NaN where either is."""
     return 10 * math.log10((max(energy, 0) + QUANTUM) / (max(other, 0) + QUANTUM))
 

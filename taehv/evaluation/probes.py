@@ -8,8 +8,7 @@ Shape letters: T frames, H height, W width.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from taehv.evaluation.artifacts import QUANTUM
+from taehv.evaluation.artifacts import decibels
 
 Codec = Callable[[Tensor], Tensor]
 
@@ -180,7 +179,7 @@ class Probes:
         `shimmer`: the same, of the worst video. `size`: by how much the middle of the largest crop
         is below that of the best, dB, the mean over videos. What was not measured is left out."""
         lost = [
-            10 * math.log10((errors[max(errors)] + QUANTUM) / (_least(errors.values()) + QUANTUM))
+            decibels(errors[max(errors)], float(np.min([*errors.values()])))
             for errors in self.sizes.values()
             if len(errors) > 1
         ]
@@ -189,8 +188,3 @@ class Probes:
             **({"shimmer": float(np.max([*self.shimmer.values()]))} if self.shimmer else {}),
             **({"size": fmean(lost)} if lost else {}),
         }
-
-
-def _least(values: Iterable[float]) -> float:
-    """NaN where one is."""
-    return float(np.min([*values]))

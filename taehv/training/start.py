@@ -77,24 +77,25 @@ def _solve(config: TrainingConfig, data: Data, run: RunFolder, teacher: Teacher 
     wanted = min(CLIPS, config.train.max_steps * config.train.global_batch_size)
     parts = max(1, wanted // CLIPS_PER_CHUNK)
     schedule = (np.arange(CLIPS_PER_CHUNK) + part * CLIPS_PER_CHUNK for part in range(parts))
-    fits_teacher = config.loss.encoder > 0 or config.loss.decoder_input == "teacher"
+    meets_teacher = config.loss.encoder > 0 or config.loss.decoder_input == "teacher"
     side = LATENTS_PER_SIDE * model.space_downscale
     corners: list[np.ndarray] = []
     wanted_latents: list[torch.Tensor] = []
     for batch in data.training(schedule, []):
         clips = batch["frames"]
-        try:
-            check_start(model, clips.shape[1])
-        except StartError as error:
-            log.warning("the run starts near the identity: %s", error)
-            return False
         # All that is used of large clips; a hundred of them would not fit into memory.
         corners.append(clips[..., :side, :side].copy())
-        if teacher and fits_teacher:
-            # One at a time, as no pass of a step is smaller.
+        if teacher and meets_teacher:
+            # One at a time: a step's pass may have room for no more.
             wanted_latents += [_encode(teacher, clip) for clip in clips]
     started = time.perf_counter()
     frames = torch.from_numpy(np.concatenate(corners)).float().div_(255)
+    # Not before: a reader that is left in the midst would go on decoding beside the training.
+    try:
+        check_start(model, frames.shape[1])
+    except StartError as error:
+        log.warning("the run starts near the identity: %s", error)
+        return False
     latents = torch.stack(wanted_latents) if wanted_latents else None
     solve_start(model, frames, latents, config.loss.decoder_input == "teacher")
     weights = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
