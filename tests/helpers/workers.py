@@ -1,5 +1,6 @@
 """Runs a function in several processes that form a process group, without Ray and without ports."""
 
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -13,11 +14,16 @@ from torch.multiprocessing.spawn import start_processes
 
 
 def run_workers(workers: int, function: Callable[..., object], *arguments: Any) -> None:
-    """Run `function(*arguments)` in `workers` processes and wait; an error in one is raised."""
+    """Run `function(*arguments)` in `workers` processes and wait; an error in one is raised.
+
+    They are forked from a server that has no threads and has imported what training imports, which
+    takes a process five seconds.
+    """
+    multiprocessing.set_forkserver_preload(["tests.helpers.preloaded"])
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         start_processes(  # type: ignore[no-untyped-call]
-            _enter, (workers, store, function, arguments), nprocs=workers, start_method="spawn"
+            _enter, (workers, store, function, arguments), nprocs=workers, start_method="forkserver"
         )
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from data_pipeline.synthetic import ensure_synthetic
 from taehv.run import journal
 from taehv.run.run_folder import resume_options
 from tests.helpers.jobs_run import REPOSITORY, TINY, environment
@@ -103,11 +104,10 @@ def _submit(head: Head, job: list[str]) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
-    from data_pipeline.synthetic import ensure_synthetic
-
-    annotations = ensure_synthetic(tmp_path / "cache", videos=3, frames=40, height=48, width=80)
-    run_dir = tmp_path / "runs" / "submitted"
+def _submit_run(head: Head, folder: Path) -> Path:
+    """A run of three steps as a submitted job; gives its folder."""
+    annotations = ensure_synthetic(folder / "cache", videos=3, frames=40, height=48, width=80)
+    run_dir = folder / "runs" / "submitted"
     job = [
         *("python", "jobs/train.py", *TINY, "--train.max-steps", "3"),
         *("--data.annotations", str(annotations), "--train.run-dir", str(run_dir)),
@@ -115,10 +115,12 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
     result = _submit(head, job)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "succeeded" in result.stdout
-    assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3]
-    assert (run_dir / "final_model.safetensors").is_file()
+    return run_dir
 
-    # What a run prints to go on with it is enough there too.
+
+@pytest.mark.slow
+def test_what_a_run_prints_to_go_on_with_it_is_enough_there_too(head: Head, tmp_path: Path) -> None:
+    run_dir = _submit_run(head, tmp_path)
     begun = yaml.safe_load((run_dir / "config.yaml").read_text())
     go_on = [*shlex.split(resume_options(str(run_dir))), "--train.max-steps", "4"]
     result = _submit(head, ["python", "jobs/train.py", *go_on])
@@ -126,6 +128,12 @@ def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None
     assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3, 4]
     resumed = yaml.safe_load((run_dir / "config.yaml").read_text())
     assert (resumed["data"], resumed["model"]) == (begun["data"], begun["model"])
+
+
+def test_the_same_command_as_a_submitted_job(head: Head, tmp_path: Path) -> None:
+    run_dir = _submit_run(head, tmp_path)
+    assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert (run_dir / "final_model.safetensors").is_file()
 
     # The cluster refuses a caller without the token.
     stranger = {**head.environment, "RAY_AUTH_MODE": "disabled"}

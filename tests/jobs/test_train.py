@@ -177,14 +177,28 @@ def test_ctrl_c_saves_and_the_run_goes_on(videos: Path, tmp_path: Path, home: Pa
     (run,) = client.search_runs([client.get_experiment_by_name("taehv").experiment_id])
     assert run.info.status == "FINISHED"
 
-    # Back to where it had been stopped, and another way from there.
-    older = ["--train.run-dir", str(run_dir), "--train.resume", str(newest)]
-    code, output = finish(start(home, *older, "--train.max-steps", str(stopped_at + 2)))
+
+@pytest.mark.slow
+def test_a_run_goes_back_and_another_way_from_there(
+    videos: Path, tmp_path: Path, home: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_dir = tmp_path / "runs" / "back"
+    line = f"{SOME_BAD} --data.annotations {videos} --train.run-dir {run_dir}".split()
+    code, output = finish(
+        start(home, *TINY, *line, *["--train.max-steps", "4", "--train.checkpoint-every", "2"])
+    )
     assert code == 0, output
-    assert f"going back to {newest}" in output
-    assert [row["step"] for row in journal.read(rows_file)] == list(range(stopped_at + 3))
+    older = checkpoint.step_folder(run_dir, 2)
+    back = ["--train.run-dir", str(run_dir), "--train.resume", str(older)]
+    code, output = finish(start(home, *back, "--train.max-steps", "3"))
+    assert code == 0, output
+    assert f"going back to {older}" in output
+    assert [row["step"] for row in journal.read(run_dir / "metrics.jsonl")] == list(range(4))
     (aside,) = (run_dir / "set_aside").iterdir()
-    assert (aside / f"step_{stopped_at + 3:08d}" / checkpoint.MANIFEST).is_file()
+    assert (aside / "step_00000004" / checkpoint.MANIFEST).is_file()
+    client = MlflowClient(f"sqlite:///{run_dir.parent}/mlflow.db")
     assert len(client.search_runs([client.get_experiment_by_name("taehv").experiment_id])) == 2
 
 
@@ -248,6 +262,7 @@ def _listening_beyond_loopback(pid: int) -> list[str]:
     return [f"{address}:{port}" for address, port in doors if address not in loopback]
 
 
+@pytest.mark.slow
 def test_no_usable_video_stops_the_run(tmp_path: Path, home: Path) -> None:
     from mlflow.tracking import MlflowClient
 

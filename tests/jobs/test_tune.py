@@ -9,10 +9,8 @@ import pytest
 
 from data_pipeline.synthetic import ensure_synthetic
 from jobs.cli.config import flatten, read_yaml
-from taehv.run import checkpoint, journal
-from taehv.run.run_folder import RunFolder
-from tests.helpers import jobs_run
-from tests.helpers.jobs_run import REPOSITORY, finish
+from taehv.run import journal
+from tests.helpers.jobs_run import REPOSITORY
 from tests.helpers.sweep_run import mlflow_runs, records, write_sweep
 from tests.jobs.test_submit import RAY, Head, head  # noqa: F401
 
@@ -22,14 +20,12 @@ pytestmark = pytest.mark.timeout(1800)
 LONGEST = 600.0
 """Seconds for what a test waits for; a few dozen where the cores have nothing else to do."""
 
-# Six trials, of which two learn fast, two slowly, one not at all, and one has no weights to begin
+# Four trials, of which one learns fast, one slowly, one not at all, and one has no weights to begin
 # with.
-SIX = """\
+FOUR = """\
 rows:
   fast: {optim.learning_rate: 3.0e-3}
-  also fast: {optim.learning_rate: 2.0e-3}
-  slow: {optim.learning_rate: 1.0e-5}
-  slower: {optim.learning_rate: 1.0e-6}
+  slow: {optim.learning_rate: 1.0e-6}
   slowest: {optim.learning_rate: 1.0e-9}
   broken: {model.pretrained: /no/such/weights.pth}
 scheduler: {name: asha, grace_steps: 2, reduction_factor: 2}
@@ -48,7 +44,7 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     tmp_path: Path,
     annotations: str,
 ) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, SIX, steps=12), tmp_path / "sweeps" / "six"
+    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=6), tmp_path / "sweeps" / "four"
     job = ["python", "jobs/tune.py", str(sweep), "--sweep-dir", str(sweep_dir)]
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
     result = subprocess.run(
@@ -65,32 +61,19 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     assert "results.csv" in said
 
     trials = records(sweep_dir)
-    assert len(trials) == 6
+    assert len(trials) == 4
     by_row = {record["label"]: record for record in trials.values()}
     assert by_row["broken"]["status"] == "failed"
     assert by_row["broken"]["attempts"] == 2
     assert "/no/such/weights.pth" in by_row["broken"]["error"]
     others = [by_row[label]["status"] for label in by_row if label != "broken"]
     assert set(others) == {"finished", "pruned"}
-    assert "finished" in (by_row["fast"]["status"], by_row["also fast"]["status"])
+    assert by_row["fast"]["status"] == "finished"
 
     _check_mlflow(sweep_dir, trials)
     _check_free(head, tmp_path)
     for name in ("results.csv", "report.html", "best_config.yaml"):
         assert (sweep_dir / name).is_file()
-
-    # A trial that was stopped is a run like any other, which jobs/train.py goes on with.
-    pruned = next(r for r in trials.values() if r["status"] == "pruned")
-    folder = sweep_dir / "trials" / f"{pruned['number']:03d}"
-    assert checkpoint.latest_valid(RunFolder(str(folder))) is not None
-    again = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
-    code, said = finish(again, LONGEST)
-    assert code == 0, said
-    steps = [row["step"] for row in journal.read(folder / "metrics.jsonl")]
-    assert steps == list(range(13))
-    assert (folder / "final_model.safetensors").is_file()
-    (run,) = (r for r in mlflow_runs(sweep_dir.parent / "mlflow.db") if _is(r, pruned["number"]))
-    assert run.info.status == "FINISHED"
 
 
 def _is(run: Any, number: int) -> bool:

@@ -17,7 +17,7 @@ from jobs.cli.config import read_yaml
 from jobs.sweep.definition import make_plan, read_sweep
 from jobs.sweep.importance import importance
 from jobs.sweep.ledger import Ledger
-from taehv.run import journal
+from taehv.run import checkpoint, journal
 from taehv.run.run_folder import RunFolder
 from tests.helpers import jobs_run
 from tests.helpers.hold import Hold
@@ -140,6 +140,27 @@ def test_a_killed_driver_repeats_nothing(tmp_path: Path, annotations: str) -> No
     runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
     assert len(runs) == 5
     assert {run.info.status for run in runs} == {"FINISHED"}
+
+
+def test_jobs_train_goes_on_with_a_trial_that_was_pruned(tmp_path: Path, annotations: str) -> None:
+    """It is a run like any other."""
+    text = "rows:\n  fast: {optim.learning_rate: 3.0e-3}\n  slow: {optim.learning_rate: 1.0e-9}\n"
+    text += "scheduler: {name: asha, grace_steps: 2, reduction_factor: 2}\n"
+    sweep, sweep_dir = write_sweep(tmp_path, text), tmp_path / "sweeps" / "pruned"
+    process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
+    code, said = finish(process, seconds=600)
+    assert code == 0, said
+    assert statuses(sweep_dir) == ["finished", "pruned"]
+    folder = sweep_dir / "trials/002"
+    assert checkpoint.latest_valid(RunFolder(str(folder))) is not None
+    again = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
+    code, said = finish(again, seconds=600)
+    assert code == 0, said
+    assert [row["step"] for row in journal.read(folder / "metrics.jsonl")] == list(range(7))
+    assert (folder / "final_model.safetensors").is_file()
+    runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
+    (run,) = (r for r in runs if r.data.tags.get("trial.number") == "002")
+    assert run.info.status == "FINISHED"
 
 
 def test_a_trial_whose_process_is_killed_is_retried(tmp_path: Path, annotations: str) -> None:
