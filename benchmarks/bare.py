@@ -50,7 +50,7 @@ def bare_step(config: Config) -> tuple[TrainState, Callable[[], None]]:
     calls it."""
     distributed.initialise()
     layout = config.train.layout(distributed.world_size())
-    state = TrainState(config, layout)
+    state = TrainState(config, layout.workers)
     own = slice(*(layout.slots_per_worker * (distributed.rank() + k) for k in (0, 1)))
     batches: Iterator[Batch] = cycle([_part(batch, own) for batch in make_batches(config)])
     ahead: list[Batch] = []

@@ -36,7 +36,7 @@ def main() -> int:
     options = parser.parse_args()
     distributed.initialise()
     config = TrainingConfig(train=TrainConfig(global_batch_size=BATCH))
-    state = TrainState(config, config.train.layout(1))
+    state = TrainState(config, 1)
     samples = iter([config.train.layout(1).samples(0, 0)])
     (batch,) = MovingData(size=64).training(samples, [])
     train_step(state, batch, None)

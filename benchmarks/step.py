@@ -72,7 +72,7 @@ def _compare(
     train = dataclasses.replace(config.train, precision=precision)
     config = dataclasses.replace(config, train=train)
     batches = make_batches(config)
-    first = TrainState(config, config.train.layout(1))
+    first = TrainState(config, 1)
     model = copy.deepcopy(first.generator)
     loss = float(train_step(first, batches[0], None).losses[:, 1].mean())
     del first

@@ -59,7 +59,10 @@ class Decoded:
         self._kept: dict[str, list[Batch]] = {}
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Iterator[Batch]:
         return self._batches("training", schedule)
 

@@ -45,9 +45,13 @@ class Data(Protocol):
     with -1 for surplus slots; all its arrays have the same length."""
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Iterable[Batch]:
-        """Clips of the training videos, augmented. `transient_failures` are the run's so far."""
+        """Clips of the training videos, augmented, of the size that this stage of the run has
+        (`train.stages`, from 0). `transient_failures` are the run's so far."""
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
         """Clips of the held-out videos, never augmented: sample 2v is a crop of the video's own

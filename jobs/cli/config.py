@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import tyro
 import yaml
@@ -92,6 +92,14 @@ class Config(TrainingConfig):
     data: DataConfig = field(default_factory=DataConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def of_stage(self, number: int) -> Self:
+        """What this stage of the run has, the size of its clips included."""
+        config = super().of_stage(number)
+        if not self.train.stages:
+            return config
+        clip = self.train.stages[number].clip_size
+        return dataclasses.replace(config, data=dataclasses.replace(config.data, **clip))
 
 
 def parse(arguments: Sequence[str], description: str, ask_run: bool = True) -> Config:

@@ -147,7 +147,8 @@ def _examine_cluster(
     autoscaler = Autoscaler() if own_ray else look_at_autoscaler(alive)
     workers = count_workers(config, nodes, autoscaler)
     # As many as are expected and can share the batch.
-    planned = min(workers.expected, train.global_batch_size // train.slots_per_group)
+    stages = [config.of_stage(number).train for number in range(max(1, len(train.stages)))]
+    planned = min(workers.expected, *(stage.layout(workers=1).groups for stage in stages))
     own = next(node.machine for node in alive if node.is_own)
     assert own
     yield from judge_versions(own.versions, nodes)
@@ -170,7 +171,7 @@ def _examine_cluster(
     log.info("the network between the nodes")
     reduction = look_at_collective(config, nodes, workers.on_gpus)
     estimated = estimate(config, planned, workers.on_gpus and config.cluster.gpu != "pretend")
-    yield from judge_collective(reduction, planned, estimated.memory.gradients)
+    yield from judge_collective(reduction, planned, max(e.memory.gradients for e in estimated))
 
     log.info("memory and cost")
     yield from judge_memory(config, estimated, nodes)

@@ -22,30 +22,55 @@ by default."""
 
 @dataclass(frozen=True)
 class Estimate:
-    """Memory of one worker, of how many there are, and what its pass holds."""
+    """Memory of one worker in a stage of the run, of how many there are, and what its pass
+    holds."""
 
     memory: Footprint
     workers: int
     clips_per_pass: int
+    clip: str
+    """Frames, height and width."""
     bf16: bool
+    stage: str
+    """Which one; empty where the run has no stages."""
 
 
-def estimate(config: Config, workers: int, on_real_gpus: bool) -> Estimate:
-    """By the networks' own shapes."""
-    precision, data = config.train.precision, config.data
+def estimate(config: Config, workers: int, on_real_gpus: bool) -> list[Estimate]:
+    """Of each stage, by the networks' own shapes."""
+    precision, stages = config.train.precision, len(config.train.stages)
     bf16 = precision == "bf16" or (precision == "auto" and on_real_gpus)
-    layout = config.train.layout(workers)
-    shape = (data.num_frames, 3, data.height, data.width)
-    return Estimate(footprint(config, layout, shape, bf16), workers, layout.slots_per_pass, bf16)
+    estimates = []
+    for number in range(max(1, stages)):
+        own = config.of_stage(number)
+        data, layout = own.data, own.train.layout(workers)
+        shape = (data.num_frames, 3, data.height, data.width)
+        estimates.append(
+            Estimate(
+                footprint(own, layout, shape, bf16),
+                workers,
+                layout.slots_per_pass,
+                f"{data.num_frames}x{data.height}x{data.width}",
+                bf16,
+                f"stage {number + 1} of {stages}, " if stages else "",
+            )
+        )
+    return estimates
 
 
-def judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> Iterator[Finding]:
+def judge_memory(
+    config: Config, estimates: Sequence[Estimate], nodes: Sequence[Node]
+) -> Iterator[Finding]:
     """Against the smallest GPU that is there, or, on CPUs, the memory of a node."""
-    data, memory = config.data, estimated.memory
+    for estimated in estimates:
+        yield from _judge_memory(config, estimated, nodes)
+
+
+def _judge_memory(config: Config, estimated: Estimate, nodes: Sequence[Node]) -> Iterator[Finding]:
+    memory = estimated.memory
     message = (
-        f"a worker, estimated: {gib(memory.between_passes)} at rest, {gib(memory.one_pass)} for a "
-        f"pass of {estimated.clips_per_pass} clips of {data.num_frames}x{data.height}x{data.width} "
-        f"in {'bf16' if estimated.bf16 else 'fp32'}"
+        f"{estimated.stage}a worker, estimated: {gib(memory.between_passes)} at rest, "
+        f"{gib(memory.one_pass)} for a pass of {estimated.clips_per_pass} clips of "
+        f"{estimated.clip} in {'bf16' if estimated.bf16 else 'fp32'}"
     )
     if config.teacher.path:
         message += ", without the teacher, which needs some more"
@@ -147,7 +172,10 @@ def judge_object_store(config: Config, nodes: Sequence[Node], workers: int) -> I
 
 
 def segment_bytes(config: Config, workers: int) -> int:
-    """Of one worker's segment, which is as long as a whole run at most."""
-    steps = min(MAX_SEGMENT_STEPS, config.train.max_steps)
-    slots = config.train.layout(workers).slots_per_worker
-    return min(SEGMENT_BYTES, steps * slots * config.data.clip_bytes)
+    """Of one worker's segment, the largest of any stage, which is as long as a stage at most."""
+    sizes = []
+    for number, stage_steps in enumerate(config.train.steps_of_stages()):
+        own = config.of_stage(number)
+        slots = own.train.layout(workers).slots_per_worker
+        sizes.append(min(MAX_SEGMENT_STEPS, len(stage_steps)) * slots * own.data.clip_bytes)
+    return min(SEGMENT_BYTES, max(sizes))

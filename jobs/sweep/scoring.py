@@ -60,7 +60,7 @@ def held_out(config: Config) -> ValidationSet:
     training, validation = open_sources(
         config.data, config.train.seed, config.train.global_batch_size
     )
-    clips = RayClips(training, validation, cpu_limit=config.data.decode_cpus)
+    clips = RayClips([training], validation, cpu_limit=config.data.decode_cpus)
     return ValidationSet(clips, config.train.validation_clips, clips_per_pass=1)
 
 

@@ -23,14 +23,23 @@ def check(config: Config) -> None:
     """Raises ConfigError for settings that do not go together, TrainingError for bad files."""
     with torch.device("meta"):
         network = TAEHV(config.model)
-    _check_sizes(config, network)
-    if network.alignment.learns_another_rule(config.data.num_frames):
+    _check_network(config, network)
+    stages = [config.of_stage(number) for number in range(len(config.train.steps_of_stages()))]
+    for number, stage in enumerate(stages, start=1):
+        try:
+            _check_sizes(stage, network)
+        except ConfigError as error:
+            if not config.train.stages:
+                raise
+            raise ConfigError(f"stage {number} of train.stages: {error}") from error
+    lengths = sorted({stage.data.num_frames for stage in stages})
+    for num_frames in filter(network.alignment.learns_another_rule, lengths):
         log.warning(
             "clips of %d frames are %d latents. Of an even number %s drops no frame, so the "
             "network learns to show each frame 3 earlier than it has to in whole videos and "
             "evaluations, which have an odd number: take data.num_frames 9, 12 or 17",
-            config.data.num_frames,
-            network.alignment.num_latents(config.data.num_frames),
+            num_frames,
+            network.alignment.num_latents(num_frames),
             config.model.variant,
         )
     if fault := config.optim.contradiction():
@@ -41,13 +50,13 @@ def check(config: Config) -> None:
         build_model(config.model)
     if config.teacher.path:
         check_teacher(config.teacher.path)
-        if warning := frame_rule_warning(config.data.num_frames):
+        for warning in filter(None, map(frame_rule_warning, lengths)):
             log.warning(warning)
     elif config.loss.encoder > 0:
         log.info("no teacher (--teacher.path): the encoder loss is not used")
 
 
-def _check_sizes(config: Config, network: TAEHV) -> None:
+def _check_network(config: Config, network: TAEHV) -> None:
     if network.space_upscale != network.space_downscale:
         raise ConfigError(
             f"model.decoder_space_upscale {config.model.decoder_space_upscale}: the decoder "
@@ -58,6 +67,9 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
         _ = network.alignment.frame_step
     except ValueError as error:
         raise ConfigError(f"model.decoder_time_upscale: {error}") from error
+
+
+def _check_sizes(config: Config, network: TAEHV) -> None:
     factor = max(network.space_downscale, SCORE_STRIDE)
     for key in ("height", "width", "validation_height", "validation_width"):
         size = getattr(config.data, key)
@@ -73,9 +85,10 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
 
 
 def check_workers(config: Config, workers: int) -> None:
-    """Whether so many workers can share the global batch."""
+    """Whether so many workers can share the global batch of every stage."""
     try:
-        config.train.layout(workers)
+        for number in range(len(config.train.steps_of_stages())):
+            config.of_stage(number).train.layout(workers)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -29,6 +29,7 @@ from jobs.training.messages import (
     RunFailed,
     WorkerStarted,
 )
+from jobs.training.stage_clips import clips_of_stages
 from taehv import distributed
 from taehv.errors import MemoryShortageError, TrainingError
 from taehv.interfaces import TransientFailure
@@ -42,15 +43,21 @@ log = logging.getLogger(__name__)
 class RayClips:
     """`taehv.interfaces.Data` over Ray Data."""
 
-    def __init__(self, training: ClipSource, validation: ClipSource, cpu_limit: float) -> None:
+    def __init__(
+        self, training: Sequence[ClipSource], validation: ClipSource, cpu_limit: float
+    ) -> None:
+        """training: of each stage."""
         self._training, self._validation = training, validation
         self.cpu_limit = cpu_limit
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Generator[Any]:
         failures = frozenset(transient_failures)
-        source = dataclasses.replace(self._training, transient_failures=failures)
+        source = dataclasses.replace(self._training[stage], transient_failures=failures)
         return self._stream(source, schedule)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Generator[Any]:
@@ -80,7 +87,8 @@ def train_worker(settings: dict[str, Any]) -> None:
     run = RunFolder(settings["run_dir"])
     hooks = ReportingHooks(mailbox, distributed.is_main())
     training, validation = settings["sources"]
-    data = RayClips(training, validation, settings["decode_cpus"])
+    stages = clips_of_stages(training, config)
+    data = RayClips(stages, validation, settings["decode_cpus"])
     try:
         _holder, resume_from = _resume_from(config, run)
         summary = train(config, data, hooks, run, resume_from, retry=False)

@@ -20,8 +20,10 @@ REAL, FAKE = -1.0, 1.0
 @dataclass(frozen=True)
 class SeraenaConfig:
     start_step: int = 0
-    """Steps before the generator follows the corrected targets. The discriminator learns from the
-    first one."""
+    """Steps before the generator follows the corrected targets, from the first step, or from that
+    of the first stage with an adversary. The discriminator learns from the first one."""
+    ramp_steps: int = 0
+    """Steps after that over which the weight of the corrected targets rises."""
     frames_per_group: int = 3
     """Consecutive frames that the discriminator sees as one image of 3x as many channels."""
     widths: tuple[int, int, int, int, int, int] = (64, 128, 256, 512, 512, 512)
@@ -34,8 +36,9 @@ class SeraenaConfig:
     """Bound on the replay buffer, over all workers, in 10^9 bytes."""
 
     def __post_init__(self) -> None:
-        if self.start_step < 0:
-            raise ValueError(f"seraena.start_step is {self.start_step}: it cannot be negative")
+        for name in ("start_step", "ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"seraena.{name} is {getattr(self, name)}: it cannot be negative")
         if self.frames_per_group < 1:
             raise ValueError(f"seraena.frames_per_group is {self.frames_per_group}: at least 1")
         if min(self.widths) < 1:
@@ -46,6 +49,12 @@ class SeraenaConfig:
             raise ValueError(
                 f"seraena.replay_gigabytes is {self.replay_gigabytes}: it must be positive"
             )
+
+    def ramp(self, step: int) -> float:
+        """The part of `loss.seraena` that is in force at a step, 0 to 1."""
+        if step < self.start_step:
+            return 0.0
+        return min(1.0, (step - self.start_step + 1) / (self.ramp_steps + 1))
 
 
 def group_frames(frames: Tensor, size: int) -> Tensor:

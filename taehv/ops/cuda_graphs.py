@@ -98,11 +98,15 @@ class _CapturedGraphs:
         self._parameters = parameters
         if parameters:
             self._output_grads = tuple(map(torch.empty_like, outputs))
+            # What a frozen part of a network gives has no gradient.
+            differentiable = [
+                pair
+                for pair in zip(outputs, self._output_grads, strict=True)
+                if pair[0].requires_grad
+            ]
+            ends, end_grads = zip(*differentiable, strict=True)
             self._parameter_grads, self._backward, _ = capture(
-                lambda: torch.autograd.grad(
-                    outputs, parameters, self._output_grads, allow_unused=True
-                ),
-                pool,
+                lambda: torch.autograd.grad(ends, parameters, end_grads, allow_unused=True), pool
             )
 
     def __call__(self, *inputs: Tensor | None) -> Any:

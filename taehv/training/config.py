@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, TypeVar
 
 import torch
 
@@ -14,6 +14,9 @@ from taehv.losses.teacher import TeacherConfig
 from taehv.model.variants import ModelConfig
 from taehv.slots import SlotLayout
 from taehv.training.optimizer import OptimConfig
+from taehv.training.stages import Stage, steps_of_stages
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,11 @@ class TrainConfig:
     """Activations are computed again in the backward pass: less memory, about a third more time."""
     max_steps: int = 10_000
     """Steps of the run."""
+    stages: tuple[Stage, ...] = ()
+    """Parts of the run, in a YAML file a list, that have other settings than the rest of the
+    configuration says: size of the clips, batch, learning rate, adversary, frozen encoder."""
+    freeze_encoder: bool = False
+    """Train the decoder alone, on the latents of the encoder as it is."""
     seed: int = 0
     """Of the sample order and of every random draw."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -112,6 +120,16 @@ class TrainConfig:
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay is {self.ema_decay}: at least 0 and less than 1")
         self.layout(workers=1)
+        self.steps_of_stages()
+
+    def steps_of_stages(self) -> list[range]:
+        """The steps of each stage; a run without stages is one."""
+        return steps_of_stages(self.stages or (Stage(),), self.max_steps)
+
+    def stage_at(self, step: int) -> int:
+        """The stage, from 0, that makes this step; after the run's last step, the last one."""
+        ranges = self.steps_of_stages()
+        return next((n for n, steps in enumerate(ranges) if step in steps), len(ranges) - 1)
 
     def layout(self, workers: int) -> SlotLayout:
         return SlotLayout(
@@ -139,3 +157,52 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.loss.decoder_input == "teacher" and not self.teacher.path:
             raise ValueError("loss.decoder_input is teacher, but teacher.path is empty")
+        frozen = False
+        for number in range(len(self.train.stages)):
+            try:
+                stage = self.of_stage(number)
+            except ValueError as error:
+                raise ValueError(f"stage {number + 1} of train.stages: {error}") from error
+            if frozen and not stage.train.freeze_encoder:
+                raise ValueError(
+                    f"stage {number + 1} of train.stages trains the encoder, which the stage "
+                    "before has frozen: what its optimizer had learned is gone"
+                )
+            frozen = stage.train.freeze_encoder
+
+    def of_stage(self, number: int) -> Self:
+        """What this part of the run has, apart from the size of its clips: a configuration without
+        stages, of as many steps as the whole run."""
+        if not self.train.stages:
+            return self
+        stage, train = self.train.stages[number], self.train
+        limits = [most for most in (train.max_clips_per_pass, stage.max_clips_per_pass) if most]
+        train = replace(
+            train,
+            stages=(),
+            global_batch_size=_first(stage.global_batch_size, train.global_batch_size),
+            max_clips_per_pass=min(limits, default=0),
+            freeze_encoder=_first(stage.freeze_encoder, train.freeze_encoder),
+        )
+        rate = _first(stage.learning_rate, self.optim.learning_rate)
+        start_step = self._adversary_from(number) + self.seraena.start_step
+        return replace(
+            self,
+            train=train,
+            optim=replace(self.optim, learning_rate=rate),
+            loss=replace(self.loss, seraena=self._adversary_weight(number)),
+            seraena=replace(self.seraena, start_step=start_step),
+        )
+
+    def _adversary_weight(self, number: int) -> float:
+        return _first(self.train.stages[number].seraena, self.loss.seraena)
+
+    def _adversary_from(self, number: int) -> int:
+        """The step at which the adversary came in that stage `number` has."""
+        while number and self._adversary_weight(number - 1):
+            number -= 1
+        return self.train.steps_of_stages()[number].start
+
+
+def _first(own: T | None, common: T) -> T:
+    return common if own is None else own

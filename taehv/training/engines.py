@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -52,7 +52,7 @@ class _Autocast(nn.Module):
         self.network = network
         self.dtype = dtype
         self._call = Compiled(network.forward, name) if compiles else network
-        parameters = list(network.parameters())
+        parameters = trainable(network)
         self._run = GraphedCallable(self._compute, name, parameters) if graphs else self._compute
 
     def forward(self, *inputs: Any) -> Any:
@@ -85,7 +85,7 @@ def build_engine(
     """
     deepspeed = _import_deepspeed()
     if centralizes:
-        for parameter in network.parameters():
+        for parameter in trainable(network):
             if parameter.ndim > 1:
                 parameter.register_post_accumulate_grad_hook(_centralize)  # type: ignore[no-untyped-call]
     config = {
@@ -106,11 +106,16 @@ def build_engine(
     }
     engine, *_ = deepspeed.initialize(
         model=_Autocast(network, name, dtype, compiles, graphs),
-        optimizer=build_optimizer(network.parameters(), optim),
+        optimizer=build_optimizer(trainable(network), optim),
         config=config,
         dist_init_required=False,
     )
     return engine  # type: ignore[no-any-return]
+
+
+def trainable(network: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are not frozen."""
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def _centralize(parameter: Tensor) -> None:
@@ -162,7 +167,7 @@ def optimizer_pieces(engine: Engine, network: nn.Module) -> dict[str, Tensor]:
     # DeepSpeed cannot be asked for moments that no step has made yet.
     if not steps:
         return pieces
-    for name, parameter in network.named_parameters():
+    for name, parameter in _named_trainable(network):
         if engine.zero_optimization_stage() == 0:
             if distributed.is_main():
                 own = {part: whole for part, whole in state[parameter].items() if part != "step"}
@@ -185,7 +190,7 @@ def load_optimizer_pieces(
     engine: Engine, network: nn.Module, pieces: Iterable[Mapping[str, Tensor]]
 ) -> None:
     """Load what `optimizer_pieces` gave on all workers, at this or another number of them, into an
-    engine that has made no step.
+    engine that has made no step. What they have of parameters that are frozen now is left.
 
     Raises ValueError where the pieces do not make up the state of `network`.
     """
@@ -194,11 +199,12 @@ def load_optimizer_pieces(
     optimizer = _optimizer(engine)
     sizes = {
         f"{name}.{part}": whole.numel()
-        for name, parameter in network.named_parameters()
+        for name, parameter in _named_trainable(network)
         for part, whole in _empty_state(optimizer, parameter).items()
         if part != "step"
     }
-    state = _merge_pieces(sizes, pieces)
+    frozen = {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
+    state = _merge_pieces(sizes, pieces, frozen)
     if not float(state["step"]):
         return
     for group in optimizer.param_groups:
@@ -209,7 +215,7 @@ def load_optimizer_pieces(
         # ZeRO ties its partitions to the parameters at the first step. They are needed before, and
         # no public call of DeepSpeed 0.19.8 does it: `safe_set_full_optimizer_state` then fails.
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-    for name, parameter in network.named_parameters():
+    for name, parameter in _named_trainable(network):
         if engine.zero_optimization_stage() > 0:
             for moment in MOMENTS:
                 whole = state[f"{name}.{moment}"].view_as(parameter)
@@ -231,10 +237,19 @@ def _empty_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[st
     }
 
 
+def _named_trainable(network: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [
+        (name, parameter)
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad
+    ]
+
+
 def _merge_pieces(
-    sizes: Mapping[str, int], pieces: Iterable[Mapping[str, Tensor]]
+    sizes: Mapping[str, int], pieces: Iterable[Mapping[str, Tensor]], left: Collection[str]
 ) -> dict[str, Tensor]:
-    """The whole optimizer state, each part of it flat and of the elements in `sizes`."""
+    """The whole optimizer state, each part of it flat and of the elements in `sizes`, without that
+    of the parameters in `left`."""
     state: dict[str, Tensor] = {"step": torch.zeros(())}
     found: dict[str, list[tuple[int, Tensor]]] = {}
     for part in pieces:
@@ -242,7 +257,7 @@ def _merge_pieces(
             name, _, start = key.partition(_AT)
             if name == "step":
                 state["step"] = values
-            else:
+            elif name.rpartition(".")[0] not in left:
                 found.setdefault(name, []).append((int(start), values))
     if not float(state["step"]):
         return state

@@ -8,7 +8,7 @@ and fragmentation are not counted: `memory.USABLE` leaves room for them.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +26,7 @@ from taehv.model import TAEHV
 from taehv.model.blocks import IMAGE_CHANNELS
 from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
+from taehv.training.engines import trainable
 from taehv.training.soap import bases_bytes
 
 BUCKETS = 2 * 20_000_000 * 4
@@ -55,6 +56,7 @@ def footprint(
     compute in bf16 or in float32."""
     with FakeTensorMode():
         generator = TAEHV(config.model)
+        generator.encoder.requires_grad_(not config.train.freeze_encoder)
         generator.gradient_checkpointing = config.train.gradient_checkpointing
         adversary = None
         if config.loss.seraena > 0:
@@ -64,29 +66,31 @@ def footprint(
                 config.seraena.widths,
             )
         networks = [network for network in (generator, adversary) if network is not None]
-        weights = sum(_weight_bytes(network) for network in networks)
+        weights = sum(_weight_bytes(network.parameters()) for network in networks)
+        trained = sum(_weight_bytes(trainable(network)) for network in networks)
         with _AllocationCounter() as counter:
             _one_pass(config, layout, generator, adversary, clip_shape, bf16)
             peak = counter.peak
-    optimizers = 2 * weights  # Two moments of each.
+    optimizers = 2 * trained  # Two moments of each.
     if config.optim.zero_stage:
         # ZeRO keeps a float32 copy of the weights too, and partitions all three over the workers.
-        optimizers = 3 * weights // layout.workers + BUCKETS * len(networks)
+        optimizers = 3 * trained // layout.workers + BUCKETS * len(networks)
     if config.optim.optimizer == "soap":
-        optimizers += sum(map(bases_bytes, generator.parameters()))
+        optimizers += sum(map(bases_bytes, trainable(generator)))
     replay = int(config.seraena.replay_gigabytes * 1e9) // layout.workers if adversary else 0
     between_passes = (
-        2 * weights  # The weights, and their gradients.
-        + _weight_bytes(generator)  # The averaged weights.
+        weights
+        + trained  # Gradients.
+        + _weight_bytes(generator.parameters())  # The averaged weights.
         + optimizers
         + replay
     )
     # The pass made the gradients, which are counted above.
-    return Footprint(between_passes, max(0, peak - weights), weights)
+    return Footprint(between_passes, max(0, peak - trained), trained)
 
 
-def _weight_bytes(network: nn.Module) -> int:
-    return sum(parameter.numel() * 4 for parameter in network.parameters())
+def _weight_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.numel() * 4 for parameter in parameters)
 
 
 def _one_pass(

@@ -19,11 +19,10 @@ from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder
 from taehv.run.saving import Saver
-from taehv.slots import SlotLayout
 from taehv.training.config import TrainingConfig
 from taehv.training.memory import explain_memory_shortage, release_gpu_memory
 from taehv.training.meter import Meter
-from taehv.training.recovery import halve_passes, rollback_target
+from taehv.training.recovery import end_of_stage, halve_passes, rollback_target
 from taehv.training.run_log import RunLog
 from taehv.training.start import prepare_start
 from taehv.training.state import TrainState
@@ -78,12 +77,9 @@ def train(
     keep_freed_memory()
     # This process may have trained another run before.
     release_gpu_memory()
-    layout = config.train.layout(distributed.world_size())
     with ThreadPoolExecutor(1) as executor:
         # Other processes decode the validation clips while this one builds the networks.
-        decoding = executor.submit(
-            ValidationSet, data, config.train.validation_clips, layout.slots_per_pass
-        )
+        decoding = executor.submit(ValidationSet, data, config.train.validation_clips, 1)
         teacher = None
         if config.teacher.path:
             teacher = Teacher.load(config.teacher, distributed.device())
@@ -92,54 +88,52 @@ def train(
                 student.latent_channels, student.time_downscale, student.space_downscale
             )
         start = prepare_start(config, data, run, teacher) if resume_from is None else None
-        state = _build_state(config, layout, run, resume_from, start)
+        state = _build_state(config, run, resume_from, start)
         # Of DeepSpeed's groups too.
         distributed.set_collective_timeouts()
         validation = decoding.result()
     while True:
         resumed_step = checkpoint.step_in_run(run, resume_from)
+        validation.set_clips_per_pass(state.layout.slots_per_pass)
         attempt = _Attempt(state, data, hooks, run, validation, teacher, resumed_step)
         rollbacks, scale = state.rollbacks, state.learning_rate_scale
         try:
-            with explain_memory_shortage(config, layout, attempt.clip_shape):
-                return attempt.run_steps(resume_from is not None)
+            with explain_memory_shortage(state.config, state.layout, attempt.clip_shape):
+                summary = attempt.run_steps(resume_from is not None)
+            if summary is not None:
+                return summary
+            resume_from = end_of_stage(run, state)
         except DivergedError as error:
             attempt.close()
             resume_from = rollback_target(run, state, error)
             rollbacks, scale = rollbacks + 1, scale / 2
         except MemoryShortageError as error:
-            if not retry or layout.workers > 1:
+            if not retry or state.layout.workers > 1:
                 raise
             config = halve_passes(config, error)
             attempt.close()
-            layout = config.train.layout(workers=1)
-            validation = ValidationSet(data, config.train.validation_clips, layout.slots_per_pass)
             newest = checkpoint.latest_valid(run)
             resume_from = run.retrieve(newest) if newest else resume_from
         # Free the old state's memory before the new state is allocated.
         del attempt, state
         release_gpu_memory()
-        state = _build_state(config, layout, run, resume_from, start)
+        state = _build_state(config, run, resume_from, start)
         state.rollbacks, state.learning_rate_scale = rollbacks, scale
 
 
 def _build_state(
-    config: TrainingConfig,
-    layout: SlotLayout,
-    run: RunFolder,
-    resume_from: Path | None,
-    start: Path | None,
+    config: TrainingConfig, run: RunFolder, resume_from: Path | None, start: Path | None
 ) -> TrainState:
     """A new state, from the weights in `start` if there is such a file, or that of a checkpoint."""
     torch.manual_seed(config.train.seed)
-    state = TrainState(config, layout, resume_from, start)
+    state = TrainState(config, distributed.world_size(), resume_from, start)
     if checkpoint.step_in_run(run, resume_from) is None:
         state.begin_new_run()
     return state
 
 
 class _Attempt:
-    """The steps from a state to the end of the run, to a stop, or to a failure.
+    """The steps from a state to the end of its stage or of the run, to a stop, or to a failure.
 
     Args:
         state, data, hooks, run, validation, teacher: as in `train`.
@@ -165,8 +159,8 @@ class _Attempt:
         self.supply = Supply(
             data,
             state.layout,
-            state.step,
-            self.config.max_steps,
+            state.stage,
+            range(state.step, state.stage_steps.stop),
             state.transient_failures,
             run,
             hooks,
@@ -176,8 +170,9 @@ class _Attempt:
         self._clip_shape: tuple[int, ...] = (0, 0, 0, 0)
         self.weight_files = WeightFiles(run)
 
-    def run_steps(self, resumed: bool) -> Summary:
-        """Train until the end or a stop.
+    def run_steps(self, resumed: bool) -> Summary | None:
+        """Train until the end or a stop; None where the run goes on with its next stage, from the
+        checkpoint that this one ends with.
 
         Args:
             resumed: whether the state is a checkpoint's. Its step was logged and validated before
@@ -193,13 +188,15 @@ class _Attempt:
 
         while True:
             finished = state.step >= config.max_steps
+            stage_ends = state.step >= state.stage_steps.stop
             stopping = stopping or finished
             if outcome or not resumed:
                 row: dict[str, float] = {}
-                if outcome and (stopping or state.step % config.log_every == 0):
+                if outcome and (stopping or stage_ends or state.step % config.log_every == 0):
                     row |= outcome.row() | self.meter.row() | self.supply.row()
+                    row |= self._stage_row()
                 improved = False
-                if state.step % config.validation_every == 0 or finished:
+                if state.step % config.validation_every == 0 or stage_ends:
                     row |= self._validate()
                     improved = self._update_best(row["val_ema/psnr"])
                 if row:
@@ -208,9 +205,10 @@ class _Attempt:
                     stopping = finished = True
                 due = improved or state.step % config.checkpoint_every == 0
                 # A rollback must not lead to a checkpoint from after the divergence began.
-                if outcome and (stopping or (due and not self.log.divergence_suspected)):
+                due = due and not self.log.divergence_suspected
+                if outcome and (stopping or stage_ends or due):
                     self._save()
-            if stopping:
+            if stopping or stage_ends:
                 break
 
             # ------------------------------------------------------------ one step
@@ -231,10 +229,18 @@ class _Attempt:
             hooks.on_step(state.step, batch["sample"].tolist())
             # ------------------------------------------------------------
 
+        if not stopping:
+            self.close()
+            self.log.close()
+            return None
         self._end(finished)
         # Scored last, since training does not need it.
         baselines = self.validation.score_baselines(self.yardstick.limit())
         return Summary(state.step, finished, baselines)
+
+    def _stage_row(self) -> dict[str, float]:
+        """The stage, from 1; nothing of a run without stages."""
+        return {"train/stage": self.state.stage + 1} if self.state.run_config.train.stages else {}
 
     def clip_shape(self) -> tuple[int, ...]:
         """[T, C, H, W] of the last batch."""

@@ -1,4 +1,4 @@
-"""Recovery after a failure: the checkpoint to resume from, and the settings to resume with."""
+"""Which checkpoint a run goes on from, after a failure or a stage, and with which settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from taehv import distributed
 from taehv.errors import DivergedError, MemoryShortageError, TrainingError
 from taehv.run import checkpoint
-from taehv.run.run_folder import RunFolder
+from taehv.run.run_folder import RunFolder, resume_options
 from taehv.training.config import TrainingConfig
 from taehv.training.state import TrainState
 
@@ -38,6 +38,19 @@ def rollback_target(run: RunFolder, state: TrainState, error: DivergedError) -> 
             round(2 / state.learning_rate_scale),
             state.rollbacks + 1,
             train.max_rollbacks,
+        )
+    return run.retrieve(name)
+
+
+def end_of_stage(run: RunFolder, state: TrainState) -> Path:
+    """The checkpoint that a stage has ended with. A collective. Raises TrainingError if it could
+    not be written."""
+    name = distributed.from_main(checkpoint.latest_valid(run) if distributed.is_main() else None)
+    if name != checkpoint.name_of(state.step):
+        raise TrainingError(
+            f"stage {state.stage + 1} of train.stages has ended at step {state.step}, but the "
+            f"checkpoint with which the next one begins could not be written: make room in, or see "
+            f"to, {run}, and go on with {resume_options(run.address)}"
         )
     return run.retrieve(name)
 

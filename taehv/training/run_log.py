@@ -37,7 +37,10 @@ class RunLog:
             filling_gigabytes=(config.seraena.replay_gigabytes if state.adversary else 0.0)
             + (config.teacher.cache_gigabytes if config.teacher.path else 0.0),
         )
-        self._health.restore(journal.read(run.local / journal.NAME))
+        # Another stage has other clips and losses, from which no level can be taken.
+        first = state.stage_steps.start
+        rows = journal.read(run.local / journal.NAME)
+        self._health.restore(row for row in rows if row["step"] >= first)
         if state.rollbacks:
             # The rows before the rollback are dropped, and this row records it.
             self._append({"step": state.step, "train/rollbacks": state.rollbacks})

@@ -29,7 +29,7 @@ from taehv.ops.cuda_graphs import GraphedCallable
 from taehv.precision import autocast
 from taehv.run import checkpoint
 from taehv.run.saving import Snapshot
-from taehv.slots import SURPLUS, SlotLayout
+from taehv.slots import SURPLUS
 from taehv.training.config import TrainingConfig
 from taehv.training.ema import Ema
 from taehv.training.engines import Engine, build_engine, load_optimizer_pieces, optimizer_pieces
@@ -61,18 +61,25 @@ class TrainState:
     by (seed, step, slot), so no scheduler, data iterator or generator has state of its own.
     `resume_from` is a valid checkpoint to load; None begins at step 0, with the weights in the file
     `start` where there is one.
+
+    A state belongs to the stage of the run that makes the next step: `config` and `layout` are that
+    stage's. Of what the stage before has left, the replay memory is dropped, whose clips may be of
+    another size; an adversary that was not there before is new.
     """
 
     def __init__(
         self,
         config: TrainingConfig,
-        layout: SlotLayout,
+        workers: int,
         resume_from: Path | None = None,
         start: Path | None = None,
     ) -> None:
-        self.config = config
-        self.layout = layout
-        self.step = 0
+        self.run_config = config
+        self.step = int(checkpoint.read_info(resume_from)["step"]) if resume_from else 0
+        self.stage = config.train.stage_at(self.step)
+        """From 0; a run without stages is all in one."""
+        self.config = config = config.of_stage(self.stage)
+        self.layout = layout = config.train.layout(workers)
         self.learning_rate_scale = 1.0
         """Halved by every rollback."""
         self.rollbacks = 0
@@ -87,6 +94,7 @@ class TrainState:
         self.generator = build_model(model).to(distributed.device())
         if config.train.start == "pytorch" and not model.pretrained:
             initialise_as_pytorch(self.generator, config.train.seed)
+        self.generator.encoder.requires_grad_(not config.train.freeze_encoder)
         self.generator.gradient_checkpointing = config.train.gradient_checkpointing
         self.ema = Ema(self.generator, config.train.ema_decay)
         self.engine = build_engine(
@@ -102,6 +110,25 @@ class TrainState:
         self.adversary = self._build_adversary(resume_from) if config.loss.seraena > 0 else None
         if resume_from is not None:
             self._load(resume_from)
+        stages = self.run_config.train.stages
+        if stages and distributed.is_main():
+            log.info(
+                "stage %d of %d, to step %d: %s",
+                self.stage + 1,
+                len(stages),
+                self.stage_steps.stop,
+                stages[self.stage],
+            )
+
+    @property
+    def stage_steps(self) -> range:
+        """The steps of this stage."""
+        return self.run_config.train.steps_of_stages()[self.stage]
+
+    @property
+    def _enters_stage(self) -> bool:
+        """Whether what is loaded was left by the stage before."""
+        return self.stage > 0 and self.step == self.stage_steps.start
 
     def begin_new_run(self) -> None:
         """Reset what belongs to the run whose checkpoint was loaded: a new run that starts from it
@@ -136,7 +163,7 @@ class TrainState:
             parts["ema"] = self.ema.network.state_dict()
             if adversary:
                 parts["discriminator"] = adversary.network.state_dict()
-            texts["config.yaml"] = to_yaml(self.config)
+            texts["config.yaml"] = to_yaml(self.run_config)
         for name, part in parts.items():
             tensors[name] = partial(dict, self._copy(name, part))
         info = {
@@ -169,7 +196,7 @@ class TrainState:
                 self.generator.latent_channels,
                 config.seraena.widths,
             )
-        if resume_from is not None:
+        if resume_from is not None and self._has_adversary():
             path = resume_from / "discriminator.safetensors"
             if not path.is_file():
                 raise TrainingError(
@@ -211,10 +238,13 @@ class TrainState:
         graphed = GraphedCallable(correct, "correction") if config.train.cuda_graphs else correct
         return Adversary(network, engine, replay, graphed)
 
+    def _has_adversary(self) -> bool:
+        """Whether the stage that wrote the loaded checkpoint was to have one."""
+        return self.run_config.of_stage(self.stage - self._enters_stage).loss.seraena > 0
+
     def _load(self, folder: Path) -> None:
         """Load everything but the weights, which the networks had before the engines were built."""
         info = checkpoint.read_info(folder)
-        self.step = int(info["step"])
         self.learning_rate_scale = float(info["learning_rate_scale"])
         self.rollbacks = int(info["rollbacks"])
         if info["best"] and not math.isnan(info["best"][0]):
@@ -236,12 +266,13 @@ class TrainState:
                 torch.set_rng_state(file.get_tensor("random.torch"))
                 if torch.cuda.is_available() and "random.cuda" in file.keys():  # noqa: SIM118
                     torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
-        if self.adversary:
+        if self.adversary and self._has_adversary():
             _load_optimizer(
                 folder, "discriminator_optimizer", self.adversary.engine, self.adversary.network
             )
-            self._load_replay(folder, self.adversary.replay)
-        if distributed.is_main():
+            if not self._enters_stage:
+                self._load_replay(folder, self.adversary.replay)
+        if distributed.is_main() and not self._enters_stage:
             log.info("going on from %s, step %d", folder, self.step)
 
     def _load_replay(self, folder: Path, replay: ReplayBuffer) -> None:

@@ -150,7 +150,7 @@ def _one_pass(
     decoder_latents = teacher_latents if config.loss.decoder_input == "teacher" else None
     # Engines average over passes and workers; a step's gradient is the mean over the batch.
     loss_scale = layout.workers * layout.passes / layout.global_batch_size
-    seraena_weight = config.loss.seraena if state.step >= config.seraena.start_step else 0.0
+    seraena_weight = config.loss.seraena * config.seraena.ramp(state.step)
 
     encoded, decoded = state.engine(frames, decoder_latents)
     latents = encoded if decoder_latents is None else decoder_latents
@@ -159,7 +159,7 @@ def _one_pass(
     reconstruction = squared_error(decoded, frames)
     encoder = squared_error(encoded, teacher_latents) if teacher_latents is not None else zero
     seraena = zero
-    if adversary:
+    if adversary and seraena_weight:
         seraena = squared_error(decoded, adversary.correct(frames, decoded, latents))
     total = (
         config.loss.reconstruction * reconstruction

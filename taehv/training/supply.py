@@ -16,7 +16,7 @@ from taehv.slots import SURPLUS, SlotLayout
 
 
 class Supply:
-    """This worker's batches of the steps from `start` to `stop`, and statistics over all workers.
+    """This worker's batches of `steps`, which are of `stage`, and statistics over all workers.
 
     New transient failures are added to `transient_failures`, those of the run so far, and unusable
     videos to the list in the run's folder; the hooks are called with each of them.
@@ -26,14 +26,16 @@ class Supply:
         self,
         data: Data,
         layout: SlotLayout,
-        start: int,
-        stop: int,
+        stage: int,
+        steps: range,
         transient_failures: set[TransientFailure],
         run: RunFolder,
         hooks: Hooks,
     ) -> None:
-        schedule = layout.schedule(distributed.rank(), start, stop)
-        self._batches: Iterator[Batch] = iter(data.training(schedule, sorted(transient_failures)))
+        schedule = layout.schedule(distributed.rank(), steps.start, steps.stop)
+        self._batches: Iterator[Batch] = iter(
+            data.training(schedule, sorted(transient_failures), stage)
+        )
         # Decoding begins when the first batch is requested, so it is requested now.
         self._first: Future[Batch | None] | None = ThreadPoolExecutor(1).submit(
             next, self._batches, None

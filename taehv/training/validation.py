@@ -62,14 +62,18 @@ class ValidationSet:
     def __init__(
         self, data: Data, clips: int, clips_per_pass: int, perceptual: Perceptual | None = None
     ) -> None:
-        """clips: of each kind. clips_per_pass: that are scored at once. perceptual: gives `lpips`,
+        """clips: of each kind. clips_per_pass: see `set_clips_per_pass`. perceptual: gives `lpips`,
         the mean over a clip's frames."""
         self.clips, self._perceptual = clips, perceptual
         windows = range(distributed.rank(), clips, distributed.world_size())
         schedule = (np.array([2 * window, 2 * window + 1], dtype=np.int64) for window in windows)
         self.batches: list[Batch] = list(data.validation(schedule))
-        self.native = _passes(self.batches, 0, clips_per_pass)
-        self.shrunk = _passes(self.batches, 1, clips_per_pass)
+        self.set_clips_per_pass(clips_per_pass)
+
+    def set_clips_per_pass(self, number: int) -> None:
+        """How many clips are scored at once: as many as a pass of training has."""
+        self.native = _passes(self.batches, 0, number)
+        self.shrunk = _passes(self.batches, 1, number)
 
     @torch.no_grad()
     def score(

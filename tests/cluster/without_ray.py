@@ -22,7 +22,10 @@ class Clips:
         self._training, self._validation = training, validation
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Any:
         failures = frozenset(transient_failures)
         source = dataclasses.replace(self._training, transient_failures=failures)

@@ -155,7 +155,7 @@ def newest(run: RunFolder) -> Path | None:
 def copy(life: Life, resume_from: Path | None) -> None:
     """Load a checkpoint and save what these workers then hold."""
     layout = life.config.train.layout(distributed.world_size())
-    state = TrainState(life.config, layout, resume_from)
+    state = TrainState(life.config, layout.workers, resume_from)
     saver = Saver(RunFolder(life.copy_to), keep=1, max_failures=0)
     saver.begin(state.snapshot())
     saver.finish()

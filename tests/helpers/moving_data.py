@@ -21,26 +21,32 @@ def moving_clip(sample: int, num_frames: int = 9, size: int = 32) -> np.ndarray:
 class MovingData:
     """Implements `taehv.interfaces.Data`."""
 
-    def __init__(self, num_frames: int = 9, size: int = 32) -> None:
+    def __init__(
+        self, num_frames: int = 9, size: int = 32, stages: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """stages: frames and size of the training clips in each stage, where they differ."""
         self.num_frames, self.size = num_frames, size
+        self._stages = stages
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Iterable[Batch]:
-        return (self._batch(samples, 0) for samples in schedule)
+        shape = self._stages[stage] if self._stages else (self.num_frames, self.size)
+        return (self._batch(samples, 0, *shape) for samples in schedule)
 
     def validation(self, schedule: Iterator[np.ndarray]) -> Iterable[Batch]:
-        return (self._batch(samples, 10**6) for samples in schedule)
+        return (self._batch(samples, 10**6, self.num_frames, self.size) for samples in schedule)
 
-    def _batch(self, samples: np.ndarray, offset: int) -> Batch:
-        clips = [
-            moving_clip(int(s) + offset, self.num_frames, self.size) * (s >= 0) for s in samples
-        ]
+    def _batch(self, samples: np.ndarray, offset: int, num_frames: int, size: int) -> Batch:
+        clips = [moving_clip(int(s) + offset, num_frames, size) * (s >= 0) for s in samples]
         return {
             "frames": np.stack(clips).astype(np.uint8),
             "sample": samples,
             "video": [f"moving_{s}" for s in samples],
             "rejected": [],
             "transient_failures": [],
-            "decoded": len(samples) * self.num_frames,
+            "decoded": len(samples) * num_frames,
         }

@@ -19,6 +19,7 @@ from jobs.diagnosis.labels import judge_labels
 from jobs.diagnosis.machine import PROGRAM, Gpu, Machine, read_smi
 from jobs.diagnosis.memory import (
     Estimate,
+    estimate,
     judge_memory,
     judge_object_store,
     judge_shared_memory,
@@ -26,7 +27,10 @@ from jobs.diagnosis.memory import (
 from jobs.diagnosis.nodes import Node, judge_versions
 from jobs.diagnosis.output import SCHEMA_VERSION, format_finding, format_verdict, to_json
 from jobs.diagnosis.results import StoreTest, judge_shared, judge_store, judge_tracking
+from taehv.model import ModelConfig
+from taehv.training.config import TrainConfig
 from taehv.training.footprint import Footprint
+from taehv.training.stages import Stage
 
 GIB = 2**30
 VERSIONS = {"ray": "2.60.0", "torch": "2.13.0", "python": "3.11.9", PROGRAM: "0123abcd"}
@@ -95,11 +99,15 @@ def test_a_healthy_cluster_is_all_green() -> None:
         *judge_sample(CONFIG, sample),
         *judge_store("s3://bucket/run", [StoreTest("the driver", 0.2, 0.1)]),
         *judge_collective(Reduction("nccl", 4, 1, seconds=0.01), 4, 70_000_000),
-        *judge_memory(CONFIG, Estimate(Footprint(GIB, GIB, 1), 4, 2, True), NODES),
+        *judge_memory(CONFIG, [an_estimate(Footprint(GIB, GIB, 1))], NODES),
         *judge_cost(CONFIG, workers, sample, NODES, CLOUD, gpu_clips_per_second=40),
         *judge_tracking(True, "http://127.0.0.1:5000", ""),
     ]
     assert [f for f in findings if f.level != Level.OK] == []
+
+
+def an_estimate(memory: Footprint) -> Estimate:
+    return Estimate(memory, 4, 2, "9x64x64", True, "")
 
 
 def test_a_cluster_without_nodes_yet_is_not_called_checked() -> None:
@@ -278,12 +286,34 @@ def test_an_all_reduce_without_a_result_is_told(facts: dict[str, object], level:
 
 
 def test_a_batch_that_no_gpu_holds_is_a_failure() -> None:
-    estimate = Estimate(Footprint(2 * GIB, 20 * GIB, 1), 4, 16, True)
-    finding = only(judge_memory(CONFIG, estimate, NODES))
+    estimates = [an_estimate(Footprint(2 * GIB, 20 * GIB, 1))]
+    finding = only(judge_memory(CONFIG, estimates, NODES))
     assert (finding.level, finding.figure) == (Level.FAILURE, "22.0 GiB")
     assert "23.0 GiB" in finding.message
     assert "--train.max-clips-per-pass" in finding.advice
-    assert "no GPU is there" in only(judge_memory(CONFIG, estimate, [HEAD])).message
+    assert "no GPU is there" in only(judge_memory(CONFIG, estimates, [HEAD])).message
+
+
+def test_the_memory_of_each_stage_is_reckoned() -> None:
+    """A batch twice as large, a frozen encoder, and no adversary: by the networks' own shapes."""
+    small = ModelConfig(encoder_width=8, decoder_widths=(16, 8, 8, 8))
+    stages = (
+        Stage(height=64, width=64),
+        Stage(height=64, width=64, global_batch_size=16),
+        Stage(height=64, width=64, freeze_encoder=True, seraena=0.0),
+    )
+    config = Config(model=small, train=TrainConfig(stages=stages))
+    estimates = estimate(config, workers=1, on_real_gpus=False)
+    first, double, frozen = (estimated.memory for estimated in estimates)
+    assert double.one_pass == pytest.approx(2 * first.one_pass, rel=0.05)
+    assert double.between_passes == first.between_passes
+    assert frozen.one_pass < 0.8 * first.one_pass
+    assert first.between_passes - frozen.between_passes > config.seraena.replay_gigabytes * 1e9
+    messages = [finding.message for finding in judge_memory(config, estimates, NODES)]
+    assert ["stage 2 of 3, a worker, estimated" in message for message in messages] == [
+        *(False, True, False)
+    ]
+    assert "a pass of 16 clips of 9x64x64" in messages[1]
 
 
 def test_a_dead_tracking_server_is_a_failure() -> None:

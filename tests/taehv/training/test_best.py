@@ -120,10 +120,10 @@ def test_a_best_validation_of_other_clips_is_not_compared(
     folder = run.local / checkpoint.name_of(4)
     info = checkpoint.read_info(folder)
     assert info.pop("best_by") == "the pooled PSNR of native clips"
-    state = TrainState(config, config.train.layout(1), folder)
+    state = TrainState(config, 1, folder)
     assert state.best == (99.0, 2)
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.INFO):
         patch.setattr(checkpoint, "read_info", lambda _: info)
-        state = TrainState(config, config.train.layout(1), folder)
+        state = TrainState(config, 1, folder)
     assert state.best is None
     assert "the best one is looked for anew from here" in caplog.text

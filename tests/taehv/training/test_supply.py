@@ -21,7 +21,10 @@ class FaultyData(MovingData):
     """Each batch comes with a video that could not be used just now."""
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Iterable[Batch]:
         for number, batch in enumerate(super().training(schedule, transient_failures)):
             yield with_fault(batch, f"training_{number}.mp4", (0, number, 0))
@@ -48,7 +51,7 @@ def test_validation_lists_its_videos_and_leaves_no_transient_failures(tmp_path: 
     distributed.initialise()
     layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
     data, told, failures = FaultyData(), Told(), set[TransientFailure]()
-    supply = Supply(data, layout, 0, 3, failures, RunFolder(str(tmp_path)), told)
+    supply = Supply(data, layout, 0, range(3), failures, RunFolder(str(tmp_path)), told)
     for batch in data.validation(iter([np.array([0, 1])])):
         supply.add_rejected(batch)
     supply.next()
@@ -74,7 +77,10 @@ class Asked(MovingData):
         self.closed = False
 
     def training(
-        self, schedule: Iterator[np.ndarray], transient_failures: Sequence[TransientFailure]
+        self,
+        schedule: Iterator[np.ndarray],
+        transient_failures: Sequence[TransientFailure],
+        stage: int = 0,
     ) -> Iterable[Batch]:
         self.first.set()
         try:
@@ -89,7 +95,7 @@ def test_decoding_begins_before_a_batch_is_wanted(tmp_path: Path, steps: int) ->
     distributed.initialise()
     layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
     data = Asked()
-    supply = Supply(data, layout, 0, steps, set(), RunFolder(str(tmp_path)), Told())
+    supply = Supply(data, layout, 0, range(steps), set(), RunFolder(str(tmp_path)), Told())
     assert data.first.wait(60)
     samples = [supply.next()["sample"].tolist() for _ in range(steps)]
     assert samples == [[2 * step, 2 * step + 1] for step in range(steps)]
@@ -124,7 +130,7 @@ def test_on_a_gpu_the_next_batch_is_taken_while_it_computes(
     distributed.initialise()
     layout = SlotLayout(global_batch_size=2, slots_per_group=2, workers=1)
     failures = set[TransientFailure]()
-    supply = Supply(FaultyData(), layout, 0, 3, failures, RunFolder(str(tmp_path)), Hooks())
+    supply = Supply(FaultyData(), layout, 0, range(3), failures, RunFolder(str(tmp_path)), Hooks())
     pinned: list[np.ndarray] = []
 
     def pin(frames: np.ndarray) -> np.ndarray:
