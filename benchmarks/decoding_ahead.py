@@ -25,12 +25,9 @@ use one, and the 48 after them need none."""
 
 
 class DecodedAhead:
-    """`taehv.interfaces.Data` over the sources of training, one for each stage, and validation; the
-    clips are those of Ray Data's stream."""
+    """`taehv.interfaces.Data` over two sources; the clips are those of Ray Data's stream."""
 
-    def __init__(
-        self, training: Sequence[ClipSource], validation: ClipSource, processes: int
-    ) -> None:
+    def __init__(self, training: ClipSource, validation: ClipSource, processes: int) -> None:
         self._training, self._validation = training, validation
         self._processes = processes
         self.waited = 0.0
@@ -42,7 +39,7 @@ class DecodedAhead:
         transient_failures: Sequence[TransientFailure],
         stage: int = 0,
     ) -> Iterator[Batch]:
-        source = replace(self._training[stage], transient_failures=frozenset(transient_failures))
+        source = replace(self._training, transient_failures=frozenset(transient_failures))
         batches = decode_ahead(source, schedule, self._processes)
         yield next(batches)
         while True:

@@ -20,12 +20,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.videos import storage
 from data_pipeline.videos.index import folder_of
 from data_pipeline.videos.lists import list_paths
-from jobs.cli.config import Config
-from jobs.training.stage_clips import clips_of_stages
 from taehv.evaluation.linear import MOST_CLIPS, BlockShape, LinearFit, LinearLimit
 from taehv.evaluation.lpips import Lpips
 from taehv.model import TAEHV
-from taehv.training.config import TrainConfig
 from taehv.training.validation import Scores, ValidationSet
 
 SCORES = ("psnr", "psnr_mean", "ssim", "detail", "flat_clips", "lpips")
@@ -72,11 +69,10 @@ class HeldOut:
             "split_seed": 0,
         }
 
-    def training_data(self, config: Config) -> DecodedAhead:
+    def training_data(self, config: DataConfig, seed: int, batch: int) -> DecodedAhead:
         """Clips of the other videos as a recipe cuts them."""
-        data, train = replace(config.data, **self._lists), config.train
-        training, validation = open_sources(data, train.seed, train.global_batch_size)
-        return DecodedAhead(clips_of_stages(training, config), validation, self._processes)
+        config = replace(config, **self._lists)
+        return DecodedAhead(*open_sources(config, seed, batch), self._processes)
 
     def score(self, network: TAEHV) -> Scores:
         """Of the clips, in float32."""
@@ -93,7 +89,7 @@ class HeldOut:
 
     def _linear_limit(self, block: BlockShape, coefficients: int) -> LinearLimit | None:
         """Fitted to native clips of the other videos; None where they have too few blocks."""
-        data = self.training_data(self._native)
+        data = self.training_data(self._native, seed=0, batch=FIT_BATCH)
         fit = LinearFit(block, coefficients)
         schedule = (torch.arange(n, n + FIT_BATCH).numpy() for n in range(0, MOST_CLIPS, FIT_BATCH))
         for batch in data.training(schedule, []):
@@ -102,12 +98,12 @@ class HeldOut:
 
     @cached_property
     def validation(self) -> ValidationSet:
-        data = self.training_data(self._native)
+        data = self.training_data(self._native, seed=0, batch=1)
         return ValidationSet(data, self._clips.count, CLIPS_PER_PASS, self._lpips)
 
     @property
-    def _native(self) -> Config:
-        data = DataConfig(
+    def _native(self) -> DataConfig:
+        return DataConfig(
             height=self._clips.size,
             width=self._clips.size,
             num_frames=self._clips.frames,
@@ -118,7 +114,6 @@ class HeldOut:
             saturation=0.0,
             hue=0.0,
         )
-        return Config(data=data, train=TrainConfig(global_batch_size=FIT_BATCH))
 
 
 def find_videos(places: Sequence[str]) -> list[str]:

@@ -165,7 +165,8 @@ class Benchmark:
     def _train(self, job: Job) -> dict[str, Any]:
         """Train and score. What a recipe that diverges reached before is told."""
         config = replace(job.config, train=replace(job.config.train, seed=job.seed))
-        data = job.held_out.training_data(config)
+        batch = config.train.global_batch_size
+        data = job.held_out.training_data(config.data, job.seed, batch)
         rungs, diverged = [], ""
         with tempfile.TemporaryDirectory(dir=self.out, prefix=UNFINISHED) as name:
             seconds, clock = self.options.seconds, self.options.clock

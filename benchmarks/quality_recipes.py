@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from jobs.cli.config import Config, read_yaml
+from jobs.cli.errors import ConfigError
 from taehv.evaluation.linear import BlockShape
 from taehv.model import TAEHV
 
@@ -18,7 +19,12 @@ RECIPES = REPOSITORY / "benchmarks" / "recipes"
 def read_recipe(name: str, base: Path) -> Config:
     """A file of RECIPES or any YAML file, laid over another. Raises ConfigError."""
     file = Path(name) if name.endswith(".yaml") else RECIPES / f"{name}.yaml"
-    return read_yaml(base, file)
+    recipe = read_yaml(base, file)
+    if recipe.train.stages:
+        raise ConfigError(
+            f"{file} has train.stages, but how many steps a time has is found out on the way"
+        )
+    return recipe
 
 
 def latents_of(recipes: Mapping[str, Config]) -> tuple[BlockShape, int]:

@@ -40,6 +40,9 @@ class SlotLayout:
     workers: int
     max_clips_per_pass: int = 0
     """0: no limit."""
+    sample_offset: int = 0
+    """By how much the samples of a step lie beyond `step * global_batch_size`, where another stage
+    of the run has used more of them, or fewer, than steps of this batch would have."""
 
     def __post_init__(self) -> None:
         if self.global_batch_size % self.slots_per_group:
@@ -96,7 +99,8 @@ class SlotLayout:
     def samples(self, step: int, rank: int) -> np.ndarray:
         """int64 [slots_per_worker]: the global sample index in each of this worker's slots."""
         slots = self.slots(rank)
-        return np.where(slots == SURPLUS, SURPLUS, step * self.global_batch_size + slots)
+        first = step * self.global_batch_size + self.sample_offset
+        return np.where(slots == SURPLUS, SURPLUS, first + slots)
 
     def schedule(self, rank: int, start: int, stop: int) -> Iterator[np.ndarray]:
         """`samples` for every step from `start` up to, not including, `stop`."""

@@ -78,6 +78,8 @@ class Sample:
 
 def read_list(config: Config) -> tuple[ClipSource | None, VideoList]:
     """The training videos, and what reading their list came to."""
+    # The longest clips may be longer than a video is.
+    config = config.largest_stage()
     annotations, train = config.data.annotations, config.train
     begun = time.perf_counter()
     try:

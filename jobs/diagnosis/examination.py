@@ -163,7 +163,8 @@ def _examine_cluster(
 
     log.info("reading and decoding videos")
     sample = look_at_sample(config, source, nodes) if source else None
-    yield from judge_sample(config, sample)
+    largest = config.largest_stage()
+    yield from judge_sample(largest, sample)
 
     log.info("where checkpoints go")
     yield from judge_store(run_dir, look_at_store(run_dir, nodes, config.cluster.train_nodes))
@@ -176,4 +177,4 @@ def _examine_cluster(
     log.info("memory and cost")
     yield from judge_memory(config, estimated, nodes)
     pace = options.gpu_clips_per_second
-    yield from judge_cost(config, workers, sample, nodes, autoscaler, pace)
+    yield from judge_cost(largest, workers, sample, nodes, autoscaler, pace)

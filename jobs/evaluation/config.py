@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ from taehv.losses.teacher import TeacherConfig
 from taehv.model.shapes import infer_config
 from taehv.model.variants import ModelConfig
 from taehv.model.weights import read_weights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,13 @@ def _from_run(weights: Path, arguments: Sequence[str]) -> EvaluateConfig:
     if run is None:
         return EvaluateConfig(model=infer_config(read_weights(weights)))
     started_from, data = run.model.pretrained, run.data
+    if started_from and not is_s3(started_from) and not Path(started_from).is_file():
+        log.warning(
+            "no row of the weights that the run started from: %s is not there any more; "
+            "--baseline names another place",
+            started_from,
+        )
+        started_from = ""
     if names_other_videos(arguments, run):
         data = dataclasses.replace(data, root="", validation_annotations="", split_by="")
     return EvaluateConfig(
@@ -163,5 +173,5 @@ def _from_run(weights: Path, arguments: Sequence[str]) -> EvaluateConfig:
         model=dataclasses.replace(run.model, pretrained=""),
         teacher=run.teacher,
         tracking=run.tracking,
-        baseline=started_from if is_s3(started_from) or Path(started_from).is_file() else "",
+        baseline=started_from,
     )

@@ -111,7 +111,9 @@ class Sampling:
         frames = config.window_frames or max(data.num_frames, FEWEST_FRAMES)
         window = ClipSize(frames, config.window_height, config.window_width)
         run = run_config(find_weights(config.checkpoint))
-        trained = run.data if run and run.data.crops != "native" else None
+        # A run with stages ends with the last one's clips.
+        last = run.of_stage(len(run.train.steps_of_stages()) - 1).data if run else None
+        trained = last if last and last.crops != "native" else None
         if config.whole_frames:
             mode: Literal["windows", "shrunk clips", "whole frames"] = "whole frames"
         elif config.clips == "native":

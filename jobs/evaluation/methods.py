@@ -83,7 +83,9 @@ def load_methods(config: EvaluateConfig) -> Methods:
     for key, place in others:
         path = find_weights(place)
         # A run's weights are known by its folder.
-        label = f"baseline: {path.name}" if key == "baseline" else f"{path.parent.name}/{path.name}"
+        label = (
+            f"started from {path.name}" if key == "baseline" else f"{path.parent.name}/{path.name}"
+        )
         other = _build(network_of(path, config.model), device)
         methods.append(NetworkMethod(other, key, label, dtype))
         files[key] = address_of(path, place)

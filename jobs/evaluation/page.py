@@ -105,13 +105,19 @@ def _figures(results: Results) -> list[tuple[str, str]]:
         between = "" if low is None else f", 95 %: {number(low)} … {number(high)}"
         return METRICS[name].label + between
 
-    (against,) = (d for d in results["differences"]["down_and_up"] if d["metric"] == "psnr")
-    plus = "+" if against["mean"] is not None and against["mean"] >= 0 else ""
+    def gain(key: str, of_what: str) -> tuple[str, str]:
+        (against,) = (d for d in results["differences"][key] if d["metric"] == "psnr")
+        plus = "+" if against["mean"] is not None and against["mean"] >= 0 else ""
+        return f"{plus}{number(against['mean'], 3)} dB", f"over {of_what}: {outcome(against)}"
+
+    start = "the weights that the run started from"
+    gains = [gain("baseline", start)] if "baseline" in results["differences"] else []
     sharp = scores["sharpness"]["mean"]
     return [
         (f"{number(scores['psnr']['mean'])} dB", ends("psnr")),
         (number(scores["ssim"]["mean"], 3), ends("ssim")),
-        (f"{plus}{number(against['mean'], 3)} dB", f"over 8x down and up: {outcome(against)}"),
+        *gains,
+        gain("down_and_up", "8x down and up"),
         (
             "−" if sharp is None else f"{100 * sharp:.0f} %",  # noqa: RUF001
             "of the original's fine detail (sharpness)",

@@ -125,6 +125,7 @@ def _format_mean(value: float | None) -> str:
 
 def _format_differences(differences: Sequence[Mapping[str, Any]], videos: int) -> str:
     alike: dict[tuple[str, str], list[str]] = {}
+    figures = [_format_gain(found) for found in differences if found["metric"] == "psnr"]
     for found in differences:
         key = found["outcome"], found["note"]
         alike.setdefault(key, []).append(METRICS[found["metric"]].label)
@@ -134,4 +135,12 @@ def _format_differences(differences: Sequence[Mapping[str, Any]], videos: int) -
     ]
     if videos < FEWEST_VIDEOS:
         parts.append(f"{videos} videos; {FEWEST_VIDEOS} are the fewest to show a difference")
-    return "; ".join(parts)
+    return "; ".join(figures + parts)
+
+
+def _format_gain(psnr: Mapping[str, Any]) -> str:
+    """The difference in PSNR, paired by clip, with its interval over videos."""
+    low, high = psnr["low"], psnr["high"]
+    between = "" if low is None or high is None else f" ({low:+.2f} to {high:+.2f})"
+    mean = psnr["mean"]
+    return f"PSNR {'none' if mean is None else f'{mean:+.2f}'} dB{between}"

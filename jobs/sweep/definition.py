@@ -243,7 +243,8 @@ def _base_of_begun(sweep: Sweep, lines: Lines) -> Config:
 
 def _try(base: Config, settings: Settings, lines: Lines, place: Place) -> None:
     with _with_line(lines, place, f"{place[-1]}: "):
-        with_settings(base, settings)
+        if fault := with_settings(base, settings).contradiction():
+            raise ValueError(fault)
     if in_all_texts(without_credentials, dict(settings)) != dict(settings):
         raise lines.error(
             place,

@@ -42,7 +42,7 @@ HELD = {
 MOST_NAMES = 16
 """An error lists at most so many known names."""
 
-OWN = {"train.run_dir", "train.resume", "train.seed", "tracking.", "cluster."}
+OWN = {"train.run_dir", "train.resume", "train.seed", "train.stages", "tracking.", "cluster."}
 """They are the sweep's own affair."""
 
 

@@ -11,8 +11,10 @@ from jobs.cli.config import Config
 from jobs.cli.errors import ConfigError
 from taehv.errors import TrainingError
 from taehv.losses.discriminator import SCORE_STRIDE
+from taehv.losses.replay import clip_bytes
 from taehv.losses.teacher import check_teacher, frame_rule_warning
 from taehv.model import TAEHV, build_model
+from taehv.model.blocks import IMAGE_CHANNELS
 from taehv.run import checkpoint
 from taehv.run.run_folder import RunFolder
 
@@ -25,14 +27,17 @@ def check(config: Config) -> None:
         network = TAEHV(config.model)
     _check_network(config, network)
     stages = [config.of_stage(number) for number in range(len(config.train.steps_of_stages()))]
+    # Validation may have the sizes of `data`, which no stage has.
+    _check_sizes(config, network)
     for number, stage in enumerate(stages, start=1):
         try:
             _check_sizes(stage, network)
+            _check_replay(stage, network)
         except ConfigError as error:
             if not config.train.stages:
                 raise
             raise ConfigError(f"stage {number} of train.stages: {error}") from error
-    lengths = sorted({stage.data.num_frames for stage in stages})
+    lengths = sorted({part.data.num_frames for part in [config, *stages]})
     for num_frames in filter(network.alignment.learns_another_rule, lengths):
         log.warning(
             "clips of %d frames are %d latents. Of an even number %s drops no frame, so the "
@@ -42,7 +47,7 @@ def check(config: Config) -> None:
             network.alignment.num_latents(num_frames),
             config.model.variant,
         )
-    if fault := config.optim.contradiction():
+    if fault := config.contradiction():
         raise ConfigError(fault)
     if config.cluster.max_workers:
         check_workers(config, config.cluster.max_workers)
@@ -84,13 +89,38 @@ def _check_sizes(config: Config, network: TAEHV) -> None:
             )
 
 
+def _check_replay(config: Config, network: TAEHV) -> None:
+    """Raises ConfigError where the adversary's memory of a slot does not hold one clip."""
+    if not config.loss.seraena:
+        return
+    data, seraena = config.data, config.seraena
+    alignment = network.alignment
+    shown = -(-data.num_frames // alignment.frame_step)
+    frames = min(shown, alignment.num_decoded(data.num_frames))
+    needed = clip_bytes(
+        (frames, IMAGE_CHANNELS, data.height, data.width),
+        seraena.frames_per_group,
+        network.latent_channels,
+        network.space_downscale,
+    )
+    slots = config.train.global_batch_size
+    if needed > int(seraena.replay_gigabytes * 1e9) // slots:
+        raise ConfigError(
+            f"seraena.replay_gigabytes is {seraena.replay_gigabytes:g}: too little for the "
+            f"{slots} slots of the batch, of which a clip takes {needed / 1e9:.2g} each; set "
+            f"{math.ceil(needed * slots / 1e8) / 10:g} or more"
+        )
+
+
 def check_workers(config: Config, workers: int) -> None:
     """Whether so many workers can share the global batch of every stage."""
-    try:
-        for number in range(len(config.train.steps_of_stages())):
+    stages = len(config.train.stages)
+    for number in range(max(1, stages)):
+        try:
             config.of_stage(number).train.layout(workers)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        except ValueError as error:
+            where = f"stage {number + 1} of train.stages: " if stages else ""
+            raise ConfigError(f"{where}{error}") from error
 
 
 def check_run_folder(run: RunFolder, resume: str) -> None:

@@ -46,6 +46,9 @@ others the run would be judged on videos that it has trained on."""
 
 DISCRIMINATOR = ("seraena.widths", "seraena.frames_per_group")
 
+STAGES = ("train.stages", "train.max_steps")
+"""They decide which stage a step is of: the networks, and which of them are trained."""
+
 _JOB_COPY = "/_ray_pkg_"
 
 
@@ -126,16 +129,25 @@ def _refuse_misfits(run: RunFolder, before: Config, after: Config, changes: dict
     hold."""
     same = expected_shapes(before.model.architecture) == expected_shapes(after.model.architecture)
     misfits = [] if same else [key for key in changes if key.startswith("model.")]
-    if after.loss.seraena > 0:
-        new = before.loss.seraena == 0
-        misfits += ["loss.seraena"] if new else [key for key in DISCRIMINATOR if key in changes]
+    step = checkpoint.step_of(Path(checkpoint.names(run)[0]))
+    made = before.of_stage(before.train.stage_at(max(0, step - 1)))
+    stage = after.train.stage_at(step)
+    goes_on, begins = after.of_stage(stage), after.train.steps_of_stages()[stage].start == step
+    if goes_on.loss.seraena > 0 and made.loss.seraena > 0:
+        misfits += [key for key in DISCRIMINATOR if key in changes]
+    if goes_on.loss.seraena > 0 and not made.loss.seraena and not (stage and begins):
+        misfits += [key for key in changes if key in ("loss.seraena", *STAGES)]
+    if before.train.stages and stage < before.train.stage_at(max(0, step - 1)):
+        misfits += [key for key in changes if key in STAGES]
+    if made.train.freeze_encoder and not goes_on.train.freeze_encoder:
+        misfits += [key for key in changes if key in ("train.freeze_encoder", *STAGES)]
     if "optim.optimizer" in changes:
         misfits.append("optim.optimizer")
     if misfits:
         raise ConfigError(
-            f"{run} cannot go on with other networks or another optimizer than its checkpoints "
-            f"hold: {_format_changes(misfits, changes)}. Leave that out, or begin a new run, in "
-            "another --train.run-dir, from weights by --model.pretrained"
+            f"{run} cannot go on with other networks, another optimizer or an earlier stage than "
+            f"its checkpoints hold: {_format_changes(misfits, changes)}. Leave that out, or begin "
+            "a new run, in another --train.run-dir, from weights by --model.pretrained"
         )
 
 

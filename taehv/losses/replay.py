@@ -106,6 +106,17 @@ class ReplayBuffer:
         return self.max_bytes_per_slot // _size(entry)
 
 
+def clip_bytes(
+    clip: tuple[int, int, int, int], frames_per_group: int, latent_channels: int, downscale: int
+) -> int:
+    """What a clip of [T, C, H, W] takes, with its context."""
+    num_frames, channels, height, width = clip
+    groups = -(-num_frames // frames_per_group)
+    images = groups * frames_per_group * channels * height * width
+    context = latent_channels * (height // downscale) * (width // downscale)
+    return 2 * (images + context)
+
+
 def _size(entry: tuple[Tensor, Tensor]) -> int:
     """In bytes."""
     return sum(tensor.nbytes for tensor in entry)

@@ -132,6 +132,7 @@ class TrainConfig:
         return next((n for n, steps in enumerate(ranges) if step in steps), len(ranges) - 1)
 
     def layout(self, workers: int) -> SlotLayout:
+        """Of a run without stages, or of one of them (see `TrainingConfig.of_stage`)."""
         return SlotLayout(
             self.global_batch_size, self.slots_per_group, workers, self.max_clips_per_pass
         )
@@ -155,8 +156,6 @@ class TrainingConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.loss.decoder_input == "teacher" and not self.teacher.path:
-            raise ValueError("loss.decoder_input is teacher, but teacher.path is empty")
         frozen = False
         for number in range(len(self.train.stages)):
             try:
@@ -169,6 +168,21 @@ class TrainingConfig:
                     "before has frozen: what its optimizer had learned is gone"
                 )
             frozen = stage.train.freeze_encoder
+
+    def contradiction(self) -> str:
+        """What does not go together; empty: nothing. Not asked of every configuration, since files
+        and options set one key after the other."""
+        if self.loss.decoder_input == "teacher" and not self.teacher.path:
+            return (
+                "loss.decoder_input is teacher, but there is none: give --teacher.path, or set "
+                "loss.decoder_input student"
+            )
+        if self.train.stages and self.train.early_stopping_validations:
+            return (
+                "train.early_stopping_validations would end the run before its last stage: set it "
+                "to 0, or do without train.stages"
+            )
+        return self.optim.contradiction()
 
     def of_stage(self, number: int) -> Self:
         """What this part of the run has, apart from the size of its clips: a configuration without
@@ -193,6 +207,16 @@ class TrainingConfig:
             loss=replace(self.loss, seraena=self._adversary_weight(number)),
             seraena=replace(self.seraena, start_step=start_step),
         )
+
+    def sample_offset(self, number: int) -> int:
+        """For `SlotLayout`, so that a stage begins with a sample that none before it has used: the
+        next one that is a multiple of its batch."""
+        used = 0
+        for steps in self.train.steps_of_stages()[: number + 1]:
+            batch = self.of_stage(self.train.stage_at(steps.start)).train.global_batch_size
+            first = -(-used // batch) * batch
+            used = first + len(steps) * batch
+        return first - steps.start * batch
 
     def _adversary_weight(self, number: int) -> float:
         return _first(self.train.stages[number].seraena, self.loss.seraena)

@@ -64,6 +64,8 @@ class Health:
         warmup_steps: of the learning rate (`optim.warmup_steps`).
         filling_gigabytes: memory that the replay buffer and the cache of the teacher's latents
             take while they fill, which is no leak.
+        stage_start: the first step of the present stage of the run. Another one has other clips,
+            so that its levels say nothing of this one's; divergence and what the start scored do.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Health:
         gradient_scale: float = 1.0,
         warmup_steps: int = 100,
         filling_gigabytes: float = 1.0,
+        stage_start: int = 0,
     ) -> None:
         if log_every < 1:
             raise ValueError(f"log_every is {log_every}: it must be at least 1")
@@ -88,6 +91,7 @@ class Health:
             *_adversary_levels(log_every, settling),
         ]
         self._checks = [(check, _Episode()) for check in checks]
+        self._stage_start = stage_start
         self._first_step: int | None = None
         self._suspected: set[str] = set()
         """Names of the divergence checks that have not passed at their last row."""
@@ -100,7 +104,11 @@ class Health:
             self._first_step = step
         found = []
         for check, episode in self._checks:
-            reading = check.judge(step, step - self._first_step, row)
+            over_stages = isinstance(check, (NotFinite, Exploding, StartLost))
+            begun = self._first_step if over_stages else max(self._first_step, self._stage_start)
+            if step < begun:
+                continue
+            reading = check.judge(step, step - begun, row)
             if reading is None:
                 continue
             if check.diverged:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from taehv import distributed
-from taehv.errors import DivergedError, MemoryShortageError
+from taehv.errors import DivergedError, MemoryShortageError, TrainingError
 from taehv.host_memory import keep_freed_memory
 from taehv.interfaces import Data, Hooks
 from taehv.losses.teacher import Teacher, slope_to_student, slope_warning
@@ -71,6 +71,8 @@ def train(
         TrainingError: for bad input, for a run that diverges and may not be rolled back, and for
             checkpoints that cannot be written.
     """
+    if fault := config.contradiction():
+        raise TrainingError(fault)
     distributed.initialise()
     # Workers wait for the main one's start, which waits for clips.
     distributed.set_collective_timeouts()
@@ -205,6 +207,8 @@ class _Attempt:
                     stopping = finished = True
                 due = improved or state.step % config.checkpoint_every == 0
                 # A rollback must not lead to a checkpoint from after the divergence began.
+                if stage_ends and not finished:
+                    self.log.check_end_of_stage()
                 due = due and not self.log.divergence_suspected
                 if outcome and (stopping or stage_ends or due):
                     self._save()

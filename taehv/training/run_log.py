@@ -36,11 +36,9 @@ class RunLog:
             warmup_steps=config.optim.warmup_steps,
             filling_gigabytes=(config.seraena.replay_gigabytes if state.adversary else 0.0)
             + (config.teacher.cache_gigabytes if config.teacher.path else 0.0),
+            stage_start=state.stage_steps.start,
         )
-        # Another stage has other clips and losses, from which no level can be taken.
-        first = state.stage_steps.start
-        rows = journal.read(run.local / journal.NAME)
-        self._health.restore(row for row in rows if row["step"] >= first)
+        self._health.restore(journal.read(run.local / journal.NAME))
         if state.rollbacks:
             # The rows before the rollback are dropped, and this row records it.
             self._append({"step": state.step, "train/rollbacks": state.rollbacks})
@@ -63,6 +61,15 @@ class RunLog:
         )
         if divergence and self._stop_if_diverged:
             raise DivergedError(divergence)
+
+    def check_end_of_stage(self) -> None:
+        """Raises DivergedError where the next stage would begin from weights that may have
+        diverged, and there is a way back."""
+        if self.divergence_suspected and self._state.config.train.on_divergence == "rollback":
+            raise DivergedError(
+                f"step {self._state.step}: the reconstruction loss is far above its lowest level "
+                "as a stage ends"
+            )
 
     def publish(self) -> None:
         """Send new rows to the store that holds the run's folder, if any."""

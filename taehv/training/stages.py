@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 CLIP_SIZE = ("height", "width", "num_frames")
 
@@ -17,6 +17,9 @@ class Stage:
 
     Raises ValueError, with the key's name, where a value makes no sense by itself.
     """
+
+    # For pydantic, which checks what a file says: a key that is none is an error.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     share: float = 1.0
     """Length, in proportion to the other stages': together they have train.max_steps."""

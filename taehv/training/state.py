@@ -48,6 +48,9 @@ class Adversary:
     """`seraena.corrected_targets` of a pass: takes real frames, reconstructions and latents."""
 
 
+DISCRIMINATOR = "discriminator.safetensors"
+"""File of a checkpoint; one that was written without an adversary has none."""
+
 BEST_BY = "the pooled PSNR of native clips"
 """What validations are compared by. Checkpoints of before that name none: they were compared by the
 mean PSNR of pictures scaled down, a figure that says little of this one."""
@@ -79,7 +82,10 @@ class TrainState:
         self.stage = config.train.stage_at(self.step)
         """From 0; a run without stages is all in one."""
         self.config = config = config.of_stage(self.stage)
-        self.layout = layout = config.train.layout(workers)
+        offset = self.run_config.sample_offset(self.stage)
+        self.layout = layout = dataclasses.replace(
+            config.train.layout(workers), sample_offset=offset
+        )
         self.learning_rate_scale = 1.0
         """Halved by every rollback."""
         self.rollbacks = 0
@@ -196,8 +202,8 @@ class TrainState:
                 self.generator.latent_channels,
                 config.seraena.widths,
             )
-        if resume_from is not None and self._has_adversary():
-            path = resume_from / "discriminator.safetensors"
+        path = resume_from / DISCRIMINATOR if resume_from else None
+        if path is not None and not (self._enters_stage and not path.is_file()):
             if not path.is_file():
                 raise TrainingError(
                     f"{resume_from} was written without Seraena: go on with --loss.seraena 0, or "
@@ -238,10 +244,6 @@ class TrainState:
         graphed = GraphedCallable(correct, "correction") if config.train.cuda_graphs else correct
         return Adversary(network, engine, replay, graphed)
 
-    def _has_adversary(self) -> bool:
-        """Whether the stage that wrote the loaded checkpoint was to have one."""
-        return self.run_config.of_stage(self.stage - self._enters_stage).loss.seraena > 0
-
     def _load(self, folder: Path) -> None:
         """Load everything but the weights, which the networks had before the engines were built."""
         info = checkpoint.read_info(folder)
@@ -266,7 +268,7 @@ class TrainState:
                 torch.set_rng_state(file.get_tensor("random.torch"))
                 if torch.cuda.is_available() and "random.cuda" in file.keys():  # noqa: SIM118
                     torch.cuda.set_rng_state(file.get_tensor("random.cuda"))
-        if self.adversary and self._has_adversary():
+        if self.adversary and (folder / DISCRIMINATOR).is_file():
             _load_optimizer(
                 folder, "discriminator_optimizer", self.adversary.engine, self.adversary.network
             )
@@ -299,7 +301,7 @@ def _load_optimizer(folder: Path, name: str, engine: Engine, network: nn.Module)
     except ValueError as error:
         raise TrainingError(
             f"{folder}/{name}_*.safetensors do not fit the network, or are of another "
-            f"optim.optimizer: {error}"
+            f"optim.optimizer, or of an encoder that was frozen: {error}"
         ) from error
 
 

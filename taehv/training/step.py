@@ -223,10 +223,11 @@ def _raise_if_not_finite(losses: Tensor, batch: Batch, step: int) -> None:
         return
     own = dict(zip(batch["sample"].tolist(), batch["video"], strict=True))
     videos = {key: video for part in distributed.gather_objects(own) for key, video in part.items()}
-    samples = [step * len(losses) + slot for slot in bad]
-    named = ", ".join(f"{sample} ({videos[sample]})" for sample in samples[:8])
+    # Samples are in the order of their slots.
+    samples = sorted(sample for sample in videos if sample != SURPLUS)
+    named = ", ".join(f"{samples[slot]} ({videos[samples[slot]]})" for slot in bad[:8])
     raise DivergedError(
         f"the loss is not finite at step {step}, for sample {named}"
-        f"{' and more' if len(samples) > 8 else ''}; the weights were not moved. Go on from the "
+        f"{' and more' if len(bad) > 8 else ''}; the weights were not moved. Go on from the "
         "last checkpoint with a lower --optim.learning-rate, or look at these videos"
     )

@@ -72,13 +72,17 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     run_dir = tmp_path / "runs" / "a"
     line = f"{SOME_BAD} --data.annotations {videos} --train.run-dir {run_dir}".split()
     line += ["--train.max-steps", "6"]
-    more = ["--cluster.workers", "2", "--train.validation-clips", "4"]
+    stages = tmp_path / "stages.yaml"
+    stages.write_text("train: {stages: [{share: 2}, {height: 48, width: 64, num_frames: 13}]}")
+    more = ["--cluster.workers", "2", "--train.validation-clips", "4", "--config", str(stages)]
     code, output = finish(start(home, *TINY, *line, *more))
     assert code == 0, output
     assert_quiet(output)
 
     rows = journal.read(run_dir / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(7))
+    assert [row["train/stage"] for row in rows[1:]] == [1, 1, 1, 1, 2, 2]
+    assert "stage 2 of 2, to step 6: height 48, width 64, num_frames 13" in output
     for row in rows[1:]:
         assert row.keys() >= METRICS
         assert all(math.isfinite(value) for value in row.values())
@@ -95,6 +99,7 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     assert run.info.status == "FINISHED"
     assert run.data.params["train.max_steps"] == "6"
     assert run.data.params["cluster.workers"] == "2"
+    assert "'num_frames': 13" in run.data.params["train.stages"]
     for name in rows[-1].keys() - {"step"}:
         recorded = {row["step"]: row[name] for row in rows if name in row}
         tracked = {m.step: m.value for m in client.get_metric_history(run.info.run_id, name)}

@@ -369,3 +369,40 @@ def test_a_run_of_a_version_of_whole_pictures_goes_on_with_them_and_says_so(
     assert "data.crops:" not in caplog.text
     assert resumed(run, "--data.crops mixed").data.crops == "mixed"
     assert "data.crops: 0.7-0.9 -> mixed" in caplog.text
+
+
+STAGED = """\
+train:
+  max_steps: 4
+  stages: [{seraena: 0.0}, {freeze_encoder: true}]
+"""
+"""The checkpoint of step 2 is the end of the first stage, that of step 3 is in the second."""
+
+
+@pytest.mark.parametrize(
+    ("step", "more", "fault"),
+    [
+        (2, "--train.max-steps 3", ""),
+        (3, "--train.stages.1.learning-rate 1e-5", ""),
+        (3, "--train.stages.0.seraena 0.1", ""),
+        (3, "--train.max-steps 5", ""),
+        # The second stage would be in its midst, and has no adversary yet.
+        (2, "--train.stages.1.share 2", "train.stages: "),
+        (2, "--train.stages.0.seraena 0.1", ""),
+        # Back in the first stage, which trains what the second has frozen.
+        (3, "--train.max-steps 8", "train.max_steps: 4 -> 8"),
+        (3, "--seraena.frames-per-group 1", "seraena.frames_per_group: 3 -> 1"),
+        (2, "--seraena.frames-per-group 1", ""),
+        (3, "--train.stages.1.freeze-encoder False", "train.stages: "),
+    ],
+)
+def test_a_step_stays_in_its_stage(tmp_path: Path, step: int, more: str, fault: str) -> None:
+    run, file = RunFolder(str(tmp_path / "runs" / "staged")), tmp_path / "stages.yaml"
+    file.write_text(STAGED)
+    begun(run, f"--config {file} --data.annotations {listed(tmp_path)}", whole=False)
+    (run.local / checkpoint.name_of(step)).mkdir(parents=True)
+    if not fault:
+        resumed(run, more)
+        return
+    with pytest.raises(ConfigError, match=fault):
+        resumed(run, f"{more} {SWITCH}")

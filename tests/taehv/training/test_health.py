@@ -380,3 +380,33 @@ def test_a_message_is_one_line_with_figure_and_limit(
 def test_rows_come_at_least_every_step() -> None:
     with pytest.raises(ValueError, match="log_every"):
         Health(0)
+
+
+def test_divergence_and_the_start_are_seen_over_stages_and_levels_are_not() -> None:
+    """A stage with other clips has another norm of the gradient, and no other loss than 4 x."""
+    rows = [
+        {"step": step, "train/reconstruction_loss": 0.01, "train/gradient_norm": 0.5}
+        for step in range(0, 400, 10)
+    ]
+    rows[0]["val_ema/psnr"] = 30.0
+    health = Health(10, stage_start=400)
+    health.restore(rows)
+    found = [
+        finding.name
+        for step in range(400, 500, 10)
+        for finding in health.observe(
+            {
+                "step": step,
+                "train/reconstruction_loss": 0.05,
+                "train/gradient_norm": 50.0,
+                "val_ema/psnr": 28.5,
+            }
+        )
+    ]
+    # Of the gradients nothing is told before this stage has settled.
+    assert sorted(found) == ["exploding-loss"]
+    health = Health(10, stage_start=400)
+    health.restore(rows)
+    (finding,) = health.observe({"step": 400, "val_ema/psnr": 28.5})
+    assert finding.name == "start-lost"
+    assert "30.00 dB" in finding.message
