@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ from taehv.errors import TrainingError
 from taehv.model import ModelConfig, build_model
 from taehv.model.export import TOLERANCE, export_programs
 
+log = logging.getLogger("jobs.export")
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -34,7 +37,7 @@ class ExportConfig:
     batch: int = 1
     """Clips at once."""
     num_frames: int = 9
-    """Frames of a clip; 4k + 1 come back whole."""
+    """Frames of a clip; 4k + 1 come back whole, for taecvx 8k + 1."""
     height: int = 128
     """Rows of a clip, in pixels."""
     width: int = 128
@@ -61,6 +64,16 @@ def run(config: ExportConfig) -> int:
     check_replaceable(folder, ("encoder.pt2", "decoder.pt2"), config.overwrite)
     weights = str(find_weights(config.checkpoint))
     model = build_model(dataclasses.replace(config.model, pretrained=weights))
+    if model.alignment.learns_another_rule(config.num_frames):
+        whole = model.alignment.padded_length(config.num_frames)
+        log.warning(
+            "%d frames are an even number of latents, of which %s drops no frame: where it was "
+            "trained on clips of an odd number, as by default, each frame comes 3 late, after 3 of "
+            "nothing. Take --num-frames %d",
+            config.num_frames,
+            config.model.variant,
+            whole,
+        )
     shape = (config.batch, config.num_frames, config.height, config.width)
     try:
         programs = export_programs(model, shape, folder, config.tolerance)

@@ -34,7 +34,9 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 LONG = {
     "tests/taehv/model/start/test_start.py",
+    "tests/test_faults.py",
     "tests/taehv/training/test_loop.py",
+    "tests/taehv/training/test_stages.py",
 }
 """Files that would keep one process busy for minutes after the other has come to its end."""
 

@@ -12,6 +12,7 @@ from hashlib import blake2b
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from pydantic import TypeAdapter
 
 from jobs.cli.weights import digest_of, find_weights
 from jobs.latents.config import EncodeConfig
@@ -24,7 +25,7 @@ from jobs.media.mp4 import Mp4Writer, Picture
 from jobs.media.pictures import picture_of
 from taehv import distributed
 from taehv.errors import TrainingError
-from taehv.model import TAEHV
+from taehv.model import TAEHV, ModelConfig
 from taehv.model.whole_video import stream_frames
 from taehv.precision import autocast_dtype
 from taehv.run.run_folder import RunFolder
@@ -66,6 +67,15 @@ def plan_decoding(config: EncodeConfig, settings: Settings, shards: Sequence[str
             f"{weights}: its decoder gives back fewer or smaller frames than went in; choose "
             "weights with full upscaling"
         )
+    theirs = TypeAdapter(ModelConfig).validate_python(settings.model).architecture
+    ours = config.model.architecture
+    for name in ("latent_channels", "time_downscale", "space_downscale", "trims_even"):
+        if getattr(ours, name) != getattr(theirs, name):
+            raise TrainingError(
+                f"{weights}: the latents of {config.decode} are of another form: {name} is "
+                f"{getattr(theirs, name)} (--model.variant {settings.model['variant']}), and "
+                f"{getattr(ours, name)} with {config.model.variant}"
+            )
     claim_decoded(RunFolder(config.output_dir), settings, digest, config.decode_to)
     summaries = read_summaries(RunFolder(config.decode), shards)
     videos = (entry.name for _, summary in summaries for entry in summary.videos)

@@ -190,6 +190,8 @@ def kept_shards(folder: RunFolder, retry_unusable: bool) -> tuple[set[str], int]
     unusable = 0
     for name, summary in read_summaries(folder, sorted(kept)):
         if retry_unusable and (summary.unusable or summary.lost):
+            # Rows of the shard will lie elsewhere in it, and the index must not say otherwise.
+            folder.remove(INDEX)
             folder.remove(name)
             kept.discard(name)
         else:

@@ -16,9 +16,10 @@ import tyro
 from jobs.cli.config import Config, flatten, read_defaults
 from jobs.cli.console import take_option
 from jobs.cli.errors import ConfigError
+from jobs.cli.old_keys import LACKING
 from jobs.cli.paths import run_address
 from jobs.cli.places import with_places
-from jobs.sweep.definition import Plan, as_begun, make_plan, read_sweep
+from jobs.sweep.definition import Plan, Sweep, as_begun, make_plan, read_sweep
 from taehv.atomic import write_atomically
 from taehv.credentials import in_all_texts, without_credentials
 from taehv.run.run_folder import RunFolder
@@ -83,7 +84,7 @@ def parse(arguments: Sequence[str], description: str = "") -> tuple[Plan, RunFol
 
 def resume_options(folder: RunFolder) -> str:
     """The options that go on with a sweep, quoted for a shell."""
-    return f"--sweep-dir {shlex.quote(folder.address)}"
+    return f"--sweep-dir {shlex.quote(without_credentials(folder.address))}"
 
 
 def keep_definition(plan: Plan, folder: RunFolder) -> None:
@@ -94,11 +95,12 @@ def keep_definition(plan: Plan, folder: RunFolder) -> None:
     definition = _unchangeable(json.loads(json.dumps(whole)))
     if folder.exists("sweep.json"):
         before = _unchangeable(json.loads(folder.retrieve("sweep.json").read_text()))
+        lacking = _of_earlier_versions()
         changed = [
             f"{part}.{key}"
             for part in definition
             for key in definition[part].keys() | before[part].keys()
-            if definition[part].get(key) != before[part].get(key)
+            if definition[part].get(key) != before[part].get(key, lacking[part].get(key))
         ]
         if changed:
             raise ConfigError(
@@ -111,6 +113,14 @@ def keep_definition(plan: Plan, folder: RunFolder) -> None:
     for name, text in texts.items():
         write_atomically(folder.local / name, text)
         folder.publish(name)
+
+
+def _of_earlier_versions() -> dict[str, dict[str, Any]]:
+    """What a sweep had of settings that its file does not name, since they came later."""
+    then = {f"{section}.{key}": value for (section, key), value in LACKING.items()}
+    lacking = {"sweep": dataclasses.asdict(Sweep()), "config": flatten(Config()) | then}
+    found: dict[str, dict[str, Any]] = json.loads(json.dumps(lacking))
+    return found
 
 
 def _unchangeable(definition: dict[str, Any]) -> dict[str, Any]:

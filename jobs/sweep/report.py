@@ -98,7 +98,8 @@ def _figures(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[tuple[st
         first, seeds = best[0], "seed" if best[0].seeds == 1 else "seeds"
         figures.append((number(first.mean(metric)), f"{metric} of the best configuration"))
         if len(best) > 1:
-            gap = abs(first.mean(metric) - best[-1].mean(metric))
+            means = [group.mean(metric) for group in best]
+            gap = max(means) - min(means)
             figures.append((number(gap, 3), "between the best and the worst that were finished"))
         figures.append((str(first.seeds), f"{seeds} of the best configuration"))
     return [*figures, (str(len(ledger.records)), f"trials: {counted}")]
@@ -146,7 +147,8 @@ def _lines(plan: Plan, ledger: Ledger, best: Sequence[Group]) -> list[plots.Line
         scores = [last_scores(ledger.rows(record)).get(metric) for record in group.trials]
         known = [score for score in scores if score is not None and math.isfinite(score)]
         if not group.seeds and known:
-            lines.append(plots.Line(f"trial {group.names}", group.drawn, max(known), True))
+            shown = max(known) if plan.sweep.direction == "max" else min(known)
+            lines.append(plots.Line(f"trial {group.names}", group.drawn, shown, True))
     return lines
 
 

@@ -47,7 +47,7 @@ class Group:
     label: str
     trials: tuple[Record, ...]
     scores: dict[str, list[float]]
-    """Final validation scores of the trials that are finished, by name."""
+    """Final validation scores of the seeds that are finished, by name."""
 
     def mean(self, metric: str) -> float:
         """Not a number where no trial is finished, or one of them ended with a score that is none:
@@ -89,6 +89,19 @@ def ranked(plan: Plan, ledger: Ledger) -> list[Group]:
     sign = -1 if plan.sweep.direction == "max" else 1
     finished = [g for g in groups(ledger) if math.isfinite(g.mean(plan.sweep.metric))]
     return sorted(finished, key=lambda g: (-g.seeds, sign * g.mean(plan.sweep.metric)))
+
+
+def found_best(plan: Plan, ledger: Ledger) -> list[Group]:
+    """The configurations that the search has found, the best first, by the seed alone that all of
+    them have: those that were confirmed before stand no higher for it."""
+    sign = -1 if plan.sweep.direction == "max" else 1
+    found = [
+        _group(ledger, own)
+        for group in groups(ledger)
+        if (own := [record for record in group.trials if record.stage == "search"])
+    ]
+    finished = [group for group in found if math.isfinite(group.mean(plan.sweep.metric))]
+    return sorted(finished, key=lambda group: sign * group.mean(plan.sweep.metric))
 
 
 def format_unranked(plan: Plan, ledger: Ledger) -> str:
@@ -215,8 +228,11 @@ def format_settings(group: Group | Record) -> str:
 
 def _group(ledger: Ledger, records: Sequence[Record]) -> Group:
     scores: dict[str, list[float]] = {}
+    # A search may draw the same values twice; the same seed with them says nothing new.
+    seeds: set[int] = set()
     for record in records:
-        if record.status == "finished":
+        if record.status == "finished" and record.seed not in seeds:
+            seeds.add(record.seed)
             last = last_scores(ledger.rows(record))
             lpips = {} if record.lpips is None else {LPIPS: record.lpips}
             for name, value in (last | lpips).items():

@@ -13,7 +13,7 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig
 
 from jobs.sweep.definition import Plan
 from jobs.sweep.ledger import ENDED, Ledger, Record, Stage
-from jobs.sweep.results import ranked
+from jobs.sweep.results import found_best
 from jobs.sweep.search import RegisterTrial, list_searcher, make_scheduler, make_searcher
 from jobs.sweep.session import Session, SweepStopper
 from jobs.sweep.space import Settings
@@ -65,7 +65,7 @@ class Stages:
             self._tune(searcher, missing, make_scheduler(self._plan))
 
     def _confirm(self) -> None:
-        best = ranked(self._plan, self._ledger)[: self._plan.sweep.confirm]
+        best = found_best(self._plan, self._ledger)[: self._plan.sweep.confirm]
         others = self._plan.sweep.seeds[1:]
         points = [group.drawn | {"train.seed": seed} for group in best for seed in others]
         log.info("the best %d configurations are run with %d more seeds", len(best), len(others))

@@ -164,7 +164,9 @@ class Teacher:
                 f"the teacher needs height and width in multiples of {self.space_factor}, "
                 f"got {height}x{width}"
             )
-        video = frames.to(self._vae.device, self._vae.dtype).mul(2).sub(1).transpose(1, 2)
+        # In float32, of which bf16 keeps more of a dark grey once it is near 0.
+        video = frames.to(self._vae.device).float().mul(2).sub(1).transpose(1, 2)
+        video = video.to(self._vae.dtype)
         latents: Tensor = self._vae.encode(video).latent_dist.mode()
         return latents.transpose(1, 2).float() * self._latent_scale
 

@@ -19,6 +19,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, ConfigMixin, ModelMixin
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from taehv.errors import TrainingError
@@ -84,6 +85,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         model = build_model(dataclasses.replace(network, pretrained=str(weights)))
         return cls(model.to(dtype), read_teacher_config(teacher), latent_scale)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
         """NCTHW in [-1, 1] -> an output whose `latent_dist` has `sample()` and `mode()`, NCthw.
 
@@ -97,6 +99,7 @@ class DiffusersVAE(ModelMixin, ConfigMixin):  # type: ignore[misc]
         posterior = DiagonalGaussianDistribution(both, deterministic=True)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook  # type: ignore[untyped-decorator]
     def decode(self, z: Tensor, return_dict: bool = True) -> Any:
         """Raw latents NCthw -> an output whose `sample` is NCTHW, clamped to [-1, 1]."""
         latents = z.transpose(1, 2) * self.latent_scale

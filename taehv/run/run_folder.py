@@ -31,8 +31,9 @@ CHUNK_BYTES = 2**22
 
 def resume_options(run_dir: str) -> str:
     """The options that resume the run in `run_dir`, quoted for a shell; all other settings are in
-    the run's config.yaml. `run_dir` is empty if the user named no folder."""
-    folder = f"--train.run-dir {shlex.quote(run_dir)} " if run_dir else ""
+    the run's config.yaml. `run_dir` is empty if the user named no folder; its credentials, which
+    no log is to hold, are to be given again, or by the environment."""
+    folder = f"--train.run-dir {shlex.quote(without_credentials(run_dir))} " if run_dir else ""
     return f"{folder}--train.resume latest"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.sweep.definition import Plan, make_plan, read_sweep
-from jobs.sweep.ledger import Ledger, Status
+from jobs.sweep.ledger import Ledger, Stage, Status
 from taehv.run.run_folder import RunFolder
 
 SCORES = {"mse": 0.01, "psnr": 20.0, "ssim": 0.7, "temporal": 0.1, "sharpness": 0.5}
@@ -28,10 +28,11 @@ def add_trial(
     seed: int = 0,
     label: str = "",
     more: Mapping[str, float] | None = None,
+    stage: Stage = "search",
 ) -> int:
     """A trial that was validated every 10 steps, with these values of PSNR, and `more` metrics."""
     settings = plan.resolve(drawn) | {"train.seed": seed}
-    record = ledger.add("search", dict(drawn), settings, seed, label)
+    record = ledger.add(stage, dict(drawn), settings, seed, label)
     ledger.update(record.number, status=status, step=10 * len(psnr), seconds=1.0)
     rows = []
     for k, value in enumerate(psnr, start=1):

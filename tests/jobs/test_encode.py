@@ -540,6 +540,11 @@ def just(*words: str) -> Callable[[Path, Path], list[str]]:
         (just("--data.root", "/nowhere"), "the data folder /nowhere does not exist", 1),
         (just("--data.annotations", "/nowhere.json"), "/nowhere.json does not exist", 1),
         (just("--decode", "/nowhere"), "it holds no latents", 1),
+        (
+            lambda encoded, tmp_path: ["--decode", str(encoded), "--model.variant", "taehv"],
+            "trims_even is False (--model.variant taecvx), and True with taehv",
+            1,
+        ),
         (just("--model.variant", "taew2_2"), "the weights do not fit the model", 1),
         (just("--data.height", "20", "--data.width", "16"), "data.height is 20", 2),
         (just("--output-dir", ""), "--output-dir is missing", 2),

@@ -132,6 +132,7 @@ def test_two_workers_from_video_to_weights(videos: Path, tmp_path: Path, home: P
     assert "holds a run already" in output
 
 
+@pytest.mark.slow
 def test_too_many_bad_videos_stop_the_run(videos: Path, tmp_path: Path, home: Path) -> None:
     """Two of eight; the run ends at the next row, with a checkpoint and the list."""
     run_dir = tmp_path / "runs" / "bad"

@@ -44,7 +44,7 @@ def test_a_submitted_sweep_prunes_and_leaves_nothing_behind(
     tmp_path: Path,
     annotations: str,
 ) -> None:
-    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=6), tmp_path / "sweeps" / "four"
+    sweep, sweep_dir = write_sweep(tmp_path, FOUR, steps=12), tmp_path / "sweeps" / "four"
     job = ["python", "jobs/tune.py", str(sweep), "--sweep-dir", str(sweep_dir)]
     command = [RAY, "job", "submit", "--address", head.dashboard, "--working-dir", ".", "--", *job]
     result = subprocess.run(

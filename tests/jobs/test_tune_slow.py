@@ -146,7 +146,7 @@ def test_jobs_train_goes_on_with_a_trial_that_was_pruned(tmp_path: Path, annotat
     """It is a run like any other."""
     text = "rows:\n  fast: {optim.learning_rate: 3.0e-3}\n  slow: {optim.learning_rate: 1.0e-9}\n"
     text += "scheduler: {name: asha, grace_steps: 2, reduction_factor: 2}\n"
-    sweep, sweep_dir = write_sweep(tmp_path, text), tmp_path / "sweeps" / "pruned"
+    sweep, sweep_dir = write_sweep(tmp_path, text, steps=12), tmp_path / "sweeps" / "pruned"
     process = start(tmp_path / "home", sweep, sweep_dir, "--data.annotations", annotations)
     code, said = finish(process, seconds=600)
     assert code == 0, said
@@ -156,7 +156,7 @@ def test_jobs_train_goes_on_with_a_trial_that_was_pruned(tmp_path: Path, annotat
     again = jobs_run.start(tmp_path / "home", "--config", str(folder / "config.yaml"))
     code, said = finish(again, seconds=600)
     assert code == 0, said
-    assert [row["step"] for row in journal.read(folder / "metrics.jsonl")] == list(range(7))
+    assert [row["step"] for row in journal.read(folder / "metrics.jsonl")] == list(range(13))
     assert (folder / "final_model.safetensors").is_file()
     runs = mlflow_runs(tmp_path / "sweeps/mlflow.db")
     (run,) = (r for r in runs if r.data.tags.get("trial.number") == "002")

@@ -1,5 +1,6 @@
 """What a sweep's YAML may say, and what is said, with the line, of one that is wrong."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -87,7 +88,16 @@ def test_the_printed_line_is_all_that_a_sweep_needs(
     content = yaml.safe_load(before)
     del content["settings"]["optim"]["optimizer"]
     file.write_text(yaml.safe_dump(content))
-    assert parse(["--sweep-dir", folder.address])[0].base.optim.optimizer == "adamw"
+    of_before = parse(["--sweep-dir", folder.address])[0]
+    assert of_before.base.optim.optimizer == "adamw"
+    definition = folder.local / "sweep.json"
+    kept_definition = definition.read_text()
+    named = json.loads(kept_definition)
+    for key in ("optim.optimizer", "train.stages", "train.freeze_encoder"):
+        del named["config"][key]
+    definition.write_text(json.dumps(named))
+    keep_definition(of_before, folder)
+    definition.write_text(kept_definition)
     file.write_text(before)
 
     # What is typed goes before it, and what makes another sweep of it is refused.

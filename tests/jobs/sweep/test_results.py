@@ -66,6 +66,32 @@ def test_a_lucky_seed_does_not_stand_above_a_confirmed_configuration(tmp_path: P
     assert [group.drawn for group in results.ranked(plan, ledger)] == [sure, lucky]
 
 
+def test_values_that_were_drawn_twice_are_no_second_seed(tmp_path: Path) -> None:
+    plan = made_plan(tmp_path, SPACE)
+    ledger = empty_ledger(tmp_path / "sweep")
+    worse = {"loss.seraena": 0.5, "optim.learning_rate": 0.001}
+    better = {"loss.seraena": 0.01, "optim.learning_rate": 0.001}
+    for _ in range(3):
+        add_trial(plan, ledger, worse, [28.0])
+    add_trial(plan, ledger, better, [29.0])
+    best = results.ranked(plan, ledger)
+    assert [(group.drawn, group.seeds) for group in best] == [(better, 1), (worse, 1)]
+    assert math.isnan(best[1].half_width("val_ema/psnr"))
+
+
+def test_what_is_found_after_a_confirmation_is_confirmed_too(tmp_path: Path) -> None:
+    """As where a search is given more trials."""
+    plan = made_plan(tmp_path, SPACE)
+    ledger = empty_ledger(tmp_path / "sweep")
+    old = {"loss.seraena": 0.5, "optim.learning_rate": 0.001}
+    new = {"loss.seraena": 0.01, "optim.learning_rate": 0.001}
+    for seed in range(3):
+        add_trial(plan, ledger, old, [29.0], seed=seed, stage="confirm" if seed else "search")
+    add_trial(plan, ledger, new, [31.0])
+    assert [group.drawn for group in results.ranked(plan, ledger)] == [old, new]
+    assert [group.drawn for group in results.found_best(plan, ledger)] == [new, old]
+
+
 def test_files_hold_what_the_trials_did(tmp_path: Path) -> None:
     plan = made_plan(tmp_path, SPACE)
     ledger = empty_ledger(tmp_path / "sweep")

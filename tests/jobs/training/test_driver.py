@@ -15,6 +15,7 @@ import ray
 import torch
 from ray.train import WorkerGroupError
 
+from data_pipeline.config import DataConfig
 from jobs.cli.config import ClusterConfig, Config
 from jobs.cluster.capacity import Allocation
 from jobs.training import driver as driver_module
@@ -26,10 +27,12 @@ from jobs.training.messages import (
     RunEnded,
     RunFailed,
     StepDone,
+    VideosQuarantined,
     WorkerMessage,
     WorkerStarted,
 )
 from taehv.errors import MemoryShortageError, TrainingError
+from taehv.interfaces import RejectedVideo
 from taehv.training.config import TrainConfig
 
 SHORT = OutOfMemory("a pass of 8 clips is too large", 4)
@@ -109,6 +112,9 @@ class Silent:
         pass
 
     def workers_placed(self, placement_group: object) -> None:
+        pass
+
+    def skipped(self, videos: int) -> None:
         pass
 
 
@@ -200,6 +206,29 @@ def test_attempts_that_lose_their_nodes_and_get_nowhere_come_to_an_end(
     assert len(drive(mailbox, tmp_path, config, first + then + end)) == 2 * most + 1
     with pytest.raises(TrainingError, match=f"{most} times in a row .* got past step 4 .* raised"):
         drive(mailbox, tmp_path, config, first + then + [lost])
+
+
+@pytest.mark.parametrize(("allowed", "stops"), [(0.0, True), (0.999, True), (1.0, False)])
+def test_too_many_bad_videos_stop_the_run(
+    mailbox: HereAndNow,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    allowed: float,
+    stops: bool,
+) -> None:
+    """Of one video; the job itself is seen to do so in tests/jobs/test_train.py."""
+    rejected: list[RejectedVideo] = [{"video": "broken.mp4", "reason": "no video"}]
+    data = DataConfig(max_bad_fraction=allowed)
+    config = dataclasses.replace(config_with(max_failures=0), data=data)
+    says: list[WorkerMessage] = [VideosQuarantined(rejected, 1), RunEnded(FINISHED)]
+    if stops:
+        with pytest.raises(TrainingError, match=r"1 videos cannot be used, .* of the 1 videos"):
+            drive(mailbox, tmp_path, config, [says])
+        assert mailbox.state.stop_requested()
+    else:
+        drive(mailbox, tmp_path, config, [says])
+        assert not mailbox.state.stop_requested()
+    assert "video broken.mp4 is skipped: no video" in caplog.text
 
 
 @pytest.mark.parametrize(("wanted", "halved"), [(True, 4), (True, 0), (False, 4)])

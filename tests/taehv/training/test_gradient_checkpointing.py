@@ -141,7 +141,11 @@ def config_of(stage: Literal[0, 1, 2], **settings: Any) -> TrainingConfig:
 
 @pytest.mark.parametrize(
     ("stage", "settings"),
-    [(0, {}), (1, {"max_clips_per_pass": 2}), (2, {"precision": "bf16"})],
+    [
+        (0, {}),
+        (1, {"max_clips_per_pass": 2}),
+        pytest.param(2, {"precision": "bf16"}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_is_equal_to_the_bit(
     tmp_path: Path,

@@ -220,12 +220,11 @@ def test_workers_come_and_go_between_stages(whole: Any, tmp_path: Path) -> None:
     config, undisturbed = whole
     run_workers(2, go, config, tmp_path / "two")
     assert_close(undisturbed, tmp_path / "two", 1e-3)
-    for at in CHANGES:
-        folder = tmp_path / f"from_{at}"
-        shutil.copytree(undisturbed / checkpoint.name_of(at), folder / checkpoint.name_of(at))
-        shutil.copy(undisturbed / "metrics.jsonl", folder)
-        run_workers(2, go, config, folder, 0, folder / checkpoint.name_of(at))
-        assert_close(undisturbed, folder, 1e-3)
+    change, folder = checkpoint.name_of(CHANGES[1]), tmp_path / "from_a_change"
+    shutil.copytree(undisturbed / change, folder / change)
+    shutil.copy(undisturbed / "metrics.jsonl", folder)
+    run_workers(2, go, config, folder, 0, folder / change)
+    assert_close(undisturbed, folder, 1e-3)
 
 
 def test_a_stage_without_its_checkpoint_does_not_end_in_silence(

@@ -17,6 +17,9 @@ from taehv.model.variants import VARIANTS
 from tests.helpers.linear_decoder import LinearDecoder
 from tests.helpers.natural_clips import natural_clips
 
+# A start at the public widths takes half a minute.
+PUBLIC = pytest.param("public", marks=pytest.mark.slow)
+PUBLIC_LOSES = pytest.param("public", 1e-4, marks=pytest.mark.slow)
 SMALL = ModelConfig(encoder_width=32, decoder_widths=(64, 48, 32, 32))
 
 
@@ -72,7 +75,7 @@ def small(clips: Tensor) -> TAEHV:
     return solved(SMALL, clips)
 
 
-@pytest.mark.parametrize(("network", "lost"), [("public", 1e-4), ("small", 5e-3)])
+@pytest.mark.parametrize(("network", "lost"), [PUBLIC_LOSES, ("small", 5e-3)])
 def test_latents_are_the_principal_components_of_blocks(
     request: pytest.FixtureRequest, clips: Tensor, network: str, lost: float
 ) -> None:
@@ -90,7 +93,7 @@ def test_latents_are_the_principal_components_of_blocks(
     assert (spread > 0.23).sum() >= 12
 
 
-@pytest.mark.parametrize("network", ["public", "small"])
+@pytest.mark.parametrize("network", [PUBLIC, "small"])
 def test_colours_that_no_clip_has_come_back(request: pytest.FixtureRequest, network: str) -> None:
     """No feature's range ends where the colours of the clips do."""
     model = request.getfixturevalue(network)
@@ -100,7 +103,7 @@ def test_colours_that_no_clip_has_come_back(request: pytest.FixtureRequest, netw
     assert max(errors[name] for name in GREYS) < 0.03, errors
 
 
-@pytest.mark.parametrize("network", ["public", "small"])
+@pytest.mark.parametrize("network", [PUBLIC, "small"])
 def test_the_decoder_is_better_than_the_best_linear_one_of_three_by_three_latents(
     request: pytest.FixtureRequest, clips: Tensor, network: str
 ) -> None:
@@ -126,7 +129,11 @@ def test_a_super_decoder_is_not_constrained() -> None:
     assert reconstructed(solved(better, clips), clips) > constrained + 0.5
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    # Its layers are those of taeltx2_3, and both take long.
+    [pytest.param(v, marks=pytest.mark.slow) if v == "taeltx_2" else v for v in VARIANTS],
+)
 def test_every_variant_starts_as_a_codec(variant: str) -> None:
     super_decoder = VARIANTS[variant].super_decoder
     widths = (64, 32, 24, 16) if super_decoder else (64, 48, 32, 32)
