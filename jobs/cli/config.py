@@ -103,8 +103,9 @@ class Config(TrainingConfig):
 
     def largest_stage(self) -> Self:
         """What the stage with the longest clips has, and of several such that with the largest."""
-        stages = [self.of_stage(number) for number in range(len(self.train.steps_of_stages()))]
-        return max(stages, key=lambda stage: (stage.data.num_frames, stage.data.clip_bytes))
+        return max(
+            self.each_stage(), key=lambda stage: (stage.data.num_frames, stage.data.clip_bytes)
+        )
 
 
 def parse(arguments: Sequence[str], description: str, ask_run: bool = True) -> Config:

@@ -139,7 +139,7 @@ def _examine_cluster(
 ) -> Iterator[Finding]:
     """The checks that need Ray. `own_ray`: it is one of this machine, which no node can join."""
     log.info("the nodes")
-    train, run_dir, inputs = config.train, config.train.run_dir, local_inputs(config)
+    run_dir, inputs = config.train.run_dir, local_inputs(config)
     with mark(run_dir) as marked:
         alive = look_at_nodes([*inputs, *([marked] if marked else [])])
     yield from judge_draining(alive)
@@ -147,8 +147,8 @@ def _examine_cluster(
     autoscaler = Autoscaler() if own_ray else look_at_autoscaler(alive)
     workers = count_workers(config, nodes, autoscaler)
     # As many as are expected and can share the batch.
-    stages = [config.of_stage(number).train for number in range(max(1, len(train.stages)))]
-    planned = min(workers.expected, *(stage.layout(workers=1).groups for stage in stages))
+    groups = [stage.train.layout(workers=1).groups for stage in config.each_stage()]
+    planned = min(workers.expected, *groups)
     own = next(node.machine for node in alive if node.is_own)
     assert own
     yield from judge_versions(own.versions, nodes)

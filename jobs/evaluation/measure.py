@@ -112,7 +112,7 @@ class Sampling:
         window = ClipSize(frames, config.window_height, config.window_width)
         run = run_config(find_weights(config.checkpoint))
         # A run with stages ends with the last one's clips.
-        last = run.of_stage(len(run.train.steps_of_stages()) - 1).data if run else None
+        last = run.each_stage()[-1].data if run else None
         trained = last if last and last.crops != "native" else None
         if config.whole_frames:
             mode: Literal["windows", "shrunk clips", "whole frames"] = "whole frames"

@@ -26,7 +26,7 @@ def check(config: Config) -> None:
     with torch.device("meta"):
         network = TAEHV(config.model)
     _check_network(config, network)
-    stages = [config.of_stage(number) for number in range(len(config.train.steps_of_stages()))]
+    stages = config.each_stage()
     # Validation may have the sizes of `data`, which no stage has.
     _check_sizes(config, network)
     for number, stage in enumerate(stages, start=1):

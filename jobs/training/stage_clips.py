@@ -10,8 +10,7 @@ from jobs.cli.config import Config
 
 def clips_of_stages(source: ClipSource, config: Config) -> list[ClipSource]:
     """The training clips `source`, as each stage of the run has them."""
-    stages = [config.of_stage(number) for number in range(len(config.train.steps_of_stages()))]
-    return [_clips_of(source, stage) for stage in stages]
+    return [_clips_of(source, stage) for stage in config.each_stage()]
 
 
 def _clips_of(source: ClipSource, stage: Config) -> ClipSource:

@@ -208,6 +208,10 @@ class TrainingConfig:
             seraena=replace(self.seraena, start_step=start_step),
         )
 
+    def each_stage(self) -> list[Self]:
+        """What every stage has, in their order; of a run without stages, the run itself."""
+        return [self.of_stage(number) for number in range(max(1, len(self.train.stages)))]
+
     def sample_offset(self, number: int) -> int:
         """For `SlotLayout`, so that a stage begins with a sample that none before it has used: the
         next one that is a multiple of its batch."""
